@@ -1,0 +1,139 @@
+"""The Dask cluster that a command runs on: a named scheduler's, or a local one sized to the machine."""
+
+import importlib.metadata
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import dask
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
+
+from schemas.config import ClusterConfig
+from schemas.errors import ClusterError
+from workers.compute import set_compute_threads
+
+# Cores that one worker's torch and BLAS use well together; more cores mean more workers.
+CORES_PER_WORKER = 4
+
+
+class ComputeThreads(WorkerPlugin):
+    """Gives torch and BLAS their threads in every worker, which Dask leaves at one."""
+
+    name = "paire-compute-threads"
+
+    def __init__(self, threads: int | None) -> None:
+        self._threads = threads
+
+    def setup(self, worker: Worker) -> None:
+        """Set the threads: as configured, else the worker's own number of Dask threads."""
+        set_compute_threads(self._threads or worker.state.nthreads)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected cluster.
+
+    Attributes
+    ----------
+    client
+        The connection.
+    workers
+        Workers there when it was opened.
+    threads
+        Compute threads of each worker.
+    hosts
+        Workers per host.
+    """
+
+    client: Client
+    workers: int
+    threads: int
+    hosts: dict[str, int]
+
+
+@contextmanager
+def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterator[Cluster]:
+    """Connect to a scheduler, or start a local cluster, for as long as the block runs.
+
+    Parameters
+    ----------
+    config
+        The ``cluster`` section.
+    scheduler
+        Address from the command line; it wins over DASK_SCHEDULER_ADDRESS, which wins over the configuration.
+
+    Raises
+    ------
+    ClusterError
+        When the scheduler can not be reached, no worker joins in time, or a worker runs another version.
+    """
+    address = scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS") or config.scheduler
+    with _connected(address, config) if address else _local(config) as (client, threads):
+        try:
+            client.wait_for_workers(1, timeout=config.timeout_s)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"no worker joined the scheduler {client.scheduler.address} within cluster.timeout_s = "
+                f"{config.timeout_s:g} s. Start workers with 'dask worker {client.scheduler.address}'."
+            ) from error
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        if address:
+            _require_same_version(client)
+            threads = min(worker["nthreads"] for worker in workers.values())
+        client.register_plugin(ComputeThreads(None if address else threads))
+        hosts = Counter(str(worker["host"]) for worker in workers.values())
+        yield Cluster(client, len(workers), threads, dict(hosts))
+
+
+@contextmanager
+def _connected(address: str, config: ClusterConfig) -> Iterator[tuple[Client, int]]:
+    try:
+        client = Client(address, timeout=config.timeout_s, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ClusterError(
+            f"the scheduler {address!r} can not be reached within {config.timeout_s:g} s ({type(error).__name__}). "
+            "Check the address (like tcp://host:8786) and that 'dask scheduler' runs there."
+        ) from error
+    with client:
+        yield client, 1
+
+
+@contextmanager
+def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = config.workers or max(1, cores // CORES_PER_WORKER)
+    threads = config.threads_per_worker or max(1, cores // workers)
+    settings = {
+        # Set before the workers import NumPy: OpenBLAS sizes its pool once.
+        f"distributed.nanny.pre-spawn-environ.{name}": threads
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,  # one task at a time: a task uses its threads itself
+            processes=config.processes,
+            dashboard_address=None,
+            silence_logs=50,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client, threads
+
+
+def _require_same_version(client: Client) -> None:
+    mine = importlib.metadata.version("paire")
+    try:
+        theirs = client.run(importlib.metadata.version, "paire")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ClusterError(
+            f"a worker of {client.scheduler.address} does not have paire installed. Install the same wheel "
+            f"(paire {mine}) on every worker."
+        ) from error
+    others = {worker: version for worker, version in theirs.items() if version != mine}
+    if others:
+        worker, version = next(iter(others.items()))
+        raise ClusterError(f"worker {worker} runs paire {version}, this is {mine}. Install the same wheel everywhere.")

@@ -1,0 +1,112 @@
+"""The second stage: workers turn images into patch features, one block of whole chunks per task."""
+
+import numpy as np
+import pandas as pd
+from distributed import get_worker
+
+from pipeline.cluster import Cluster
+from pipeline.progress import Phase
+from pipeline.tasks import TaskWindow
+from schemas.config import Config
+from schemas.features import CHUNK_IMAGES, FeatureGeometry
+from schemas.image import ImageOutcome
+from schemas.names import storage_name
+from workers.extract import ImageRef, extract_block
+from workers.extractor import PatchExtractor, shared_extractor
+from workers.storage import Directory
+
+# Worker events that count images, so that progress moves between blocks.
+PROGRESS_TOPIC = "paire-images"
+
+
+def check_extractor(cluster: Cluster, config: Config, weights_digest: str) -> None:
+    """Build the extractor on every worker, so that what is missing there is missed before the first image."""
+    cluster.client.run(_warm_up, config, weights_digest)
+
+
+def extract_features(
+    cluster: Cluster,
+    catalog: pd.DataFrame,
+    store: Directory,
+    geometry: FeatureGeometry,
+    config: Config,
+    weights_digest: str,
+    phase: Phase,
+) -> dict[str, list[ImageOutcome]]:
+    """Write every group's features and report what became of each image.
+
+    Parameters
+    ----------
+    cluster
+        Where to run.
+    catalog
+        The inputs, sorted; skipped ones have no row.
+    store
+        The run's feature store; it is made anew.
+    geometry
+        The grid of positions.
+    config
+        The configuration.
+    weights_digest
+        The weights that every worker must have.
+    phase
+        Counts images.
+
+    Returns
+    -------
+    dict
+        Group to the outcomes of its candidates, in row order.
+    """
+    root = store.zarr_group("", "w")
+    window = TaskWindow(cluster.client, cluster.workers)
+    candidates = catalog[catalog["row"].notna()]
+    blocks = []
+    cluster.client.subscribe_topic(PROGRESS_TOPIC, lambda event: phase.advance(int(event[1])))
+    try:
+        for group, part in candidates.groupby("group", sort=True):
+            name = storage_name(str(group))
+            root.create_array(
+                name,
+                shape=geometry.array_shape(len(part)),
+                chunks=geometry.chunk_shape(len(part)),
+                dtype=config.features.dtype,
+                compressors=None,
+                attributes={"group": str(group)},
+            )
+            refs = [ImageRef(int(row), path) for row, path in zip(part["row"], part["image_path"], strict=True)]
+            for start in range(0, len(refs), CHUNK_IMAGES):
+                block = refs[start : start + CHUNK_IMAGES]
+                task = window.submit(_extract_task, block, store, name, config, weights_digest, cluster.threads)
+                blocks.append((str(group), task))
+        results = window.gather([task for _, task in blocks])
+    finally:
+        cluster.client.unsubscribe_topic(PROGRESS_TOPIC)
+    phase.complete_to(len(candidates))
+    outcomes: dict[str, list[ImageOutcome]] = {}
+    for (group, _), result in zip(blocks, results, strict=True):
+        outcomes.setdefault(group, []).extend(result)
+    return outcomes
+
+
+def _extract_task(
+    block: list[ImageRef], store: Directory, name: str, config: Config, weights_digest: str, readers: int
+) -> list[ImageOutcome]:
+    """Extract one block and write its chunks; the outcomes are the receipt."""
+    extractor = shared_extractor(config.features, weights_digest)
+    worker = get_worker()
+    features, outcomes = extract_block(
+        block,
+        extractor,
+        inputs=config.input,
+        features=config.features,
+        readers=readers,
+        on_batch=lambda count: worker.log_event(PROGRESS_TOPIC, count),
+    )
+    array = store.zarr_group("", "r+")[name]
+    array[block[0].row : block[-1].row + 1] = features  # type: ignore[index]
+    return outcomes
+
+
+def _warm_up(config: Config, weights_digest: str) -> None:
+    extractor: PatchExtractor = shared_extractor(config.features, weights_digest)
+    extractor.extract(np.zeros((1, config.features.image_size, config.features.image_size, 3), np.float32))

@@ -1,0 +1,69 @@
+"""The run's log: one line for people on stderr, and all of it as JSON lines in the run directory."""
+
+import json
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from rich.console import Console
+
+from schemas.run import LOG
+from workers.storage import Directory
+
+logger = logging.getLogger("paire")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes log lines through the console, so that they do not tear a progress bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        self._console.print(f"{prefix}{record.getMessage()}", style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+class _JsonLines(logging.Handler):
+    """Keeps every line as JSON; object stores can not append, so the file is written as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.note(record.levelname.lower(), record.getMessage())
+
+    def note(self, level: str, message: str, **details: str) -> None:
+        """Keep one line."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.lines.append(json.dumps({"time": now, "level": level, "message": message, **details}))
+
+
+def show_on(console: Console) -> None:
+    """Send the log's lines to a console, and nothing of the libraries' own chatter."""
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _ConsoleHandler)]
+    logger.addHandler(_ConsoleHandler(console))
+    for name in ("distributed", "asyncio", "tornado"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def recorded(directory: Directory) -> Iterator[None]:
+    """Record the log into ``log.jsonl`` of this command's run directory while the block runs, however it ends."""
+    handler = _JsonLines()
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        handler.note("error", str(error), traceback=traceback.format_exc())
+        raise
+    finally:
+        logger.removeHandler(handler)
+        directory.write(LOG, ("\n".join(handler.lines) + "\n").encode())

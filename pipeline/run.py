@@ -1,0 +1,499 @@
+"""The whole job: strings the stages together over one run directory, and does nothing else."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import platform
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.catalog import build_catalog
+from pipeline.cluster import Cluster, open_cluster
+from pipeline.extract import check_extractor, extract_features
+from pipeline.log import recorded
+from pipeline.progress import Reporter
+from pipeline.publish import (
+    GroupVerdict,
+    build_manifest,
+    take_census,
+    write_iterations,
+    write_ledger,
+    write_manifest,
+    write_table,
+)
+from pipeline.score import score_images
+from pipeline.statistics import GroupStatistics
+from pipeline.trim import MAJORITY, UNCHANGED, Trimming, trim
+from schemas import catalog as catalog_table
+from schemas import run as layout
+from schemas import scores as scores_table
+from schemas.catalog import catalog_digest
+from schemas.config import Config, FeaturesConfig, flatten
+from schemas.errors import (
+    ConfigError,
+    GaussianMapError,
+    RunConflictError,
+    UnreadableBudgetError,
+)
+from schemas.features import FeatureGeometry
+from schemas.image import ImageOutcome
+from schemas.ledger import build_ledger
+from schemas.names import DEFAULT_GROUP
+from schemas.run import RunRecord
+from workers.extractor import PatchExtractor
+from workers.gaussian_map import GaussianMap, MapDescription, create_group_map, create_map, write_thresholds
+from workers.scorer import scoring_config
+from workers.selection import MIN_FITTED
+from workers.storage import Directory, is_url, split_location
+
+logger = logging.getLogger("paire")
+
+VERSIONED_PACKAGES = ("paire", "dask", "distributed", "numpy", "pillow", "scipy", "torch", "torchvision", "zarr")
+
+SCORES = "scores.parquet"
+HEAT_MAPS = "maps"
+
+
+@dataclass(frozen=True)
+class CleanResult:
+    """What ``paire clean`` ended with.
+
+    Attributes
+    ----------
+    run
+        URL of the run directory.
+    run_id
+        The run.
+    ledger
+        As in ``ledger.json``.
+    was_done
+        The run had been finished before; nothing was computed.
+    """
+
+    run: str
+    run_id: str
+    ledger: dict[str, Any]
+    was_done: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return dataclasses.asdict(self)
+
+
+def clean(
+    source: str, out: str, config: Config, *, scheduler: str | None = None, reporter: Reporter | None = None
+) -> CleanResult:
+    """Clean an archive: say of every image whether other models may train on it, and publish the Gaussian map.
+
+    Parameters
+    ----------
+    source
+        Folder, fsspec URL, or ``.csv`` / ``.parquet`` index.
+    out
+        The run directory, path or URL.
+    config
+        The configuration.
+    scheduler
+        Address of a Dask scheduler; None starts a local cluster unless the environment or configuration names one.
+    reporter
+        Shows progress; None shows none.
+
+    Raises
+    ------
+    PaireError
+        Whatever the user can mend; see ``schemas.errors``.
+    """
+    reporter = reporter or Reporter()
+    run, source = Directory.at(out), _absolute(source)
+    config = _with_absolute_weights(config)
+    catalog = build_catalog(source, config.input)
+    logger.info(
+        "catalog: %d inputs, %d to read, in %d groups",
+        len(catalog),
+        catalog["row"].notna().sum(),
+        catalog["group"].nunique(),
+    )
+    geometry, weights_digest = _inspect_backbone(config.features)
+    if config.features.weights == "random":
+        logger.warning(
+            "features.weights = 'random': the backbone has never seen an image. Good for trying the pipeline; "
+            "never trust such a manifest."
+        )
+    record = _new_record(source, catalog, config, weights_digest)
+    record = _claim(run, record)
+    if run.exists(layout.SUCCESS):
+        logger.info("%s is done already; nothing to do", run.url)
+        return CleanResult(run.url, record.run_id, json.loads(run.read(layout.LEDGER)), was_done=True)
+    with recorded(run):
+        run.write(layout.CONFIG, config.to_yaml().encode())
+        write_table(run, layout.CATALOG, catalog, catalog_table.COLUMNS)
+        with open_cluster(config.cluster, scheduler) as cluster:
+            record = dataclasses.replace(record, hosts=cluster.hosts)
+            job = _CleanJob(run, catalog, config, cluster, geometry, record, reporter)
+            ledger = job.run()
+    # Last, and after the log: whoever sees it may read everything.
+    run.write(layout.SUCCESS, b"")
+    return CleanResult(run.url, record.run_id, ledger)
+
+
+class _CleanJob:
+    """The stages of one run, with what they share."""
+
+    def __init__(
+        self,
+        run: Directory,
+        catalog: pd.DataFrame,
+        config: Config,
+        cluster: Cluster,
+        geometry: FeatureGeometry,
+        record: RunRecord,
+        reporter: Reporter,
+    ) -> None:
+        self._run = run
+        self._catalog = catalog
+        self._config = config
+        self._cluster = cluster
+        self._geometry = geometry
+        self._record = record
+        self._reporter = reporter
+
+    def run(self) -> dict[str, Any]:
+        """Run all stages; returns the ledger."""
+        outcomes = self._extract()
+        self._run.zarr_group(layout.DISTANCES, "w")
+        model = self._run / layout.MODEL
+        create_map(
+            model,
+            MapDescription(
+                run_id=self._record.run_id,
+                config_digest=self._record.config_digest,
+                features=self._config.features,
+                weights_digest=self._record.weights_digest,
+                geometry=self._geometry,
+                ridge=self._config.gaussian.ridge,
+            ),
+        )
+        verdicts: dict[str, GroupVerdict] = {}
+        endings: dict[str, dict[str, Any]] = {}
+        iterations: list[dict[str, Any]] = []
+        for group, images in outcomes.items():
+            verdicts[group], trimming = self._judge(group, images, model)
+            endings[group] = _ending(trimming, verdicts[group])
+            iterations += [
+                {"group": group, **dataclasses.asdict(step)} for step in (trimming.iterations if trimming else ())
+            ]
+        return self._publish(verdicts, iterations, endings)
+
+    def _extract(self) -> dict[str, list[ImageOutcome]]:
+        candidates = int(self._catalog["row"].notna().sum())
+        digest = self._record.weights_digest
+        check_extractor(self._cluster, self._config, digest)
+        with self._reporter.phase("extract", candidates) as phase:
+            outcomes = extract_features(
+                self._cluster,
+                self._catalog,
+                self._run / layout.FEATURES,
+                self._geometry,
+                self._config,
+                digest,
+                phase,
+            )
+        _check_budget(outcomes, self._catalog, self._config.input.max_unreadable_fraction)
+        return outcomes
+
+    def _judge(
+        self, group: str, outcomes: list[ImageOutcome], model: Directory
+    ) -> tuple[GroupVerdict, Trimming | None]:
+        """Run the passes over one group and publish its Gaussians."""
+        census = take_census(outcomes)
+        count = int(census.measured.sum())
+        if count < MIN_FITTED:
+            reason = (
+                f"group {group!r} has {count} different readable images; at least {MIN_FITTED} are needed to judge any"
+            )
+            logger.warning("%s: none of them is judged", reason)
+            return GroupVerdict(outcomes, census, not_judged=reason), None
+        statistics = GroupStatistics(
+            self._cluster,
+            group,
+            census.measured,
+            self._geometry,
+            self._config,
+            self._run / layout.FEATURES,
+            self._run / layout.DISTANCES,
+        )
+
+        def measure(fitted: np.ndarray, number: int) -> Any:
+            with self._rows_phase(f"{group}: pass {number}") as phase:
+                return statistics.measure(fitted, is_first=number == 1, phase=phase)
+
+        trimming = trim(measure, census.measured, self._config.trim, name=group)
+        statistics.store_thresholds(trimming.thresholds)
+        evidence = statistics.evidence(trimming.thresholds)
+
+        thresholds = trimming.thresholds
+        if trimming.stop_reason != UNCHANGED:
+            # The set that is published was not fitted yet, so its thresholds are not known.
+            with self._rows_phase(f"{group}: calibrate") as phase:
+                thresholds = statistics.calibrate(trimming.clean, phase=phase)
+        create_group_map(model, group, self._geometry, int(trimming.clean.sum()))
+        with self._rows_phase(f"{group}: publish") as phase:
+            statistics.publish(trimming.clean, model, phase=phase)
+        write_thresholds(model, group, thresholds)
+        verdict = GroupVerdict(
+            outcomes,
+            census,
+            clean=trimming.clean,
+            last_changed=trimming.last_changed,
+            evidence=evidence,
+            floor_applied=trimming.iterations[-1].floor_applied,
+        )
+        return verdict, trimming
+
+    def _publish(
+        self,
+        verdicts: Mapping[str, GroupVerdict],
+        iterations: list[dict[str, Any]],
+        endings: Mapping[str, dict[str, Any]],
+    ) -> dict[str, Any]:
+        manifest = build_manifest(
+            self._catalog,
+            verdicts,
+            self._geometry,
+            run_id=self._record.run_id,
+            config_digest=self._record.config_digest,
+            weights_digest=self._record.weights_digest,
+        )
+        ledger = build_ledger(manifest, self._catalog, endings)
+        write_iterations(self._run, iterations)
+        write_manifest(self._run, manifest)
+        write_ledger(self._run, ledger)
+        _write_record(self._run, dataclasses.replace(self._record, state=layout.DONE))
+        logger.info("published %s", self._run.url)
+        return ledger
+
+    @contextmanager
+    def _rows_phase(self, name: str) -> Iterator[Any]:
+        with self._reporter.phase(name, self._geometry.rows, "rows", brief=True) as phase:
+            yield phase
+
+
+def score(
+    model: str,
+    source: str,
+    out: str,
+    config: Config,
+    *,
+    group: str | None = None,
+    maps: bool = False,
+    scheduler: str | None = None,
+    reporter: Reporter | None = None,
+) -> pd.DataFrame:
+    """Score the images of a source under a published Gaussian map.
+
+    Parameters
+    ----------
+    model
+        The ``model`` directory of a finished run, or the run directory itself; path or URL.
+    source
+        As for `clean`.
+    out
+        Directory for ``scores.parquet`` and ``maps/``.
+    config
+        Input and cluster options, ``features.weights`` and ``features.device``; all else is the map's.
+    group
+        Score everything under this group's Gaussians; None takes the groups of the source, or the map's only one.
+    maps
+        Also write a heat map over each image.
+    scheduler, reporter
+        As for `clean`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        What was written to ``scores.parquet``.
+
+    Raises
+    ------
+    PaireError
+        Whatever the user can mend; see ``schemas.errors``.
+    """
+    reporter = reporter or Reporter()
+    directory, source = Directory.at(out), _absolute(source)
+    if directory.exists(layout.RUN_RECORD):
+        raise RunConflictError(f"{directory.url} is a run directory. Give the scores a directory of their own.")
+    gaussian_map = _open_map(model)
+    config = _scoring_options(gaussian_map, config)
+    catalog = _assign_group(build_catalog(source, config.input), gaussian_map, group, source)
+    with open_cluster(config.cluster, scheduler) as cluster:
+        check_extractor(cluster, config, gaussian_map.description.weights_digest)
+        with reporter.phase("score", int(catalog["row"].notna().sum())) as phase:
+            scores = score_images(
+                cluster, catalog, gaussian_map, config, phase, directory / HEAT_MAPS if maps else None
+            )
+    write_table(directory, SCORES, scores, scores_table.COLUMNS)
+    return scores
+
+
+def _open_map(model: str) -> GaussianMap:
+    """Open a map by its own directory or by its run's."""
+    directory = Directory.at(model)
+    return GaussianMap.open((directory / layout.MODEL).url if directory.exists(layout.RUN_RECORD) else directory.url)
+
+
+def _scoring_options(gaussian_map: GaussianMap, config: Config) -> Config:
+    """Return the configuration for scoring: the map's features, the caller's everything else."""
+    mine, maps = config.features, gaussian_map.description.features
+    bound = [
+        name
+        for name in sorted(mine.model_fields_set - {"weights", "device"})
+        if getattr(mine, name) != getattr(maps, name)
+    ]
+    if bound:
+        raise ConfigError(
+            f"features.{bound[0]} = {getattr(mine, bound[0])!r}, but the map {gaussian_map.url} was fitted with "
+            f"{getattr(maps, bound[0])!r}. Leave it out; a map scores only features of its own kind."
+        )
+    weights = mine.weights if "weights" in mine.model_fields_set else None
+    return _with_absolute_weights(
+        config.model_copy(
+            update={"features": scoring_config(gaussian_map, weights=weights, device=mine.device).features}
+        )
+    )
+
+
+def _assign_group(catalog: pd.DataFrame, gaussian_map: GaussianMap, group: str | None, source: str) -> pd.DataFrame:
+    """Return the catalog with the group that each image is scored under."""
+    if group is None and (catalog["group"] == DEFAULT_GROUP).all() and len(gaussian_map.groups) == 1:
+        group = gaussian_map.groups[0]
+    if group is not None:
+        return catalog.assign(group=gaussian_map.require_group(group))
+    if not set(catalog["group"]) & set(gaussian_map.groups):
+        known = ", ".join(repr(name) for name in gaussian_map.groups[:10]) or "none"
+        raise GaussianMapError(
+            f"no image of {source} is in a group of the map {gaussian_map.url}. Its groups: {known}. Use --group to "
+            "name one, or --group-by to tell them by path."
+        )
+    return catalog
+
+
+def _absolute(source: str) -> str:
+    return source.rstrip("/") if is_url(source) else split_location(source)[1]
+
+
+def _with_absolute_weights(config: Config) -> Config:
+    """Return the configuration with a local weights path made absolute, so that it means the same everywhere."""
+    weights = config.features.weights
+    if weights in {"imagenet", "random"} or is_url(weights):
+        return config
+    features = config.features.model_copy(update={"weights": split_location(weights)[1]})
+    return config.model_copy(update={"features": features})
+
+
+def _inspect_backbone(features: FeaturesConfig) -> tuple[FeatureGeometry, str]:
+    """Build the backbone here once, so that what is wrong with it is said before anything is spent."""
+    extractor = PatchExtractor(features.model_copy(update={"device": "cpu"}))
+    return extractor.geometry, extractor.weights_digest
+
+
+def _new_record(source: str, catalog: pd.DataFrame, config: Config, weights_digest: str) -> RunRecord:
+    return RunRecord(
+        run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
+        state=layout.RUNNING,
+        source=source,
+        options=flatten(config.decisive()),
+        config_digest=config.digest(),
+        catalog_digest=catalog_digest(catalog),
+        weights_digest=weights_digest,
+        versions={
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES},
+        },
+    )
+
+
+def _claim(run: Directory, record: RunRecord) -> RunRecord:
+    """Make the directory this run's, or return the record of the same job that it is already.
+
+    Raises
+    ------
+    RunConflictError
+        When it belongs to another job, or is not empty and no run at all.
+    """
+    if not run.exists(layout.RUN_RECORD):
+        if not run.is_empty():
+            raise RunConflictError(
+                f"{run.url} is not empty and holds no run (no {layout.RUN_RECORD}). Give --out a new directory."
+            )
+        try:
+            run.create(layout.RUN_RECORD, _record_bytes(record))
+        except FileExistsError as error:
+            raise RunConflictError(f"another run has just claimed {run.url}. Give --out another directory.") from error
+        return record
+    try:
+        owner = RunRecord(**json.loads(run.read(layout.RUN_RECORD)))
+    except (ValueError, TypeError) as error:
+        raise RunConflictError(
+            f"{run.url}/{layout.RUN_RECORD} can not be read as a run record ({error}). Give --out a new directory."
+        ) from error
+    differences = owner.differences(record)
+    if differences:
+        raise RunConflictError(
+            f"{run.url} belongs to run {owner.run_id} with another configuration or archive: "
+            f"{'; '.join(differences)}. Give --out a new directory, or run with the old configuration."
+        )
+    return owner
+
+
+def _write_record(run: Directory, record: RunRecord) -> None:
+    run.write(layout.RUN_RECORD, _record_bytes(record))
+
+
+def _record_bytes(record: RunRecord) -> bytes:
+    return (json.dumps(record.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _check_budget(outcomes: Mapping[str, list[ImageOutcome]], catalog: pd.DataFrame, budget: float) -> None:
+    """Raise when more images are unreadable than the failure budget allows."""
+    unreadable = [(group, outcome) for group, images in outcomes.items() for outcome in images if outcome.reason]
+    total = sum(len(images) for images in outcomes.values())
+    if not unreadable:
+        return
+    logger.warning("%d of %d images are unreadable; the manifest says why", len(unreadable), total)
+    if len(unreadable) <= budget * total:
+        return
+    group, first = unreadable[0]
+    place = (catalog["group"] == group) & (catalog["row"] == first.row)
+    raise UnreadableBudgetError(
+        f"{len(unreadable)} of {total} images are unreadable, more than input.max_unreadable_fraction = {budget:g} "
+        f"allows; the first is {catalog.loc[place, 'file_name'].iloc[0]!r}: {first.reason}. Check the source, or "
+        "raise the budget with --set input.max_unreadable_fraction=1."
+    )
+
+
+def _ending(trimming: Trimming | None, verdict: GroupVerdict) -> dict[str, Any]:
+    """Return how a group ended, for the ledger."""
+    if trimming is None:
+        return {"iterations": 0, "stop_reason": "not judged", "floor_applied": False, "warnings": [verdict.not_judged]}
+    last = trimming.iterations[-1]
+    warnings = []
+    if last.floor_applied:
+        warnings.append("the floor chose the clean set: fewer images than trim.min_clean_fraction passed all thresholds")
+    if trimming.stop_reason not in {UNCHANGED, MAJORITY}:
+        warnings.append(f"the clean set did not settle: {trimming.stop_reason}")
+    if not last.n_positions_trimmed:
+        warnings.append("no position has a threshold: no image was found to differ from the others")
+    return {
+        "iterations": len(trimming.iterations),
+        "stop_reason": trimming.stop_reason,
+        "floor_applied": last.floor_applied,
+        "warnings": warnings,
+    }

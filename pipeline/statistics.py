@@ -1,0 +1,194 @@
+"""The third stage: Dask reductions from features to Gaussians, distances and thresholds, group by group.
+
+Tasks are (row of positions) x (segment of images). Segments are fixed by the configuration and merged in order,
+so a result depends on neither the number of workers nor who finishes first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from distributed import Future
+from numpy.typing import NDArray
+
+from pipeline.cluster import Cluster
+from pipeline.progress import Phase
+from pipeline.tasks import TaskWindow
+from schemas.config import Config
+from schemas.features import FeatureGeometry
+from schemas.names import storage_name
+from workers.gaussian import uses_dual
+from workers.gaussian_map import write_row
+from workers.moments import merge
+from workers.passes import (
+    ArrayRef,
+    RowVerdict,
+    Segment,
+    accumulate_segment,
+    fit_row_dual,
+    fit_row_primal,
+    judge_row,
+    measure_segment,
+)
+from workers.selection import Evidence
+from workers.storage import Directory
+
+DISTANCE = "distance"
+THRESHOLD = "threshold"
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one pass over a group found.
+
+    Attributes
+    ----------
+    thresholds
+        (rows, columns) float64.
+    margin
+        (images,) float64: each image's largest distance / threshold; NaN where it does not take part.
+    """
+
+    thresholds: NDArray[np.float64]
+    margin: NDArray[np.float64]
+
+
+class GroupStatistics:
+    """The passes over one product group.
+
+    Images that do not take part (unreadable ones, duplicates) keep their rows and are masked everywhere.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        group: str,
+        measured: Mask,
+        geometry: FeatureGeometry,
+        config: Config,
+        features: Directory,
+        distances: Directory,
+    ) -> None:
+        """Create the group's distance arrays.
+
+        Parameters
+        ----------
+        cluster
+            Where to run.
+        group
+            Product group.
+        measured
+            (images,) bool: the images that take part.
+        geometry
+            The grid of positions.
+        config
+            The configuration.
+        features, distances
+            The run's stores.
+        """
+        self._cluster = cluster
+        self._group = group
+        self._measured = measured
+        self._geometry = geometry
+        self._config = config
+        self._features = ArrayRef(features, "", storage_name(group))
+        self._directory = distances / storage_name(group)
+        self._create_distances(DISTANCE)
+
+    def measure(self, fitted: Mask, *, is_first: bool, phase: Phase, into: str = DISTANCE) -> PassResult:
+        """Fit on some images, measure all that take part, find the thresholds.
+
+        Parameters
+        ----------
+        fitted
+            (images,) bool: the images to fit on.
+        is_first
+            Whether this is the first pass, with its own window start (paper, section 3.3.2).
+        phase
+            Counts rows of positions.
+        into
+            The distance array to write.
+        """
+        distances = ArrayRef(self._directory, "", into)
+        window = self._window()
+        verdicts = []
+        for row in range(self._geometry.rows):
+            gaussians = self._fit(window, row, fitted)
+            receipts = [
+                window.submit(measure_segment, gaussians, self._features, distances, row, segment)
+                for segment in self._segments(self._measured)
+            ]
+            verdict = window.submit(
+                judge_row, distances, row, self._measured, self._config.trim, int(fitted.sum()), is_first, receipts
+            )
+            verdict.add_done_callback(lambda _: phase.advance())
+            verdicts.append(verdict)
+        found: list[RowVerdict] = window.gather(verdicts)
+        margin = found[0].margin
+        for verdict in found[1:]:
+            margin = np.fmax(margin, verdict.margin)
+        return PassResult(np.stack([verdict.thresholds for verdict in found]), margin)
+
+    def calibrate(self, fitted: Mask, *, phase: Phase) -> NDArray[np.float64]:
+        """Return the thresholds under Gaussians fitted on some images, leaving the stored distances as they are."""
+        self._create_distances("calibration")
+        thresholds = self.measure(fitted, is_first=False, phase=phase, into="calibration").thresholds
+        self._directory.remove("calibration")
+        return thresholds
+
+    def publish(self, fitted: Mask, model: Directory, *, phase: Phase) -> None:
+        """Fit on the final clean set and write the Gaussians into the map, whose arrays are there already."""
+        window = self._window()
+        receipts = []
+        for row in range(self._geometry.rows):
+            receipt = window.submit(write_row, model, self._group, row, self._fit(window, row, fitted))
+            receipt.add_done_callback(lambda _: phase.advance())
+            receipts.append(receipt)
+        window.gather(receipts)
+
+    def store_thresholds(self, thresholds: NDArray[np.float64]) -> None:
+        """Keep the deciding thresholds (rows, columns) beside the distances they judge."""
+        self._directory.zarr_group("", "r+").create_array(THRESHOLD, data=thresholds, compressors=None, overwrite=True)
+
+    def evidence(self, thresholds: NDArray[np.float64]) -> Evidence:
+        """Return each image's evidence from the stored distances, read one row of positions at a time."""
+        array = ArrayRef(self._directory, "", DISTANCE).open()
+        evidence = Evidence.empty(int(self._measured.sum()))
+        for row in range(self._geometry.rows):
+            evidence = evidence.with_row(row, np.asarray(array[:, row])[self._measured], thresholds[row])
+        return evidence
+
+    def _fit(self, window: TaskWindow, row: int, fitted: Mask) -> Future:
+        """Submit the fit of one row of positions; returns a future of its Gaussians."""
+        ridge = self._config.gaussian.ridge
+        if uses_dual(int(fitted.sum()), self._geometry.channels):
+            return window.submit(fit_row_dual, self._features, row, Segment(0, len(fitted), fitted), ridge)
+        moments = None
+        for segment in self._segments(fitted):
+            part = window.submit(accumulate_segment, self._features, row, segment)
+            moments = part if moments is None else window.submit(merge, moments, part)
+        return window.submit(fit_row_primal, moments, ridge)
+
+    def _segments(self, mask: Mask) -> Iterator[Segment]:
+        size = self._config.gaussian.segment_images
+        for start in range(0, len(mask), size):
+            stop = min(start + size, len(mask))
+            yield Segment(start, stop, mask[start:stop])
+
+    def _create_distances(self, name: str) -> None:
+        images = len(self._measured)
+        chunk = min(self._config.gaussian.segment_images, images)
+        self._directory.zarr_group("", "a").create_array(
+            name,
+            shape=(images, self._geometry.rows, self._geometry.columns),
+            chunks=(chunk, 1, self._geometry.columns),
+            dtype="float64",
+            compressors=None,
+            fill_value=np.nan,
+            overwrite=True,
+        )
+
+    def _window(self) -> TaskWindow:
+        return TaskWindow(self._cluster.client, self._cluster.workers)

@@ -1,0 +1,247 @@
+"""The run's configuration: every option, its type, range, default and meaning.
+
+Sources in rising order of precedence: defaults, a YAML file, ``--set section.key=value``. Unknown keys are
+refused with the nearest known one, so that a typing error never silently means the default.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from schemas.errors import ConfigError
+
+
+def _split_commas(value: object) -> object:
+    """Let ``--set features.nodes=a,b,c`` mean a list."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _none_or_auto(value: object) -> object:
+    """Let ``null``, ``none`` and the empty string on the command line mean 'not set'."""
+    return None if isinstance(value, str) and value.lower() in {"", "null", "none"} else value
+
+
+CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class InputConfig(_Section):
+    """Which files are inputs, how they are grouped, and what is refused."""
+
+    group_by: Annotated[str | None, BeforeValidator(_none_or_auto)] = Field(
+        None,
+        description="Path template such as `{line}/{camera}/**`; the named parts, joined by `/`, are the group. "
+        "Not set: one group, or the index's `group` column.",
+    )
+    extensions: CommaList = Field(
+        ("png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp"),
+        description="File name extensions taken from a folder; other files become `skipped` rows. "
+        "An index names its files itself, so it is not filtered.",
+    )
+    max_pixels: int = Field(
+        89_478_485, ge=1, description="Largest width x height that is decoded; larger images are unreadable."
+    )
+    sixteen_bit_white: int = Field(
+        65535, ge=1, le=65535, description="The value of a 16-bit grey image shown as white; 4095 for 12-bit cameras."
+    )
+    max_unreadable_fraction: float = Field(
+        0.1, ge=0, le=1, description="Failure budget: a larger share of unreadable images ends the run with exit code 3."
+    )
+
+
+class FeaturesConfig(_Section):
+    """The backbone and how its outputs become patch features (paper, section 3.1)."""
+
+    backbone: str = Field("wide_resnet50_2", description="Any torchvision classification model, by name.")
+    nodes: CommaList = Field(
+        ("layer1", "layer2", "layer3"),
+        min_length=1,
+        description="Outputs to concatenate; the first one's grid is everyone's grid (Eqs. 1-2).",
+    )
+    weights: str = Field(
+        "imagenet",
+        min_length=1,
+        description="`imagenet` (torchvision's IMAGENET1K_V1, as in the paper, downloaded and cached by torchvision), "
+        "a state-dict path or URL, or `random`.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of `random` weights.")
+    image_size: int = Field(256, ge=32, le=4096, description="Images are resized to exactly this many pixels squared.")
+    pool_kernel: int = Field(10, ge=1, description="k: average-pooling kernel on the first node's grid (Eq. 3).")
+    pool_stride: int = Field(4, ge=1, description="s: average-pooling stride on the first node's grid (Eq. 3).")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the backbone's forward pass.")
+    dtype: Literal["float16", "float32"] = Field("float16", description="Stored type of the patch features.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is CUDA where there is one.")
+    batch_size: int = Field(32, ge=1, description="Images in one forward pass.")
+
+
+class GaussianConfig(_Section):
+    """The Gaussian fitted at each patch position (paper, section 3.2)."""
+
+    ridge: float = Field(1e-6, gt=0, description="lambda added to the covariance's diagonal (Eq. 5).")
+    segment_images: int = Field(
+        4096,
+        ge=1,
+        description="Images in one statistics task. Moments merge segment by segment in this order, whatever the "
+        "number of workers.",
+    )
+
+
+class TrimConfig(_Section):
+    """The distance threshold at each position and the iteration (paper, sections 3.2 and 3.3)."""
+
+    strategy: Literal["paire"] = Field("paire", description="How the clean set is found.")
+    alpha: float = Field(0.05, gt=0, lt=1, description="Window length as a share of N (Eq. 8).")
+    beta: float = Field(3.0, gt=0, description="Window length over window step (Eq. 9).")
+    tau: float = Field(1.15, gt=0, description="Slope ratio below which a position is not trimmed (Eq. 15).")
+    eta: float = Field(2.3, ge=1, description="How far between tau and R the slope multiplier lies (Eq. 15).")
+    min_clean_fraction: float = Field(
+        0.1, ge=0, le=1, description="Floor: when fewer pass, this share with the smallest margins is kept."
+    )
+    stop_fraction: float = Field(
+        0.5, gt=0, le=1, description="Stop once more than this share of the group is clean (paper, section 3.3.1)."
+    )
+    max_iterations: int = Field(20, ge=1, description="Passes after which the iteration is cut off.")
+
+
+class ClusterConfig(_Section):
+    """The local Dask cluster that is started when no scheduler is named; never changes a result."""
+
+    scheduler: Annotated[str | None, BeforeValidator(_none_or_auto)] = Field(
+        None, description="Address of a running scheduler. `--scheduler` and DASK_SCHEDULER_ADDRESS take precedence."
+    )
+    workers: int | None = Field(None, ge=1, description="Worker processes; not set: one for every four cores.")
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="Compute threads (torch, BLAS) of each worker; not set: cores / workers."
+    )
+    processes: bool = Field(True, description="false runs the workers as threads of the command itself.")
+    timeout_s: float = Field(60.0, gt=0, description="How long to wait for the scheduler and the first worker.")
+
+
+class Config(_Section):
+    """The whole configuration of a run."""
+
+    input: InputConfig = InputConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    gaussian: GaussianConfig = GaussianConfig()
+    trim: TrimConfig = TrimConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the options that the result depends on: not where and how fast it is computed, nor the failure budget.
+
+        Of weights in a file only that they are one: where it lies does not matter, what is in it has its own digest.
+        """
+        options: dict[str, Any] = self.model_dump(
+            mode="json",
+            exclude={"cluster": True, "features": {"device"}, "input": {"max_unreadable_fraction"}},
+        )
+        if not is_reserved_weights(self.features.weights):
+            options["features"]["weights"] = "file"
+        return options
+
+    def digest(self) -> str:
+        """Return the sha256 hex digest of the decisive options in canonical JSON."""
+        canonical = json.dumps(self.decisive(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """Return the resolved configuration as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested options into ``{"section.key": value}``."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def option_names() -> list[str]:
+    """Return every option as ``section.key``."""
+    return [f"{section}.{key}" for section, key, _ in _options()]
+
+
+def parse_config(text: str | None = None, settings: Sequence[str] = (), *, origin: str = "configuration") -> Config:
+    """Build the configuration from YAML text and ``section.key=value`` settings.
+
+    Parameters
+    ----------
+    text
+        YAML; None for the defaults.
+    settings
+        Each ``section.key=value``, later ones winning. Values are converted to the option's type.
+    origin
+        Where ``text`` came from, for error messages.
+
+    Raises
+    ------
+    ConfigError
+        For malformed YAML, an unknown key, a wrong type or a value out of range.
+    """
+    try:
+        options = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"{origin} is not valid YAML: {detail}. Correct it and run again.") from error
+    if options is None:
+        options = {}
+    if not isinstance(options, dict) or not all(isinstance(part, dict | None) for part in options.values()):
+        raise ConfigError(f"{origin} must map sections to options, like 'trim: {{eta: 2.6}}'.")
+    merged: dict[str, dict[str, Any]] = {str(name): dict(section or {}) for name, section in options.items()}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (equals and dot and section and key):
+            raise ConfigError(f"--set {setting!r} is not of the form section.key=value, like trim.eta=2.6.")
+        merged.setdefault(section, {})[key] = value
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(error))) from error
+
+
+def reference() -> str:
+    """Return the configuration reference as a Markdown table."""
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    for section, key, field in _options():
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        shown = "not set" if default is None else f"`{str(default).lower() if default is True else default}`"
+        rows.append(f"| `{section}.{key}` | {shown} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def _options() -> Iterator[tuple[str, str, Any]]:
+    for section, outer in Config.model_fields.items():
+        model = outer.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+        for key, field in model.model_fields.items():
+            yield section, key, field
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    """Yield one sentence per offending option."""
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, option_names() + list(Config.model_fields), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Sections: {', '.join(Config.model_fields)}."
+            yield f"unknown option {name!r}.{hint}"
+        else:
+            yield f"{name} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def is_reserved_weights(weights: str) -> bool:
+    """Tell whether ``features.weights`` is a keyword, not a file."""
+    return weights in {"imagenet", "random"}
+

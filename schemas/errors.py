@@ -1,0 +1,82 @@
+"""Every error that the system raises on purpose, with the exit code it ends a command with.
+
+A message names the offending value, what was expected, where, and what to do. Each class also inherits the
+builtin that fits, so a library user may catch either. Arguments are one string, so errors survive pickling
+on their way from a worker.
+"""
+
+EXIT_UNEXPECTED = 1
+EXIT_USAGE = 2
+EXIT_UNREADABLE = 3
+EXIT_CONFLICT = 5
+EXIT_INTERRUPTED = 75
+
+
+class PaireError(Exception):
+    """Base class: something the user can understand and act on."""
+
+    exit_code = EXIT_UNEXPECTED
+
+
+class ConfigError(PaireError, ValueError):
+    """A configuration value is unknown, of the wrong type or out of range."""
+
+    exit_code = EXIT_USAGE
+
+
+class SourceError(PaireError, OSError):
+    """The archive or its index is missing, empty or malformed."""
+
+    exit_code = EXIT_USAGE
+
+
+class WeightsError(PaireError, ValueError):
+    """The backbone's weights can not be had or do not fit the backbone."""
+
+    exit_code = EXIT_USAGE
+
+
+class DeviceError(PaireError, RuntimeError):
+    """The requested compute device is not there."""
+
+    exit_code = EXIT_USAGE
+
+
+class ClusterError(PaireError, RuntimeError):
+    """The Dask cluster can not be reached or has no workers."""
+
+    exit_code = EXIT_USAGE
+
+
+class FeatureRangeError(PaireError, OverflowError):
+    """Patch features are not finite or do not fit the store's dtype."""
+
+    exit_code = EXIT_USAGE
+
+
+class SingularCovarianceError(PaireError, ArithmeticError):
+    """A covariance is not positive definite even with its ridge."""
+
+    exit_code = EXIT_USAGE
+
+
+class GaussianMapError(PaireError, ValueError):
+    """A published Gaussian map is missing, incomplete, or can not score what it was given."""
+
+    exit_code = EXIT_USAGE
+
+
+class UnreadableBudgetError(PaireError, RuntimeError):
+    """More inputs are unreadable than the failure budget allows."""
+
+    exit_code = EXIT_UNREADABLE
+
+
+class RunConflictError(PaireError, FileExistsError):
+    """The run directory belongs to another configuration, archive or run."""
+
+    exit_code = EXIT_CONFLICT
+
+
+class LedgerError(PaireError, RuntimeError):
+    """The run's books do not balance: an input was lost or counted twice."""

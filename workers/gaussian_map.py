@@ -1,0 +1,252 @@
+"""The published Gaussian map: written row by row by a run, opened by whoever scores new images."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from schemas.config import FeaturesConfig
+from schemas.errors import GaussianMapError
+from schemas.features import FeatureGeometry
+from schemas.gaussian_map import DUAL, FACTOR, FORMAT, FORMAT_VERSION, MEAN, PRIMAL, THRESHOLDS, VARIANCE
+from schemas.names import storage_name
+from schemas.run import SUCCESS
+from workers.gaussian import DualGaussian, Gaussian, PrimalGaussian, uses_dual
+from workers.storage import Directory
+
+# The largest map of a group that a scorer keeps in memory; larger ones are streamed row by row.
+CACHED_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class MapDescription:
+    """What a map says of itself: the attributes of its Zarr group.
+
+    Attributes
+    ----------
+    run_id, config_digest
+        The run that published it.
+    features
+        The configuration of the patch features it was fitted on.
+    weights_digest
+        sha256 of the backbone's weights.
+    geometry
+        The grid of positions.
+    ridge
+        lambda.
+    """
+
+    run_id: str
+    config_digest: str
+    features: FeaturesConfig
+    weights_digest: str
+    geometry: FeatureGeometry
+    ridge: float
+
+    def to_attributes(self) -> dict[str, Any]:
+        """Return JSON-ready attributes."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "run_id": self.run_id,
+            "config_digest": self.config_digest,
+            "features": self.features.model_dump(mode="json", exclude={"device"}),
+            "weights_digest": self.weights_digest,
+            "geometry": dataclasses.asdict(self.geometry),
+            "ridge": self.ridge,
+        }
+
+    @classmethod
+    def from_attributes(cls, attributes: dict[str, Any]) -> "MapDescription":
+        """Read the attributes back; raises KeyError, TypeError or ValueError when they are not a map's."""
+        if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"format {attributes.get('format')!r} version {attributes.get('format_version')!r}")
+        return cls(
+            run_id=str(attributes["run_id"]),
+            config_digest=str(attributes["config_digest"]),
+            features=FeaturesConfig.model_validate(attributes["features"]),
+            weights_digest=str(attributes["weights_digest"]),
+            geometry=FeatureGeometry(**attributes["geometry"]),
+            ridge=float(attributes["ridge"]),
+        )
+
+
+def create_map(directory: Directory, description: MapDescription) -> None:
+    """Create an empty map, replacing one that is there."""
+    directory.zarr_group("", "w").attrs.update(description.to_attributes())
+
+
+def create_group_map(directory: Directory, group: str, geometry: FeatureGeometry, fitted: int) -> None:
+    """Create the arrays of one product group, to be filled by `write_row`."""
+    dual = uses_dual(fitted, geometry.channels)
+    rank = max(fitted - 1, 1) if dual else geometry.channels
+    node = directory.zarr_group("", "r+").create_group(storage_name(group), overwrite=True)
+    node.attrs.update({"group": group, "form": DUAL if dual else PRIMAL, "fitted": fitted})
+    grid = (geometry.rows, geometry.columns)
+    shapes = {MEAN: (*grid, geometry.channels), FACTOR: (*grid, rank, geometry.channels), THRESHOLDS: grid}
+    if dual:
+        shapes[VARIANCE] = (*grid, rank)
+    for name, shape in shapes.items():
+        # One chunk per position, so that rows can be written by different tasks and streamed by scorers.
+        node.create_array(
+            name, shape=shape, chunks=(1, 1, *shape[2:]), dtype="float64", compressors=None, fill_value=0.0
+        )
+
+
+def write_row(directory: Directory, group: str, row: int, gaussians: tuple[Gaussian, ...]) -> int:
+    """Write the Gaussians of one row of positions; returns the row as a receipt."""
+    node = directory.zarr_group(storage_name(group), "r+")
+    factor = np.zeros(_array(node, FACTOR).shape[1:])
+    for column, gaussian in enumerate(gaussians):
+        if isinstance(gaussian, DualGaussian):
+            factor[column, : len(gaussian.directions)] = gaussian.directions
+        else:
+            factor[column] = gaussian.cholesky
+    _array(node, FACTOR)[row] = factor
+    _array(node, MEAN)[row] = np.stack([gaussian.mean for gaussian in gaussians])
+    if isinstance(gaussians[0], DualGaussian):
+        variances = np.zeros(_array(node, VARIANCE).shape[1:])
+        for column, gaussian in enumerate(gaussians):
+            assert isinstance(gaussian, DualGaussian)
+            variances[column, : len(gaussian.variances)] = gaussian.variances
+        _array(node, VARIANCE)[row] = variances
+    return row
+
+
+def write_thresholds(directory: Directory, group: str, thresholds: NDArray[np.float64]) -> None:
+    """Write a product group's thresholds (rows, columns), which completes its map."""
+    _array(directory.zarr_group(storage_name(group), "r+"), THRESHOLDS)[:] = thresholds
+
+
+class GaussianMap:
+    """A published map of Gaussians, opened for scoring.
+
+    Attributes
+    ----------
+    url
+        Where it was opened.
+    description
+        The features it was fitted on.
+    groups
+        The product groups it can score.
+    """
+
+    def __init__(self, directory: Directory, description: MapDescription, groups: tuple[str, ...]) -> None:
+        self.url = directory.url
+        self.description = description
+        self.groups = groups
+        self._directory = directory
+        # As many rows as one group has: blocks arrive sorted by group.
+        self._cached_rows = lru_cache(maxsize=description.geometry.rows)(self._read_row)
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str]) -> "GaussianMap":
+        """Open the map at ``RUN/model``.
+
+        Parameters
+        ----------
+        url
+            Path or fsspec URL of the run's ``model`` directory.
+
+        Raises
+        ------
+        GaussianMapError
+            When there is no map, its run is not finished, or it is of an unknown format.
+        """
+        directory = Directory.at(url)
+        try:
+            root = directory.zarr_group("")
+        except (FileNotFoundError, ValueError) as error:
+            raise GaussianMapError(
+                f"{directory.url} holds no Gaussian map. Give the 'model' directory of a finished run, like "
+                "runs/bottle/model."
+            ) from error
+        if not Directory.at(directory.url.rsplit("/", 1)[0]).exists(SUCCESS):
+            raise GaussianMapError(
+                f"{directory.url} belongs to a run that is not finished (no {SUCCESS} beside it). "
+                "Run the same 'paire clean' command again first."
+            )
+        try:
+            description = MapDescription.from_attributes(dict(root.attrs))
+            groups = tuple(sorted(str(node.attrs["group"]) for _, node in root.groups()))
+        except (KeyError, TypeError, ValueError, ValidationError) as error:
+            raise GaussianMapError(
+                f"{directory.url} is not a Gaussian map that this version reads (expected {FORMAT} version "
+                f"{FORMAT_VERSION}; {type(error).__name__}: {error}). Use the version of paire that wrote it."
+            ) from error
+        return cls(directory, description, groups)
+
+    def require_group(self, group: str | None) -> str:
+        """Return the group to score under; None is the only one there is.
+
+        Raises
+        ------
+        GaussianMapError
+            When there is no such group, or several to choose from.
+        """
+        if group in self.groups:
+            return str(group)
+        known = ", ".join(repr(name) for name in self.groups[:10]) or "none"
+        if group is None and len(self.groups) == 1:
+            return self.groups[0]
+        problem = "several groups" if group is None else f"no group {group!r}"
+        raise GaussianMapError(f"the map {self.url} has {problem}. Groups: {known}. Name one of them.")
+
+    def thresholds(self, group: str) -> NDArray[np.float64]:
+        """Return the thresholds (rows, columns) float64 of a group."""
+        return np.asarray(_array(self._node(group), THRESHOLDS)[:])
+
+    def distances(self, group: str, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the Mahalanobis distances of patch features to a group's map.
+
+        Parameters
+        ----------
+        group
+            Product group.
+        features
+            (images, rows, columns, channels), any floating dtype.
+
+        Returns
+        -------
+        ndarray
+            (images, rows, columns) float64.
+        """
+        distances = np.empty(features.shape[:3])
+        for row, gaussians in enumerate(self._rows(group)):
+            for column, gaussian in enumerate(gaussians):
+                distances[:, row, column] = gaussian.mahalanobis(features[:, row, column])
+        return distances
+
+    def _rows(self, group: str) -> Iterator[tuple[Gaussian, ...]]:
+        read = self._cached_rows if self._byte_count(group) <= CACHED_BYTES else self._read_row
+        for row in range(self.description.geometry.rows):
+            yield read(group, row)
+
+    def _read_row(self, group: str, row: int) -> tuple[Gaussian, ...]:
+        node = self._node(group)
+        means = np.asarray(_array(node, MEAN)[row])
+        factors = np.asarray(_array(node, FACTOR)[row])
+        if node.attrs["form"] == PRIMAL:
+            return tuple(PrimalGaussian(*pair) for pair in zip(means, factors, strict=True))
+        variances = np.asarray(_array(node, VARIANCE)[row])
+        ridge = self.description.ridge
+        return tuple(DualGaussian(*parts, ridge) for parts in zip(means, factors, variances, strict=True))
+
+    def _byte_count(self, group: str) -> int:
+        return int(_array(self._node(group), FACTOR).nbytes)
+
+    def _node(self, group: str) -> zarr.Group:
+        return self._directory.zarr_group(storage_name(group))
+
+
+def _array(node: zarr.Group, name: str) -> zarr.Array[Any]:
+    array = node[name]
+    assert isinstance(array, zarr.Array)
+    return array

@@ -1,0 +1,137 @@
+"""From distances and thresholds to the clean set, as pure functions (Eqs. 12 and 13)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.config import TrimConfig
+
+# A covariance of fewer samples is no estimate of anything.
+MIN_FITTED = 3
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A clean set.
+
+    Attributes
+    ----------
+    clean
+        (images,) bool.
+    floor_applied
+        Fewer images than the floor were below all thresholds, so the smallest margins were taken.
+    """
+
+    clean: NDArray[np.bool_]
+    floor_applied: bool
+
+
+def margins(distances: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return distance / threshold: below 1 exactly where the distance is below the threshold.
+
+    Parameters
+    ----------
+    distances
+        (images, positions) float64.
+    thresholds
+        (positions,) float64; infinite gives a margin of 0.
+    """
+    ratios: NDArray[np.float64] = distances / thresholds
+    return ratios
+
+
+def select(margin: NDArray[np.float64], measured: NDArray[np.bool_], trim: TrimConfig) -> Selection:
+    """Choose the clean set: every image below the threshold at every position (Eq. 12).
+
+    Floor: the union over all positions can exclude nearly everything. When fewer than ``min_clean_fraction`` of
+    the images pass (or fewer than 3), that many with the smallest margins are clean, earlier rows first among equals.
+
+    Parameters
+    ----------
+    margin
+        (images,) float64: the largest margin of each image over all positions.
+    measured
+        (images,) bool: the images that take part.
+    trim
+        Holds ``min_clean_fraction``.
+    """
+    clean = measured & (margin < 1.0)
+    count = int(measured.sum())
+    floor = min(count, max(MIN_FITTED, math.ceil(trim.min_clean_fraction * count)))
+    if int(clean.sum()) >= floor:
+        return Selection(clean, floor_applied=False)
+    rows = np.flatnonzero(measured)
+    smallest = rows[np.argsort(margin[rows], kind="stable")[:floor]]
+    clean = np.zeros_like(measured)
+    clean[smallest] = True
+    return Selection(clean, floor_applied=True)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why each image was judged as it was, folded over rows of positions.
+
+    All arrays are (images,). ``row`` and ``column`` name the position with the largest margin, or with the largest
+    distance where no position has a threshold; the first in row-major order among equals.
+    """
+
+    score: NDArray[np.float64]
+    margin: NDArray[np.float64]
+    row: NDArray[np.int16]
+    column: NDArray[np.int16]
+    distance: NDArray[np.float64]
+    threshold: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, images: int) -> "Evidence":
+        """Return the evidence before the first row of positions."""
+        nothing = np.full(images, -np.inf)
+        nowhere = np.full(images, -1, np.int16)
+        return cls(nothing, nothing, nowhere, nowhere, nothing, np.full(images, np.inf))
+
+    def with_row(self, row: int, distances: NDArray[np.float64], thresholds: NDArray[np.float64]) -> "Evidence":
+        """Return the evidence with one more row of positions.
+
+        Parameters
+        ----------
+        row
+            Its index.
+        distances
+            (images, columns) float64.
+        thresholds
+            (columns,) float64.
+        """
+        images = np.arange(len(distances))
+        ratio = margins(distances, thresholds)
+        # Lexicographic: the margin decides, the distance only between equal margins such as 0 and 0.
+        column = np.where(
+            ratio.max(axis=1) > 0, ratio.argmax(axis=1), distances.argmax(axis=1)
+        )
+        margin, distance = ratio[images, column], distances[images, column]
+        worse = (margin > self.margin) | ((margin == self.margin) & (distance > self.distance))
+        return Evidence(
+            score=np.maximum(self.score, distances.max(axis=1)),
+            margin=np.where(worse, margin, self.margin),
+            row=np.where(worse, np.int16(row), self.row),
+            column=np.where(worse, column.astype(np.int16), self.column),
+            distance=np.where(worse, distance, self.distance),
+            threshold=np.where(worse, thresholds[column], self.threshold),
+        )
+
+
+def gather_evidence(distances: NDArray[np.float64], thresholds: NDArray[np.float64]) -> Evidence:
+    """Return the evidence of whole distance maps.
+
+    Parameters
+    ----------
+    distances
+        (images, rows, columns) float64.
+    thresholds
+        (rows, columns) float64.
+    """
+    evidence = Evidence.empty(len(distances))
+    for row in range(thresholds.shape[0]):
+        evidence = evidence.with_row(row, distances[:, row], thresholds[row])
+    return evidence
