@@ -90,7 +90,7 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
 @contextmanager
 def _connected(address: str, config: ClusterConfig) -> Iterator[tuple[Client, int]]:
     try:
-        client = Client(address, timeout=config.timeout_s, set_as_default=False)
+        client = Client(address, timeout=config.timeout_s)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(
             f"the scheduler {address!r} can not be reached within {config.timeout_s:g} s ({type(error).__name__}). "
@@ -119,7 +119,7 @@ def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
             dashboard_address=None,
             silence_logs=50,
         ) as cluster,
-        Client(cluster, set_as_default=False) as client,
+        Client(cluster) as client,
     ):
         yield client, threads
 

@@ -154,6 +154,11 @@ def _plant(draw: ImageDraw.ImageDraw, rng: np.random.Generator, defect: str, cen
         _disc(draw, centre + 104 * direction, float(rng.uniform(13, 17)), 96)
 
 
+def _disc(draw: ImageDraw.ImageDraw, centre: NDArray[np.float64], radius: float, grey: int) -> None:
+    x, y = centre
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=grey)
+
+
 def _photographed(grey: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Add a lamp that flickers, brushing marks and sensor noise."""
     rows, columns = np.mgrid[0:SIZE, 0:SIZE] / SIZE - 0.5
