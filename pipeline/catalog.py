@@ -4,7 +4,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from io import BytesIO
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -83,7 +83,9 @@ def build_catalog(source: str, inputs: InputConfig) -> pd.DataFrame:
 def _from_folder(source: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
     fs, root = _located(source)
     if not fs.exists(root):
-        raise SourceError(f"source {source!r} does not exist. Give a folder, an fsspec URL, or a .csv or .parquet index.")
+        raise SourceError(
+            f"source {source!r} does not exist. Give a folder, an fsspec URL, or a .csv or .parquet index."
+        )
     if fs.isfile(root):
         raise SourceError(
             f"source {source!r} is a file. Give a folder of images, or an index ending in .csv or .parquet."
@@ -143,7 +145,7 @@ def _read_index(source: str) -> pd.DataFrame:
         ) from error
 
 
-def _located(source: str) -> tuple[object, str]:
+def _located(source: str) -> tuple[Any, str]:
     try:
         return split_location(source)
     except ValueError as error:
@@ -153,7 +155,7 @@ def _located(source: str) -> tuple[object, str]:
 
 
 def _text_or_none(value: object) -> str | None:
-    return str(value) if value is not None and value == value and str(value) else None  # noqa: PLR0124 - NaN
+    return str(value) if value is not None and value == value and str(value) else None
 
 
 def _is_text(name: str) -> bool:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.log import show_on
 from pipeline.progress import Reporter
@@ -69,7 +71,7 @@ def _common(command: Command) -> Command:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="paire")
 def cli() -> None:
-    """Clean huge unlabelled image archives: a manifest of trustworthy images, and a Gaussian map that scores new ones."""
+    """Clean huge unlabelled image archives: a manifest of trustworthy images, a Gaussian map for scoring."""
 
 
 @cli.command()
@@ -135,7 +137,7 @@ def score(
         "scored": len(scored),
         "anomalous": int(scored["is_anomalous"].astype(bool).sum()),
     }
-    table = Table("inputs", "scored", "anomalous", title=result["scores"], title_justify="left")
+    table = Table("inputs", "scored", "anomalous", title=str(result["scores"]), title_justify="left", box=SIMPLE_HEAD)
     table.add_row(*(str(result[name]) for name in ("inputs", "scored", "anomalous")))
     output.result(result, table)
 
@@ -213,10 +215,9 @@ def _configuration(path: str | None, settings: tuple[str, ...], group_by: str | 
 def _ledger_table(run: str, ledger: dict[str, Any]) -> Table:
     """Return the ledger for people: one row per group, at most twenty, and the total."""
     groups = ledger["groups"]
-    table = Table("group", "inputs", *DECISIONS, "passes", "stopped by", title=run, title_justify="left")
+    table = Table("group", "inputs", *DECISIONS, title=run, title_justify="left", box=SIMPLE_HEAD)
     for name, entry in list(groups.items())[:20]:
-        counts = [str(entry[key]) for key in ("inputs", *DECISIONS)]
-        table.add_row(name, *counts, str(entry.get("iterations", "")), str(entry.get("stop_reason", "")))
+        table.add_row(Text(name), *(str(entry[key]) for key in ("inputs", *DECISIONS)))
     if len(groups) > 20:
         table.add_row(f"... {len(groups) - 20} more in ledger.json")
     if len(groups) > 1:

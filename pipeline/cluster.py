@@ -18,7 +18,7 @@ from workers.compute import set_compute_threads
 CORES_PER_WORKER = 4
 
 
-class ComputeThreads(WorkerPlugin):
+class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
     """Gives torch and BLAS their threads in every worker, which Dask leaves at one."""
 
     name = "paire-compute-threads"

@@ -165,4 +165,5 @@ def _photographed(grey: NDArray[np.float64], rng: np.random.Generator) -> NDArra
     lamp = 1 + rng.normal(0, 0.01) + 0.1 * rows + rng.normal(0, 0.008) * columns
     brushing = rng.normal(0, 1.2, (SIZE, 1)) * (np.abs(rows) < 0.5)
     noise = rng.normal(0, 2.0, (SIZE, SIZE))
-    return np.clip(np.round(grey * lamp + brushing + noise), 0, 255).astype(np.uint8)
+    photographed: NDArray[np.uint8] = np.clip(np.round(grey * lamp + brushing + noise), 0, 255).astype(np.uint8)
+    return photographed

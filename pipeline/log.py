@@ -25,7 +25,9 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else None
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        self._console.print(f"{prefix}{record.getMessage()}", style=style, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            f"{prefix}{record.getMessage()}", style=style, markup=False, highlight=False, soft_wrap=True
+        )
 
 
 class _JsonLines(logging.Handler):

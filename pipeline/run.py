@@ -19,16 +19,9 @@ from pipeline.catalog import build_catalog
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.extract import check_extractor, extract_features
 from pipeline.log import recorded
+from pipeline.manifest import GroupVerdict, Judgement, build_manifest, take_census
 from pipeline.progress import Reporter
-from pipeline.publish import (
-    GroupVerdict,
-    build_manifest,
-    take_census,
-    write_iterations,
-    write_ledger,
-    write_manifest,
-    write_table,
-)
+from pipeline.publish import write_iterations, write_ledger, write_manifest, write_table
 from pipeline.score import score_images
 from pipeline.statistics import GroupStatistics
 from pipeline.trim import MAJORITY, UNCHANGED, Trimming, trim
@@ -248,14 +241,7 @@ class _CleanJob:
         with self._rows_phase(f"{group}: publish") as phase:
             statistics.publish(trimming.clean, model, phase=phase)
         write_thresholds(model, group, thresholds)
-        verdict = GroupVerdict(
-            outcomes,
-            census,
-            clean=trimming.clean,
-            last_changed=trimming.last_changed,
-            evidence=evidence,
-            floor_applied=trimming.iterations[-1].floor_applied,
-        )
+        verdict = GroupVerdict(outcomes, census, Judgement(trimming.clean, trimming.last_changed, evidence))
         return verdict, trimming
 
     def _publish(
@@ -486,7 +472,9 @@ def _ending(trimming: Trimming | None, verdict: GroupVerdict) -> dict[str, Any]:
     last = trimming.iterations[-1]
     warnings = []
     if last.floor_applied:
-        warnings.append("the floor chose the clean set: fewer images than trim.min_clean_fraction passed all thresholds")
+        warnings.append(
+            "the floor chose the clean set: fewer images than trim.min_clean_fraction passed all thresholds"
+        )
     if trimming.stop_reason not in {UNCHANGED, MAJORITY}:
         warnings.append(f"the clean set did not settle: {trimming.stop_reason}")
     if not last.n_positions_trimmed:

@@ -53,7 +53,10 @@ class InputConfig(_Section):
         65535, ge=1, le=65535, description="The value of a 16-bit grey image shown as white; 4095 for 12-bit cameras."
     )
     max_unreadable_fraction: float = Field(
-        0.1, ge=0, le=1, description="Failure budget: a larger share of unreadable images ends the run with exit code 3."
+        0.1,
+        ge=0,
+        le=1,
+        description="Failure budget: a larger share of unreadable images ends the run with exit code 3.",
     )
 
 
@@ -244,4 +247,3 @@ def _explain(error: ValidationError) -> Iterator[str]:
 def is_reserved_weights(weights: str) -> bool:
     """Tell whether ``features.weights`` is a keyword, not a file."""
     return weights in {"imagenet", "random"}
-

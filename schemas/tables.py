@@ -31,9 +31,9 @@ def to_arrow(frame: pd.DataFrame, columns: Sequence[Column]) -> pa.Table:
         When values do not fit the declared type.
     """
     names = [column.name for column in columns]
-    return pa.Table.from_pandas(frame[names], schema=arrow_schema(columns), preserve_index=False).replace_schema_metadata(
-        None
-    )
+    return pa.Table.from_pandas(
+        frame[names], schema=arrow_schema(columns), preserve_index=False
+    ).replace_schema_metadata(None)
 
 
 def reference(columns: Sequence[Column]) -> str:

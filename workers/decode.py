@@ -5,7 +5,7 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
@@ -70,9 +70,9 @@ def decode_image(
             return prepare_pixels(image, image_size=image_size, sixteen_bit_white=sixteen_bit_white)
     except UndecodableError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UndecodableError(f"not an image in any of {', '.join(FORMATS)}") from error
-    except Exception as error:  # noqa: BLE001 - decoders raise anything on bad bytes; the reason is kept
+    except Exception as error:
         detail = " ".join(str(error).split()) or "no detail"
         raise UndecodableError(f"can not be decoded: {detail} ({type(error).__name__})") from error
 

@@ -112,8 +112,7 @@ def _read_ahead(
     ]
     while pending:
         done = pending.pop(0)
-        for image in islice(upcoming, 1):
-            pending.append(pool.submit(read_image, image, inputs, features))
+        pending.extend(pool.submit(read_image, image, inputs, features) for image in islice(upcoming, 1))
         yield done.result()
 
 

@@ -48,7 +48,7 @@ class PatchExtractor:
         self._config = features
         self._device = resolve_device(features.device)
         model, self.weights_digest = build_model(features)
-        self._model = _cut(model, features).to(self._device, memory_format=torch.channels_last)
+        self._model = _cut(model, features).to(self._device).to(memory_format=torch.channels_last)
         if self._device.type == "cuda":
             # Results must not depend on what cuDNN happens to time as fastest, nor lose digits to TF32.
             torch.backends.cudnn.benchmark = False
@@ -137,7 +137,7 @@ class PatchExtractor:
 def _cut(model: torch.nn.Module, features: FeaturesConfig) -> torch.nn.Module:
     """Return the part of the model that the nodes need."""
     try:
-        return create_feature_extractor(model, list(features.nodes)).eval()
+        cut: torch.nn.Module = create_feature_extractor(model, list(features.nodes)).eval()
     except ValueError as error:
         names = [name for name in get_graph_node_names(model)[1] if name != "x"]
         tops = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
@@ -145,6 +145,7 @@ def _cut(model: torch.nn.Module, features: FeaturesConfig) -> torch.nn.Module:
             f"features.nodes = {','.join(features.nodes)!r}: not all are nodes of {features.backbone!r}. "
             f"Choose from: {', '.join(tops[:40])}, ..."
         ) from error
+    return cut
 
 
 _build_lock = Lock()

@@ -14,9 +14,7 @@ COLOUR_MAP = "inferno"
 OPACITY = 0.7
 
 
-def heat_map_png(
-    pixels: NDArray[np.float32], anomaly_map: NDArray[np.float64], *, reference: float
-) -> bytes:
+def heat_map_png(pixels: NDArray[np.float32], anomaly_map: NDArray[np.float64], *, reference: float) -> bytes:
     """Draw an anomaly map over its image.
 
     Parameters

@@ -132,9 +132,7 @@ def judge_row(
     """
     assert sum(receipts) == int(measured.sum())
     values = np.asarray(distances.open()[:, row])[measured]
-    thresholds = np.array(
-        [position_threshold(column, trim, fitted=fitted, is_first=is_first) for column in values.T]
-    )
+    thresholds = np.array([position_threshold(column, trim, fitted=fitted, is_first=is_first) for column in values.T])
     margin = np.full(len(measured), np.nan)
     margin[measured] = margins(values, thresholds).max(axis=1)
     return RowVerdict(thresholds, margin)

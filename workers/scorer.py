@@ -60,8 +60,9 @@ class ImageScorer:
     >>> scorer.score(["a.png", "b.png"]).anomaly_score  # doctest: +SKIP
     """
 
-    def __init__(self, gaussian_map: GaussianMap, group: str | None = None, *, weights: str | None = None,
-                 device: str = "auto") -> None:
+    def __init__(
+        self, gaussian_map: GaussianMap, group: str | None = None, *, weights: str | None = None, device: str = "auto"
+    ) -> None:
         """Load the backbone that the map was fitted with.
 
         Parameters
@@ -141,7 +142,12 @@ def score_features(gaussian_map: GaussianMap, group: str, features: NDArray[Any]
 
 
 def score_block(
-    images: Sequence[ImageRef], group: str, gaussian_map: GaussianMap, extractor: PatchExtractor, config: Config, *,
+    images: Sequence[ImageRef],
+    group: str,
+    gaussian_map: GaussianMap,
+    extractor: PatchExtractor,
+    config: Config,
+    *,
     readers: int,
 ) -> tuple[Scores, list[ImageOutcome]]:
     """Read and score a block of images; an unreadable one has an outcome with a reason and a meaningless score."""

@@ -106,9 +106,7 @@ class Evidence:
         images = np.arange(len(distances))
         ratio = margins(distances, thresholds)
         # Lexicographic: the margin decides, the distance only between equal margins such as 0 and 0.
-        column = np.where(
-            ratio.max(axis=1) > 0, ratio.argmax(axis=1), distances.argmax(axis=1)
-        )
+        column = np.where(ratio.max(axis=1) > 0, ratio.argmax(axis=1), distances.argmax(axis=1))
         margin, distance = ratio[images, column], distances[images, column]
         worse = (margin > self.margin) | ((margin == self.margin) & (distance > self.distance))
         return Evidence(

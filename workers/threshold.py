@@ -3,6 +3,8 @@
 Every step that the paper leaves open is fixed here and marked *Reading*.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,7 +62,7 @@ def _slope_multiplier(tail: NDArray[np.float64], trim: TrimConfig) -> float | No
     if last < 3:
         return None
     ends = [last * part // 3 for part in range(4)]
-    slopes = [(tail[b] - tail[a]) / (b - a) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    slopes = [(tail[b] - tail[a]) / (b - a) for a, b in pairwise(ends)]
     before = (slopes[0] + slopes[1]) / 2
     ratio = slopes[2] / before if before > 0 else np.inf  # R, Eq. 14
     if ratio < trim.tau:
