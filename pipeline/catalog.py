@@ -91,7 +91,9 @@ def _from_folder(source: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
             f"source {source!r} is a file. Give a folder of images, or an index ending in .csv or .parquet."
         )
     wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
-    for path in sorted(fs.find(root)):
+    # A local folder that may not be listed must be an error, not an archive with fewer images.
+    listing = fs.find(root) if is_url(source) else _listed_or_refused(fs, root)
+    for path in sorted(listing):
         file_name = posixpath.relpath(path, root)
         image_path = fs.unstrip_protocol(path) if is_url(source) else path
         extension = posixpath.splitext(file_name)[1].lower()
@@ -103,6 +105,14 @@ def _from_folder(source: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
             yield _Listed(file_name, image_path)
         else:
             yield _Listed(file_name, image_path, reason=f"not an image file by its extension {extension!r}")
+
+
+def _listed_or_refused(fs: Any, root: str) -> list[str]:
+    try:
+        paths: list[str] = fs.find(root, on_error="raise")
+    except OSError as error:
+        raise SourceError(f"{error.filename or root!r} can not be listed ({type(error).__name__}). Grant access.") from error
+    return paths
 
 
 def _from_index(source: str) -> Iterator[_Listed]:

@@ -11,7 +11,7 @@ from workers.scorer import upsample
 
 COLOUR_MAP = "inferno"
 # Strongest opacity of the heat map, so that the image stays visible under it.
-OPACITY = 0.7
+OPACITY = 0.55
 
 
 def heat_map_png(pixels: NDArray[np.float32], anomaly_map: NDArray[np.float64], *, reference: float) -> bytes:
