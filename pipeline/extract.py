@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from distributed import get_worker
+from zarr.codecs import ZstdCodec
 
 from pipeline.cluster import Cluster
 from pipeline.progress import Phase
@@ -13,7 +14,7 @@ from schemas.image import ImageOutcome
 from schemas.names import storage_name
 from workers.extract import ImageRef, extract_block
 from workers.extractor import PatchExtractor, shared_extractor
-from workers.storage import Directory
+from workers.storage import Directory, is_url
 
 # Worker events that count images, so that progress moves between blocks.
 PROGRESS_TOPIC = "paire-images"
@@ -70,7 +71,7 @@ def extract_features(
                 shape=geometry.array_shape(len(part)),
                 chunks=geometry.chunk_shape(len(part)),
                 dtype=config.features.dtype,
-                compressors=None,
+                compressors=_compressors(store),
                 attributes={"group": str(group)},
             )
             refs = [ImageRef(int(row), path) for row, path in zip(part["row"], part["image_path"], strict=True)]
@@ -86,6 +87,11 @@ def extract_features(
     for (group, _), result in zip(blocks, results, strict=True):
         outcomes.setdefault(group, []).extend(result)
     return outcomes
+
+
+def _compressors(store: Directory) -> ZstdCodec | None:
+    """Return no compression on disk, where it would cost more than it saves, and zstd-1 on object stores."""
+    return ZstdCodec(level=1) if is_url(store.url) else None
 
 
 def _extract_task(

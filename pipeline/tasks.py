@@ -4,6 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from distributed import Client, Future, wait
+from distributed.scheduler import KilledWorker
+
+from schemas.errors import ClusterError
 
 # Enough for every worker to have a next task at hand.
 TASKS_PER_WORKER = 3
@@ -27,13 +30,19 @@ class TaskWindow:
             done, self._pending = wait(self._pending, return_when="FIRST_COMPLETED")
             for future in done:
                 if future.status != "finished":
-                    future.result()
+                    self.gather([future])
         future = self._client.submit(function, *args, pure=False, **kwargs)
         self._pending.add(future)
         return future
 
     def gather(self, futures: list[Future]) -> list[Any]:
         """Return the results in order once all are there."""
-        results: list[Any] = self._client.gather(futures)
-        self._pending.clear()
+        try:
+            results: list[Any] = self._client.gather(futures)
+        except KilledWorker as error:
+            raise ClusterError(
+                f"workers died {error.allowed_failures + 1} times on one task, most likely for lack of memory. Give "
+                "each worker more memory, use fewer workers (--set cluster.workers=1), or a smaller features.batch_size."
+            ) from error
+        self._pending.difference_update(futures)
         return results

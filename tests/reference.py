@@ -1,13 +1,14 @@
 """Sections 2, 3 and 4 of the algorithm, step by step in plain NumPy, one position and one window at a time.
 
-Written from the description alone, for reading rather than speed, so that the packages have something independent to agree
-with: explicit covariance matrices and inverses where they exist, singular values of the centred samples where they do not.
+Written from the description alone, for reading rather than speed, so that the packages have something independent to
+agree with: explicit covariance matrices and inverses where they exist, singular values of the centred samples where not.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,10 @@ class Parameters:
     """The numbers of sections 2 to 4 under the paper's names, with their defaults."""
 
     ridge: float = 1e-6
-    relative_ridge: bool = False
     alpha: float = 0.05
     beta: float = 3.0
     tau: float = 1.15
     eta: float = 2.3
-    slope_mean: str = "background"
     min_clean_fraction: float = 0.1
     stop_fraction: float = 0.5
     max_iterations: int = 20
@@ -80,18 +79,18 @@ def distances_at_one_position(samples: NDArray[Any], fitted: Mask, parameters: P
     mean = np.mean(chosen, axis=0)
     if count > channels:
         covariance = np.cov(chosen, rowvar=False, ddof=1).reshape(channels, channels)
-        ridge = parameters.ridge * (np.trace(covariance) / channels if parameters.relative_ridge else 1.0)
-        inverse = np.linalg.inv(covariance + ridge * np.eye(channels))
+        inverse = np.linalg.inv(covariance + parameters.ridge * np.eye(channels))
         return np.array([math.sqrt((x - mean) @ inverse @ (x - mean)) for x in everything])
     _, singular, directions = np.linalg.svd(chosen - mean, full_matrices=False)
     variances = singular**2 / (count - 1)
-    ridge = parameters.ridge * (np.sum(variances) / channels if parameters.relative_ridge else 1.0)
     found = []
     for x in everything:
         offset = x - mean
         along = directions @ offset
         across = offset - directions.T @ along
-        found.append(math.sqrt(np.sum(along**2 / (variances + ridge)) + np.sum(across**2) / ridge))
+        found.append(
+            math.sqrt(np.sum(along**2 / (variances + parameters.ridge)) + np.sum(across**2) / parameters.ridge)
+        )
     return np.array(found)
 
 
@@ -124,9 +123,7 @@ def threshold(measured: Floats, *, fitted_count: int, first_pass: bool, paramete
         return math.inf
     # Step 4
     bounds = [start + (end - start) * k // 3 for k in range(4)]
-    first, second, third = (
-        (scaled[right] - scaled[left]) / (right - left) for left, right in zip(bounds, bounds[1:], strict=False)
-    )
+    first, second, third = ((scaled[right] - scaled[left]) / (right - left) for left, right in pairwise(bounds))
     base = (first + second) / 2
     ratio = third / base if base > 0 else math.inf
     # Step 5
@@ -149,7 +146,6 @@ def threshold(measured: Floats, *, fitted_count: int, first_pass: bool, paramete
             run.append(window)
         else:
             run = []
-        if not target or parameters.slope_mean == "all":
             saved.append(slope)
         if len(run) == consecutive:
             break
@@ -176,7 +172,7 @@ def margins(measured: Floats, limits: Floats) -> Floats:
 
 
 def floor_count(count: int, parameters: Parameters) -> int:
-    """The fewest samples that a pass may keep: the fraction as the decimal number it is written as, and never below 3."""
+    """The fewest samples that a pass may keep: the exact decimal fraction of all, rounded up, and never below 3."""
     return max(3, math.ceil(Fraction(str(parameters.min_clean_fraction)) * count))
 
 
