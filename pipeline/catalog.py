@@ -112,8 +112,8 @@ def _listed_or_refused(fs: Any, root: str) -> list[str]:
         paths: list[str] = fs.find(root, on_error="raise")
     except OSError as error:
         raise SourceError(
-            f"{error.filename or root!r} can not be listed ({type(error).__name__}), so images would be lost. Grant access "
-            "to it, or give an index of the images."
+            f"{error.filename or root!r} can not be listed ({type(error).__name__}), so images would be lost. Grant "
+            "access to it, or give an index of the images."
         ) from error
     return paths
 

@@ -116,7 +116,8 @@ def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
             n_workers=workers,
             threads_per_worker=1,  # one task at a time: a task uses its threads itself
             processes=config.processes,
-            dashboard_address=None,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
             silence_logs=50,
         ) as cluster,
         Client(cluster) as client,
