@@ -1,7 +1,8 @@
 """Sections 2, 3 and 4 of the algorithm, step by step in plain NumPy, one position and one window at a time.
 
 Written from the description alone, for reading rather than speed, so that the packages have something independent to
-agree with: explicit covariance matrices and inverses where they exist, singular values of the centred samples where not.
+agree with: explicit covariance matrices and inverses where there are any, singular values of the centred samples
+elsewhere.
 """
 
 import math

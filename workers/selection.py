@@ -59,7 +59,8 @@ def select(margin: NDArray[np.float64], measured: NDArray[np.bool_], trim: TrimC
     """
     clean = measured & (margin < 1.0)
     count = int(measured.sum())
-    floor = min(count, max(MIN_FITTED, math.ceil(trim.min_clean_fraction * count)))
+    # Rounded first: 0.1 * 70 is a little more than 7 in floating point.
+    floor = min(count, max(MIN_FITTED, math.ceil(round(trim.min_clean_fraction * count, 9))))
     if int(clean.sum()) >= floor:
         return Selection(clean, floor_applied=False)
     rows = np.flatnonzero(measured)
