@@ -1,15 +1,11 @@
 """The whole job: strings the stages together over one run directory, and does nothing else."""
 
 import dataclasses
-import importlib.metadata
 import json
 import logging
-import platform
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -22,14 +18,14 @@ from pipeline.log import recorded
 from pipeline.manifest import GroupVerdict, Judgement, build_manifest, take_census
 from pipeline.progress import Reporter
 from pipeline.publish import write_iterations, write_ledger, write_manifest, write_table
+from pipeline.record import claim, new_record, write_record
 from pipeline.score import score_images
 from pipeline.statistics import GroupStatistics
 from pipeline.trim import MAJORITY, UNCHANGED, Trimming, trim
 from schemas import catalog as catalog_table
 from schemas import run as layout
 from schemas import scores as scores_table
-from schemas.catalog import catalog_digest
-from schemas.config import Config, FeaturesConfig, flatten
+from schemas.config import Config, FeaturesConfig
 from schemas.errors import (
     ConfigError,
     GaussianMapError,
@@ -48,8 +44,6 @@ from workers.selection import MIN_FITTED
 from workers.storage import Directory, is_url, split_location
 
 logger = logging.getLogger("paire")
-
-VERSIONED_PACKAGES = ("paire", "dask", "distributed", "numpy", "pillow", "scipy", "torch", "torchvision", "zarr")
 
 SCORES = "scores.parquet"
 HEAT_MAPS = "maps"
@@ -120,8 +114,8 @@ def clean(
             "features.weights = 'random': the backbone has never seen an image. Good for trying the pipeline; "
             "never trust such a manifest."
         )
-    record = _new_record(source, catalog, config, weights_digest)
-    record = _claim(run, record)
+    record = new_record(source, catalog, config, weights_digest)
+    record = claim(run, record)
     if run.exists(layout.SUCCESS):
         logger.info("%s is done already; nothing to do", run.url)
         return CleanResult(run.url, record.run_id, json.loads(run.read(layout.LEDGER)), was_done=True)
@@ -262,7 +256,7 @@ class _CleanJob:
         write_iterations(self._run, iterations)
         write_manifest(self._run, manifest)
         write_ledger(self._run, ledger)
-        _write_record(self._run, dataclasses.replace(self._record, state=layout.DONE))
+        write_record(self._run, dataclasses.replace(self._record, state=layout.DONE))
         logger.info("published %s", self._run.url)
         return ledger
 
@@ -388,63 +382,6 @@ def _inspect_backbone(features: FeaturesConfig) -> tuple[FeatureGeometry, str]:
     """Build the backbone here once, so that what is wrong with it is said before anything is spent."""
     extractor = PatchExtractor(features.model_copy(update={"device": "cpu"}))
     return extractor.geometry, extractor.weights_digest
-
-
-def _new_record(source: str, catalog: pd.DataFrame, config: Config, weights_digest: str) -> RunRecord:
-    return RunRecord(
-        run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
-        state=layout.RUNNING,
-        source=source,
-        options=flatten(config.decisive()),
-        config_digest=config.digest(),
-        catalog_digest=catalog_digest(catalog),
-        weights_digest=weights_digest,
-        versions={
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES},
-        },
-    )
-
-
-def _claim(run: Directory, record: RunRecord) -> RunRecord:
-    """Make the directory this run's, or return the record of the same job that it is already.
-
-    Raises
-    ------
-    RunConflictError
-        When it belongs to another job, or is not empty and no run at all.
-    """
-    if not run.exists(layout.RUN_RECORD):
-        if not run.is_empty():
-            raise RunConflictError(
-                f"{run.url} is not empty and holds no run (no {layout.RUN_RECORD}). Give --out a new directory."
-            )
-        try:
-            run.create(layout.RUN_RECORD, _record_bytes(record))
-        except FileExistsError as error:
-            raise RunConflictError(f"another run has just claimed {run.url}. Give --out another directory.") from error
-        return record
-    try:
-        owner = RunRecord(**json.loads(run.read(layout.RUN_RECORD)))
-    except (ValueError, TypeError) as error:
-        raise RunConflictError(
-            f"{run.url}/{layout.RUN_RECORD} can not be read as a run record ({error}). Give --out a new directory."
-        ) from error
-    differences = owner.differences(record)
-    if differences:
-        raise RunConflictError(
-            f"{run.url} belongs to run {owner.run_id} with another configuration or archive: "
-            f"{'; '.join(differences)}. Give --out a new directory, or run with the old configuration."
-        )
-    return owner
-
-
-def _write_record(run: Directory, record: RunRecord) -> None:
-    run.write(layout.RUN_RECORD, _record_bytes(record))
-
-
-def _record_bytes(record: RunRecord) -> bytes:
-    return (json.dumps(record.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _check_budget(outcomes: Mapping[str, list[ImageOutcome]], catalog: pd.DataFrame, budget: float) -> None:

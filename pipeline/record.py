@@ -1,0 +1,77 @@
+"""Whose run directory it is: the record of a run, claimed before anything else is written."""
+
+import importlib.metadata
+import json
+import platform
+import secrets
+from datetime import UTC, datetime
+
+import pandas as pd
+
+from schemas import run as layout
+from schemas.catalog import catalog_digest
+from schemas.config import Config, flatten
+from schemas.errors import RunConflictError
+from schemas.run import RunRecord
+from workers.storage import Directory
+
+VERSIONED_PACKAGES = ("paire", "dask", "distributed", "numpy", "pillow", "scipy", "torch", "torchvision", "zarr")
+
+
+def new_record(source: str, catalog: pd.DataFrame, config: Config, weights_digest: str) -> RunRecord:
+    """Return the record of a run that starts now."""
+    return RunRecord(
+        run_id=f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}",
+        state=layout.RUNNING,
+        source=source,
+        options=flatten(config.decisive()),
+        config_digest=config.digest(),
+        catalog_digest=catalog_digest(catalog),
+        weights_digest=weights_digest,
+        versions={
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES},
+        },
+    )
+
+
+def claim(run: Directory, record: RunRecord) -> RunRecord:
+    """Make the directory this run's, or return the record of the same job that it is already.
+
+    Raises
+    ------
+    RunConflictError
+        When it belongs to another job, or is not empty and no run at all.
+    """
+    if not run.exists(layout.RUN_RECORD):
+        if not run.is_empty():
+            raise RunConflictError(
+                f"{run.url} is not empty and holds no run (no {layout.RUN_RECORD}). Give --out a new directory."
+            )
+        try:
+            run.create(layout.RUN_RECORD, _record_bytes(record))
+        except FileExistsError as error:
+            raise RunConflictError(f"another run has just claimed {run.url}. Give --out another directory.") from error
+        return record
+    try:
+        owner = RunRecord(**json.loads(run.read(layout.RUN_RECORD)))
+    except (ValueError, TypeError) as error:
+        raise RunConflictError(
+            f"{run.url}/{layout.RUN_RECORD} can not be read as a run record ({error}). Give --out a new directory."
+        ) from error
+    differences = owner.differences(record)
+    if differences:
+        raise RunConflictError(
+            f"{run.url} belongs to run {owner.run_id} with another configuration or archive: "
+            f"{'; '.join(differences)}. Give --out a new directory, or run with the old configuration."
+        )
+    return owner
+
+
+def write_record(run: Directory, record: RunRecord) -> None:
+    """Replace the record of a run directory that is ours."""
+    run.write(layout.RUN_RECORD, _record_bytes(record))
+
+
+def _record_bytes(record: RunRecord) -> bytes:
+    return (json.dumps(record.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
