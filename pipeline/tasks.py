@@ -42,7 +42,7 @@ class TaskWindow:
         except KilledWorker as error:
             raise ClusterError(
                 f"workers died {error.allowed_failures + 1} times on one task, most likely for lack of memory. "
-                "Give each worker more memory, fewer workers (--set cluster.workers=1), or a smaller features.batch_size."
+                "Give each worker more memory, use fewer workers, or a smaller features.batch_size."
             ) from error
         self._pending.difference_update(futures)
         return results
