@@ -223,7 +223,7 @@ class _CleanJob:
                 return statistics.measure(fitted, is_first=number == 1, phase=phase)
 
         trimming = trim(measure, census.measured, self._config.trim, name=group)
-        statistics.store_thresholds(trimming.thresholds)
+        statistics.store_verdict(trimming.thresholds, trimming.history)
         evidence = statistics.evidence(trimming.thresholds)
 
         thresholds = trimming.thresholds

@@ -35,6 +35,7 @@ from workers.storage import Directory
 
 DISTANCE = "distance"
 THRESHOLD = "threshold"
+CLEAN = "clean"
 
 Mask = NDArray[np.bool_]
 
@@ -148,9 +149,11 @@ class GroupStatistics:
             receipts.append(receipt)
         window.gather(receipts)
 
-    def store_thresholds(self, thresholds: NDArray[np.float64]) -> None:
-        """Keep the deciding thresholds (rows, columns) beside the distances they judge."""
-        self._directory.zarr_group("", "r+").create_array(THRESHOLD, data=thresholds, compressors=None, overwrite=True)
+    def store_verdict(self, thresholds: NDArray[np.float64], history: Mask) -> None:
+        """Keep, beside the distances, the thresholds (rows, columns) and the clean set after each pass."""
+        node = self._directory.zarr_group("", "r+")
+        for name, values in ((THRESHOLD, thresholds), (CLEAN, history)):
+            node.create_array(name, data=values, compressors=None, overwrite=True)
 
     def evidence(self, thresholds: NDArray[np.float64]) -> Evidence:
         """Return each image's evidence from the stored distances, read one row of positions at a time."""

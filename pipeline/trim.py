@@ -61,6 +61,8 @@ class Trimming:
         (images,) int16: the last pass that changed the image's verdict; 0 for never.
     thresholds
         (rows, columns) float64: those of the last pass, which decided.
+    history
+        (passes, images) bool: the clean set after each pass.
     iterations
         The passes.
     stop_reason
@@ -70,6 +72,7 @@ class Trimming:
     clean: Mask
     last_changed: NDArray[np.int16]
     thresholds: NDArray[np.float64]
+    history: Mask
     iterations: tuple[Iteration, ...]
     stop_reason: str
 
@@ -97,6 +100,7 @@ def trim(
     last_changed = np.zeros(len(measured), np.int16)
     seen = {_digest(clean)}
     iterations: list[Iteration] = []
+    history: list[Mask] = []
     while True:
         started = time.monotonic()
         number = len(iterations) + 1
@@ -117,10 +121,18 @@ def trim(
             )
         )
         clean = selection.clean
+        history.append(clean)
         _log(name, iterations[-1], int(measured.sum()))
         reason = _stop_reason(iterations, clean, int(measured.sum()), seen, config)
         if reason:
-            return Trimming(clean, last_changed, result.thresholds, tuple(iterations), reason)
+            return Trimming(
+                clean=clean,
+                last_changed=last_changed,
+                thresholds=result.thresholds,
+                history=np.stack(history),
+                iterations=tuple(iterations),
+                stop_reason=reason,
+            )
         seen.add(_digest(clean))
 
 
