@@ -125,7 +125,7 @@ def score(
     """Score the images in SOURCE under the Gaussian map MODEL (RUN/model) of a finished run."""
     config = _configuration(config_path, settings, group_by)
     output = _Output(quiet=quiet, as_json=as_json)
-    from pipeline.run import score as run_score
+    from pipeline.scoring import score as run_score
 
     scores = run_score(
         model, source, out, config, group=group, maps=maps, scheduler=scheduler, reporter=output.reporter()

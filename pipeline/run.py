@@ -10,43 +10,36 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.catalog import build_catalog
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.extract import check_extractor, extract_features
+from pipeline.grow import concentrate, grow
+from pipeline.locations import absolute_source, with_absolute_weights
 from pipeline.log import recorded
 from pipeline.manifest import GroupVerdict, Judgement, build_manifest, take_census
 from pipeline.progress import Reporter
 from pipeline.publish import write_iterations, write_ledger, write_manifest, write_table
 from pipeline.record import claim, new_record, write_record
-from pipeline.score import score_images
-from pipeline.statistics import GroupStatistics
-from pipeline.trim import MAJORITY, UNCHANGED, Trimming, trim
+from pipeline.statistics import GroupStatistics, PassResult
+from pipeline.trim import CYCLE, MAX_ITERATIONS, Mask, Trimming, trim
 from schemas import catalog as catalog_table
 from schemas import run as layout
-from schemas import scores as scores_table
 from schemas.config import Config, FeaturesConfig
 from schemas.errors import (
-    ConfigError,
-    GaussianMapError,
-    RunConflictError,
     UnreadableBudgetError,
 )
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.ledger import build_ledger
-from schemas.names import DEFAULT_GROUP
 from schemas.run import RunRecord
 from workers.extractor import PatchExtractor
-from workers.gaussian_map import GaussianMap, MapDescription, create_group_map, create_map, write_thresholds
-from workers.scorer import scoring_config
+from workers.gaussian_map import MapDescription, create_group_map, create_map, write_thresholds
 from workers.selection import MIN_FITTED
-from workers.storage import Directory, is_url, split_location
+from workers.storage import Directory
 
 logger = logging.getLogger("paire")
-
-SCORES = "scores.parquet"
-HEAT_MAPS = "maps"
 
 
 @dataclass(frozen=True)
@@ -99,8 +92,8 @@ def clean(
         Whatever the user can mend; see ``schemas.errors``.
     """
     reporter = reporter or Reporter()
-    run, source = Directory.at(out), _absolute(source)
-    config = _with_absolute_weights(config)
+    run, source = Directory.at(out), absolute_source(source)
+    config = with_absolute_weights(config)
     catalog = build_catalog(source, config.input)
     logger.info(
         "catalog: %d inputs, %d to read, in %d groups",
@@ -165,7 +158,8 @@ class _CleanJob:
                 features=self._config.features,
                 weights_digest=self._record.weights_digest,
                 geometry=self._geometry,
-                ridge=self._config.gaussian.ridge,
+                estimator=self._config.estimator(),
+                smoothing=self._config.smoothing(),
             ),
         )
         verdicts: dict[str, GroupVerdict] = {}
@@ -218,17 +212,13 @@ class _CleanJob:
             self._run / layout.DISTANCES,
         )
 
-        def measure(fitted: np.ndarray, number: int) -> Any:
-            with self._rows_phase(f"{group}: pass {number}") as phase:
-                return statistics.measure(fitted, is_first=number == 1, phase=phase)
-
-        trimming = trim(measure, census.measured, self._config.trim, name=group)
+        trimming = self._find_clean_set(group, census.measured, statistics)
         statistics.store_verdict(trimming.thresholds, trimming.history)
-        evidence = statistics.evidence(trimming.thresholds)
+        evidence = statistics.evidence(trimming.thresholds, smoothing=self._config.smoothing())
 
         thresholds = trimming.thresholds
-        if trimming.stop_reason != UNCHANGED:
-            # The set that is published was not fitted yet, so its thresholds are not known.
+        if self._config.trim.strategy in {"paire", "trim-once"} and (trimming.clean != trimming.fitted).any():
+            # The paper's thresholds belong to one fit, and the set that is published was not fitted yet.
             with self._rows_phase(f"{group}: calibrate") as phase:
                 thresholds = statistics.calibrate(trimming.clean, phase=phase)
         create_group_map(model, group, self._geometry, int(trimming.clean.sum()))
@@ -237,6 +227,25 @@ class _CleanJob:
         write_thresholds(model, group, thresholds)
         verdict = GroupVerdict(outcomes, census, Judgement(trimming.clean, trimming.last_changed, evidence))
         return verdict, trimming
+
+    def _find_clean_set(self, group: str, measured: Mask, statistics: GroupStatistics) -> Trimming:
+        """Run the passes of the configured strategy."""
+        options, grid = self._config.trim, (self._geometry.rows, self._geometry.columns)
+
+        def measure(fitted: Mask, number: int) -> PassResult:
+            with self._rows_phase(f"{group}: pass {number}") as phase:
+                return statistics.measure(fitted, is_first=number == 1, phase=phase)
+
+        def score(fitted: Mask, number: int) -> NDArray[np.float64]:
+            smoothing = self._config.smoothing() if options.strategy == "grow" else None
+            with self._rows_phase(f"{group}: pass {number}") as phase:
+                return statistics.score(fitted, smoothing=smoothing, phase=phase)
+
+        if options.strategy == "grow":
+            return grow(score, measured, options, grid=grid, name=group)
+        if options.strategy == "concentrate":
+            return concentrate(score, statistics.thresholds_at, measured, options, grid=grid, name=group)
+        return trim(measure, measured, options, name=group)
 
     def _publish(
         self,
@@ -264,118 +273,6 @@ class _CleanJob:
     def _rows_phase(self, name: str) -> Iterator[Any]:
         with self._reporter.phase(name, self._geometry.rows, "rows", brief=True) as phase:
             yield phase
-
-
-def score(
-    model: str,
-    source: str,
-    out: str,
-    config: Config,
-    *,
-    group: str | None = None,
-    maps: bool = False,
-    scheduler: str | None = None,
-    reporter: Reporter | None = None,
-) -> pd.DataFrame:
-    """Score the images of a source under a published Gaussian map.
-
-    Parameters
-    ----------
-    model
-        The ``model`` directory of a finished run, or the run directory itself; path or URL.
-    source
-        As for `clean`.
-    out
-        Directory for ``scores.parquet`` and ``maps/``.
-    config
-        Input and cluster options, ``features.weights`` and ``features.device``; all else is the map's.
-    group
-        Score everything under this group's Gaussians; None takes the groups of the source, or the map's only one.
-    maps
-        Also write a heat map over each image.
-    scheduler, reporter
-        As for `clean`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        What was written to ``scores.parquet``.
-
-    Raises
-    ------
-    PaireError
-        Whatever the user can mend; see ``schemas.errors``.
-    """
-    reporter = reporter or Reporter()
-    directory, source = Directory.at(out), _absolute(source)
-    if directory.exists(layout.RUN_RECORD):
-        raise RunConflictError(f"{directory.url} is a run directory. Give the scores a directory of their own.")
-    gaussian_map = _open_map(model)
-    config = _scoring_options(gaussian_map, config)
-    catalog = _assign_group(build_catalog(source, config.input), gaussian_map, group, source)
-    with open_cluster(config.cluster, scheduler) as cluster:
-        check_extractor(cluster, config, gaussian_map.description.weights_digest)
-        with reporter.phase("score", int(catalog["row"].notna().sum())) as phase:
-            scores = score_images(
-                cluster, catalog, gaussian_map, config, phase, directory / HEAT_MAPS if maps else None
-            )
-    write_table(directory, SCORES, scores, scores_table.COLUMNS)
-    return scores
-
-
-def _open_map(model: str) -> GaussianMap:
-    """Open a map by its own directory or by its run's."""
-    directory = Directory.at(model)
-    return GaussianMap.open((directory / layout.MODEL).url if directory.exists(layout.RUN_RECORD) else directory.url)
-
-
-def _scoring_options(gaussian_map: GaussianMap, config: Config) -> Config:
-    """Return the configuration for scoring: the map's features, the caller's everything else."""
-    mine, maps = config.features, gaussian_map.description.features
-    bound = [
-        name
-        for name in sorted(mine.model_fields_set - {"weights", "device"})
-        if getattr(mine, name) != getattr(maps, name)
-    ]
-    if bound:
-        raise ConfigError(
-            f"features.{bound[0]} = {getattr(mine, bound[0])!r}, but the map {gaussian_map.url} was fitted with "
-            f"{getattr(maps, bound[0])!r}. Leave it out; a map scores only features of its own kind."
-        )
-    weights = mine.weights if "weights" in mine.model_fields_set else None
-    return _with_absolute_weights(
-        config.model_copy(
-            update={"features": scoring_config(gaussian_map, weights=weights, device=mine.device).features}
-        )
-    )
-
-
-def _assign_group(catalog: pd.DataFrame, gaussian_map: GaussianMap, group: str | None, source: str) -> pd.DataFrame:
-    """Return the catalog with the group that each image is scored under."""
-    if group is None and (catalog["group"] == DEFAULT_GROUP).all() and len(gaussian_map.groups) == 1:
-        group = gaussian_map.groups[0]
-    if group is not None:
-        return catalog.assign(group=gaussian_map.require_group(group))
-    if not set(catalog["group"]) & set(gaussian_map.groups):
-        known = ", ".join(repr(name) for name in gaussian_map.groups[:10]) or "none"
-        raise GaussianMapError(
-            f"no image of {source} is in a group of the map {gaussian_map.url}. Its groups: {known}. Use --group to "
-            "name one, or --group-by to tell them by path."
-        )
-    return catalog
-
-
-def _absolute(source: str) -> str:
-    return source.rstrip("/") if is_url(source) else split_location(source)[1]
-
-
-def _with_absolute_weights(config: Config) -> Config:
-    """Return the configuration with a local weights path made absolute, so that it means the same everywhere."""
-    weights = config.features.weights
-    if weights in {"imagenet", "random"} or is_url(weights):
-        return config
-    features = config.features.model_copy(update={"weights": split_location(weights)[1]})
-    return config.model_copy(update={"features": features})
 
 
 def _inspect_backbone(features: FeaturesConfig) -> tuple[FeatureGeometry, str]:
@@ -412,7 +309,7 @@ def _ending(trimming: Trimming | None, verdict: GroupVerdict) -> dict[str, Any]:
         warnings.append(
             "the floor chose the clean set: fewer images than trim.min_clean_fraction passed all thresholds"
         )
-    if trimming.stop_reason not in {UNCHANGED, MAJORITY}:
+    if trimming.stop_reason in {CYCLE, MAX_ITERATIONS}:
         warnings.append(f"the clean set did not settle: {trimming.stop_reason}")
     if not last.n_positions_trimmed:
         warnings.append("no position has a threshold: no image was found to differ from the others")

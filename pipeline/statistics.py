@@ -22,15 +22,21 @@ from workers.gaussian_map import write_row
 from workers.moments import merge
 from workers.passes import (
     ArrayRef,
+    Fit,
     RowVerdict,
     Segment,
+    accumulate_fourth,
     accumulate_segment,
     fit_row_dual,
     fit_row_primal,
     judge_row,
     measure_segment,
+    row_thresholds,
+    score_row,
+    score_segment,
 )
-from workers.selection import Evidence
+from workers.selection import Evidence, gather_evidence
+from workers.smoothing import smooth
 from workers.storage import Directory
 
 DISTANCE = "distance"
@@ -132,6 +138,55 @@ class GroupStatistics:
             margin = np.fmax(margin, verdict.margin)
         return PassResult(np.stack([verdict.thresholds for verdict in found]), margin)
 
+    def score(self, fitted: Mask, *, smoothing: int | None, phase: Phase) -> NDArray[np.float64]:
+        """Fit on some images, measure all that take part, the fitted ones without themselves, and score each image.
+
+        Parameters
+        ----------
+        fitted
+            (images,) bool: the images to fit on.
+        smoothing
+            Score by the largest log distance averaged over squares of so many positions; None scores by the largest
+            log distance in robust deviations at its position.
+        phase
+            Counts rows of positions.
+
+        Returns
+        -------
+        ndarray
+            (images,) float64; NaN where an image does not take part.
+        """
+        distances = ArrayRef(self._directory, "", DISTANCE)
+        window = self._window()
+        by_segment: list[list[Future]] = [[] for _ in self._segments(fitted)]
+        by_row = []
+        for row in range(self._geometry.rows):
+            gaussians = self._fit(window, row, fitted, leaves_one_out=True)
+            receipts = [
+                window.submit(measure_segment, gaussians, self._features, distances, row, segment, left_out.mask)
+                for segment, left_out in zip(self._segments(self._measured), self._segments(fitted), strict=True)
+            ]
+            receipts[-1].add_done_callback(lambda _: phase.advance())
+            for segment_receipts, receipt in zip(by_segment, receipts, strict=True):
+                segment_receipts.append(receipt)
+            if smoothing is None:
+                by_row.append(window.submit(score_row, distances, row, self._measured, receipts))
+        if smoothing is None:
+            return np.asarray(np.fmax.reduce(window.gather(by_row)))
+        scores = [
+            window.submit(score_segment, distances, segment, smoothing, receipts)
+            for segment, receipts in zip(self._segments(self._measured), by_segment, strict=True)
+        ]
+        return np.concatenate(window.gather(scores))
+
+    def thresholds_at(self, score: float) -> NDArray[np.float64]:
+        """Return the distances (rows, columns) that a score in robust deviations means in the stored distances."""
+        distances, window = ArrayRef(self._directory, "", DISTANCE), self._window()
+        rows = [
+            window.submit(row_thresholds, distances, row, self._measured, score) for row in range(self._geometry.rows)
+        ]
+        return np.stack(window.gather(rows))
+
     def calibrate(self, fitted: Mask, *, phase: Phase) -> NDArray[np.float64]:
         """Return the thresholds under Gaussians fitted on some images, leaving the stored distances as they are."""
         self._create_distances("calibration")
@@ -155,24 +210,31 @@ class GroupStatistics:
         for name, values in ((THRESHOLD, thresholds), (CLEAN, history)):
             node.create_array(name, data=values, compressors=None, overwrite=True)
 
-    def evidence(self, thresholds: NDArray[np.float64]) -> Evidence:
-        """Return each image's evidence from the stored distances, read one row of positions at a time."""
+    def evidence(self, thresholds: NDArray[np.float64], *, smoothing: int) -> Evidence:
+        """Return each image's evidence from the stored distances, read one segment of images at a time."""
         array = ArrayRef(self._directory, "", DISTANCE).open()
-        evidence = Evidence.empty(int(self._measured.sum()))
-        for row in range(self._geometry.rows):
-            evidence = evidence.with_row(row, np.asarray(array[:, row])[self._measured], thresholds[row])
-        return evidence
+        return Evidence.concatenate(
+            [
+                gather_evidence(smooth(np.asarray(array[start:stop])[mask], smoothing), thresholds)
+                for start, stop, mask in self._segments(self._measured)
+            ]
+        )
 
-    def _fit(self, window: TaskWindow, row: int, fitted: Mask) -> Future:
+    def _fit(self, window: TaskWindow, row: int, fitted: Mask, *, leaves_one_out: bool = False) -> Future:
         """Submit the fit of one row of positions; returns a future of its Gaussians."""
-        ridge = self._config.gaussian.ridge
+        fit = Fit(self._config.gaussian, self._config.estimator(), leaves_one_out)
         if uses_dual(int(fitted.sum()), self._geometry.channels):
-            return window.submit(fit_row_dual, self._features, row, Segment(0, len(fitted), fitted), ridge)
+            return window.submit(fit_row_dual, self._features, row, Segment(0, len(fitted), fitted), fit)
         moments = None
         for segment in self._segments(fitted):
             part = window.submit(accumulate_segment, self._features, row, segment)
             moments = part if moments is None else window.submit(merge, moments, part)
-        return window.submit(fit_row_primal, moments, ridge)
+        fourth = [
+            window.submit(accumulate_fourth, self._features, row, segment, moments)
+            for segment in self._segments(fitted)
+            if fit.estimator == "ledoit-wolf"
+        ]
+        return window.submit(fit_row_primal, moments, fit, fourth)
 
     def _segments(self, mask: Mask) -> Iterator[Segment]:
         size = self._config.gaussian.segment_images

@@ -1,10 +1,14 @@
-"""The fourth stage: the iteration (paper, section 3.3.1). Each pass fits on the clean set, measures all, selects."""
+"""The fourth stage: the iteration. Each pass fits on the clean set, measures all images, and selects anew.
+
+This file holds what all strategies share, and the paper's own (section 3.3.1) with its ablations; `grow.py` has those
+that go beyond it.
+"""
 
 import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +25,8 @@ UNCHANGED = "unchanged"
 MAJORITY = "majority clean"
 CYCLE = "cycle"
 MAX_ITERATIONS = "maximum of iterations"
+SINGLE = "single pass"
+NO_TRIMMING = "no trimming"
 
 
 class Measurement(Protocol):
@@ -57,6 +63,8 @@ class Trimming:
     ----------
     clean
         (images,) bool.
+    fitted
+        (images,) bool: the images that the last pass fitted on.
     last_changed
         (images,) int16: the last pass that changed the image's verdict; 0 for never.
     thresholds
@@ -70,6 +78,7 @@ class Trimming:
     """
 
     clean: Mask
+    fitted: Mask
     last_changed: NDArray[np.int16]
     thresholds: NDArray[np.float64]
     history: Mask
@@ -77,10 +86,98 @@ class Trimming:
     stop_reason: str
 
 
+@dataclass
+class PassLog:
+    """The passes so far, and the clean set they led to.
+
+    Attributes
+    ----------
+    measured
+        (images,) bool: the images that take part.
+    name
+        What to call the group in the log.
+    clean
+        (images,) bool: the present clean set; all images that take part, before the first pass.
+    """
+
+    measured: Mask
+    name: str
+    clean: Mask = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clean = self.measured
+        self._fitted = self.measured
+        self._history: list[Mask] = []
+        self._iterations: list[Iteration] = []
+        self._last_changed = np.zeros(len(self.measured), np.int16)
+        self._seen = {_digest(self.clean)}
+        self._started = time.monotonic()
+
+    @property
+    def number(self) -> int:
+        """The number of the next pass, from 1."""
+        return len(self._iterations) + 1
+
+    @property
+    def last(self) -> Iteration:
+        """The last pass."""
+        return self._iterations[-1]
+
+    def record(self, clean: Mask, *, positions_trimmed: int, floor_applied: bool = False) -> bool:
+        """Take note of a pass and its clean set; returns whether that set had been seen before."""
+        added, removed = clean & ~self.clean, self.clean & ~clean
+        self._last_changed[added | removed] = self.number
+        self._iterations.append(
+            Iteration(
+                iteration=self.number,
+                n_fitted=int(self.clean.sum()),
+                n_clean=int(clean.sum()),
+                n_added=int(added.sum()),
+                n_removed=int(removed.sum()),
+                n_positions_trimmed=positions_trimmed,
+                floor_applied=floor_applied,
+                seconds=time.monotonic() - self._started,
+            )
+        )
+        self._fitted, self.clean = self.clean, clean
+        self._history.append(clean)
+        self._started = time.monotonic()
+        was_seen = _digest(clean) in self._seen
+        self._seen.add(_digest(clean))
+        self._show()
+        return was_seen
+
+    def result(self, thresholds: NDArray[np.float64], stop_reason: str) -> Trimming:
+        """Return how it ended."""
+        return Trimming(
+            clean=self.clean,
+            fitted=self._fitted,
+            last_changed=self._last_changed,
+            thresholds=thresholds,
+            history=np.stack(self._history),
+            iterations=tuple(self._iterations),
+            stop_reason=stop_reason,
+        )
+
+    def _show(self) -> None:
+        step = self.last
+        logger.info(
+            "%s: pass %d: %d of %d clean (+%d -%d), %d positions trimmed%s",
+            self.name,
+            step.iteration,
+            step.n_clean,
+            int(self.measured.sum()),
+            step.n_added,
+            step.n_removed,
+            step.n_positions_trimmed,
+            ", floor applied" if step.floor_applied else "",
+        )
+
+
 def trim(
     measure: Callable[[Mask, int], Measurement], measured: Mask, config: TrimConfig, *, name: str = ""
 ) -> Trimming:
-    """Iterate until the clean set is settled.
+    """Iterate until the clean set is settled; one pass for ``trim-once``, and none that excludes for ``none``.
 
     It is settled when a pass leaves it unchanged, when more than ``stop_fraction`` of the images are clean (the
     paper's stop), when a set seen before comes back, or after ``max_iterations``.
@@ -96,73 +193,35 @@ def trim(
     name
         What to call the group in the log.
     """
-    clean = measured
-    last_changed = np.zeros(len(measured), np.int16)
-    seen = {_digest(clean)}
-    iterations: list[Iteration] = []
-    history: list[Mask] = []
+    log = PassLog(measured, name)
     while True:
-        started = time.monotonic()
-        number = len(iterations) + 1
-        result = measure(clean, number)
+        result = measure(log.clean, log.number)
+        if config.strategy == "none":
+            log.record(measured, positions_trimmed=0)
+            return log.result(np.full_like(result.thresholds, np.inf), NO_TRIMMING)
         selection = select(result.margin, measured, config)
-        added, removed = selection.clean & ~clean, clean & ~selection.clean
-        last_changed[added | removed] = number
-        iterations.append(
-            Iteration(
-                iteration=number,
-                n_fitted=int(clean.sum()),
-                n_clean=int(selection.clean.sum()),
-                n_added=int(added.sum()),
-                n_removed=int(removed.sum()),
-                n_positions_trimmed=int(np.isfinite(result.thresholds).sum()),
-                floor_applied=selection.floor_applied,
-                seconds=time.monotonic() - started,
-            )
+        was_seen = log.record(
+            selection.clean,
+            positions_trimmed=int(np.isfinite(result.thresholds).sum()),
+            floor_applied=selection.floor_applied,
         )
-        clean = selection.clean
-        history.append(clean)
-        _log(name, iterations[-1], int(measured.sum()))
-        reason = _stop_reason(iterations, clean, int(measured.sum()), seen, config)
+        reason = _stop_reason(log, was_seen, config)
         if reason:
-            return Trimming(
-                clean=clean,
-                last_changed=last_changed,
-                thresholds=result.thresholds,
-                history=np.stack(history),
-                iterations=tuple(iterations),
-                stop_reason=reason,
-            )
-        seen.add(_digest(clean))
+            return log.result(result.thresholds, reason)
 
 
-def _stop_reason(
-    iterations: list[Iteration], clean: Mask, measured: int, seen: set[bytes], config: TrimConfig
-) -> str | None:
-    last = iterations[-1]
-    if not last.n_added and not last.n_removed:
+def _stop_reason(log: PassLog, was_seen: bool, config: TrimConfig) -> str | None:
+    if not log.last.n_added and not log.last.n_removed:
         return UNCHANGED
-    if last.n_clean > config.stop_fraction * measured:
+    if config.strategy == "trim-once":
+        return SINGLE
+    if log.last.n_clean > config.stop_fraction * int(log.measured.sum()):
         return MAJORITY
-    if _digest(clean) in seen:
+    if was_seen:
         return CYCLE
-    if last.iteration >= config.max_iterations:
+    if log.last.iteration >= config.max_iterations:
         return MAX_ITERATIONS
     return None
-
-
-def _log(name: str, step: Iteration, measured: int) -> None:
-    logger.info(
-        "%s: pass %d: %d of %d clean (+%d -%d), %d positions trimmed%s",
-        name,
-        step.iteration,
-        step.n_clean,
-        measured,
-        step.n_added,
-        step.n_removed,
-        step.n_positions_trimmed,
-        ", floor applied" if step.floor_applied else "",
-    )
 
 
 def _digest(mask: Mask) -> bytes:

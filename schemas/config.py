@@ -88,7 +88,15 @@ class FeaturesConfig(_Section):
 class GaussianConfig(_Section):
     """The Gaussian fitted at each patch position (paper, section 3.2)."""
 
+    estimator: Literal["auto", "ridge", "relative-ridge", "oas", "ledoit-wolf"] = Field(
+        "auto",
+        description="Covariance estimator. `auto` is the strategy's own: `ridge` for `paire`, `trim-once` and `none`, "
+        "`oas` for `concentrate`, `relative-ridge` for `grow`.",
+    )
     ridge: float = Field(1e-6, gt=0, description="lambda added to the covariance's diagonal (Eq. 5).")
+    relative_ridge: float = Field(
+        0.1, gt=0, description="Of `relative-ridge`: the ridge as a share of the mean variance of a channel."
+    )
     segment_images: int = Field(
         4096,
         ge=1,
@@ -100,7 +108,12 @@ class GaussianConfig(_Section):
 class TrimConfig(_Section):
     """The distance threshold at each position and the iteration (paper, sections 3.2 and 3.3)."""
 
-    strategy: Literal["paire"] = Field("paire", description="How the clean set is found.")
+    strategy: Literal["paire", "trim-once", "none", "concentrate", "grow"] = Field(
+        "paire",
+        description="How the clean set is found: the paper's (`paire`) and its ablations (`trim-once`: one pass; "
+        "`none`: keep all, as PaDiM), `concentrate` (half sample, growth by robust deviations), `grow` (half sample, "
+        "generous growth, pruning at `target_false_reject`).",
+    )
     alpha: float = Field(0.05, gt=0, lt=1, description="Window length as a share of N (Eq. 8).")
     beta: float = Field(3.0, gt=0, description="Window length over window step (Eq. 9).")
     tau: float = Field(1.15, gt=0, description="Slope ratio below which a position is not trimmed (Eq. 15).")
@@ -112,6 +125,18 @@ class TrimConfig(_Section):
         0.5, gt=0, le=1, description="Stop once more than this share of the group is clean (paper, section 3.3.1)."
     )
     max_iterations: int = Field(20, ge=1, description="Passes after which the iteration is cut off.")
+    target_false_reject: float = Field(
+        0.02, gt=0, lt=0.5, description="`grow`: the share of clean images that may be rejected."
+    )
+    smoothing: int = Field(
+        5,
+        ge=1,
+        description="`grow`: side, in positions, of the square that log distances are averaged over before the largest "
+        "is taken; 1 for none. Overlapping patches see the same defect.",
+    )
+    deviations: float = Field(
+        2.0, gt=0, description="`concentrate`: k, robust standard deviations that are still clean."
+    )
 
 
 class ClusterConfig(_Section):
@@ -136,6 +161,16 @@ class Config(_Section):
     gaussian: GaussianConfig = GaussianConfig()
     trim: TrimConfig = TrimConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    def estimator(self) -> str:
+        """Return the covariance estimator, the strategy's own where it is ``auto``."""
+        own = {"concentrate": "oas", "grow": "relative-ridge"}
+        chosen: str = self.gaussian.estimator
+        return own.get(self.trim.strategy, "ridge") if chosen == "auto" else chosen
+
+    def smoothing(self) -> int:
+        """Return the side of the square of positions that log distances are averaged over; 1 for none."""
+        return self.trim.smoothing if self.trim.strategy == "grow" else 1
 
     def decisive(self) -> dict[str, Any]:
         """Return the options that the result depends on: not where and how fast it is computed, nor the failure budget.

@@ -6,6 +6,7 @@ Arrays of a product group, all float64, one chunk per position so that a scorer 
 - ``factor`` (rows, columns, rank, channels): in the dual form the orthonormal directions V of the fitted
   samples' span, one per row; in the primal form the lower Cholesky factor of Sigma (rank = channels).
 - ``variance`` (rows, columns, rank): variances along those directions, without the ridge; dual form only.
+- ``ridge`` (rows, columns): the variance in all other directions; dual form only.
 - ``thresholds`` (rows, columns): the threshold at each position, +inf where none was found.
 """
 
@@ -17,6 +18,7 @@ FORMAT_VERSION: Final = 1
 MEAN: Final = "mean"
 FACTOR: Final = "factor"
 VARIANCE: Final = "variance"
+RIDGE: Final = "ridge"
 THRESHOLDS: Final = "thresholds"
 
 DUAL: Final = "dual"

@@ -1,10 +1,10 @@
 """The Gaussian at one patch position and the Mahalanobis distance to it (Eqs. 4-6), in two equal forms.
 
-With n fitted samples in D channels and a ridge lambda, Sigma = S + lambda I.
+With n fitted samples in D channels, Sigma = weight S + ridge I; the covariance estimator says how much of each.
 
 - Dual, for n <= D: S has rank n - 1, so its eigenvectors are found from the n x n Gram matrix. Along them the
-  variance is e + lambda, in the orthogonal complement it is lambda. The distance is a sum of non-negative terms,
-  so nothing cancels however small lambda is.
+  variance is e + ridge, in the orthogonal complement it is the ridge. The distance is a sum of non-negative terms,
+  so nothing cancels however small the ridge is.
 - Primal, for n > D: the Cholesky factor of Sigma.
 """
 
@@ -14,8 +14,10 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from schemas.config import GaussianConfig
 from schemas.errors import SingularCovarianceError
 from workers.moments import Moments, finalize
+from workers.shrinkage import Shrinkage, Spectrum, shrink
 
 Array = NDArray[np.float64]
 
@@ -33,7 +35,7 @@ class DualGaussian:
     variances
         (rank,) float64: the variances e along them, without the ridge.
     ridge
-        lambda.
+        The variance in the orthogonal complement.
     """
 
     mean: Array
@@ -44,7 +46,7 @@ class DualGaussian:
     def mahalanobis(self, samples: NDArray[np.floating]) -> Array:
         """Return the distances (images,) float64 of samples (images, channels): Eq. 6.
 
-        M^2 = sum_k (v_k . u)^2 / (e_k + lambda) + |u - V^T V u|^2 / lambda, with u = x - mean.
+        M^2 = sum_k (v_k . u)^2 / (e_k + ridge) + |u - V^T V u|^2 / ridge, with u = x - mean.
         """
         centred = samples.astype(np.float64) - self.mean
         along = centred @ self.directions.T
@@ -83,16 +85,61 @@ class PrimalGaussian:
 Gaussian = DualGaussian | PrimalGaussian
 
 
+@dataclass(frozen=True)
+class FittedGaussian:
+    """A Gaussian that knows how many samples it was fitted on, so that it can leave one of them out.
+
+    Attributes
+    ----------
+    gaussian
+        Fitted with 1 / (n - 2), the scale of a fit without one of its n samples.
+    count
+        n.
+    weight
+        Of the sample covariance in Sigma.
+    """
+
+    gaussian: Gaussian
+    count: int
+    weight: float
+
+    def leave_one_out(self, samples: NDArray[np.floating], is_fitted: NDArray[np.bool_]) -> Array:
+        """Return the distances (images,) of samples, each fitted one's to the fit without it.
+
+        With q = u^T B^-1 u and c = weight n / ((n - 1)(n - 2)), Sherman and Morrison give for a fitted sample
+        d^2 = (n / (n - 1))^2 q / (1 - c q); for all others d^2 = q. Fitted and other samples are on one scale.
+        """
+        count = self.count
+        squared = self.gaussian.mahalanobis(samples) ** 2
+        leverage = self.weight * count / ((count - 1) * (count - 2)) * squared
+        # Below 1 in exact arithmetic; a sample that alone spans a direction comes as close as rounding allows.
+        remaining = np.maximum(1.0 - leverage, np.finfo(np.float64).eps)
+        without = (count / (count - 1)) ** 2 * squared / remaining
+        distances: Array = np.sqrt(np.where(is_fitted, without, squared))
+        return distances
+
+
 def uses_dual(fitted: int, channels: int) -> bool:
     """Tell which form a fit on so many samples takes."""
     return fitted <= channels
 
 
-def fit_dual(samples: NDArray[np.floating], ridge: float) -> DualGaussian:
+def fit_dual(
+    samples: NDArray[np.floating], config: GaussianConfig, estimator: str, *, leaves_one_out: bool = False
+) -> FittedGaussian:
     """Fit the dual form on samples (images, channels).
 
     Directions whose variance is below the rounding error of the largest one are left out: they can not be
     normalised, and belong to the complement as far as float64 can tell.
+
+    Parameters
+    ----------
+    samples
+        (images, channels), any floating dtype.
+    config, estimator
+        The covariance estimator and its ridges.
+    leaves_one_out
+        Scale the covariance with 1 / (n - 2), for `FittedGaussian.leave_one_out`.
     """
     values = samples.astype(np.float64)
     count = len(values)
@@ -103,28 +150,75 @@ def fit_dual(samples: NDArray[np.floating], ridge: float) -> DualGaussian:
     keep = variances > count * np.finfo(np.float64).eps * max(variances[-1], 0.0)
     variances, rotation = variances[keep], rotation[:, keep]
     directions = (rotation.T @ centred) / np.sqrt(variances * (count - 1))[:, np.newaxis]
-    return DualGaussian(mean, directions, variances, ridge)
+    spectrum = Spectrum(
+        count=count,
+        channels=values.shape[1],
+        trace=float(variances.sum()),
+        squared_trace=float((variances**2).sum()),
+        fourth_moment=float((np.einsum("ij,ij->i", centred, centred) ** 2).sum()),
+    )
+    shrinkage = shrink(spectrum, config, estimator)
+    variances *= shrinkage.weight * _rescaling(count, leaves_one_out)
+    return FittedGaussian(DualGaussian(mean, directions, variances, shrinkage.ridge), count, shrinkage.weight)
 
 
-def fit_primal(moments: Moments, ridge: float) -> tuple[PrimalGaussian, ...]:
+def fit_primal(
+    moments: Moments,
+    config: GaussianConfig,
+    estimator: str,
+    *,
+    fourth_moments: NDArray[np.float64] | None = None,
+    leaves_one_out: bool = False,
+) -> tuple[FittedGaussian, ...]:
     """Fit the primal form at every position of some moments.
+
+    Parameters
+    ----------
+    moments
+        At several positions.
+    config, estimator
+        The covariance estimator and its ridges.
+    fourth_moments
+        (positions,) sum of |x - mean|^4; only ``ledoit-wolf`` needs them.
+    leaves_one_out
+        As for `fit_dual`.
 
     Raises
     ------
     SingularCovarianceError
         When the ridge is too small to make a covariance positive definite in float64.
     """
+    fitted = []
     means, covariances = finalize(moments)
-    gaussians = []
-    for mean, covariance in zip(means, covariances, strict=True):
-        covariance[np.diag_indices_from(covariance)] += ridge
-        try:
-            cholesky = scipy.linalg.cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
-        except np.linalg.LinAlgError as error:
-            raise SingularCovarianceError(
-                f"gaussian.ridge = {ridge:g} does not make a covariance of {moments.count} samples positive definite "
-                f"(largest variance {float(np.max(np.diag(covariance))):g}). Use a larger one, like --set "
-                f"gaussian.ridge={ridge * 100:g}."
-            ) from error
-        gaussians.append(PrimalGaussian(mean, cholesky))
-    return tuple(gaussians)
+    for position, (mean, covariance) in enumerate(zip(means, covariances, strict=True)):
+        spectrum = Spectrum(
+            count=moments.count,
+            channels=len(mean),
+            trace=float(np.trace(covariance)),
+            squared_trace=float(np.einsum("ij,ij->", covariance, covariance)),
+            fourth_moment=0.0 if fourth_moments is None else float(fourth_moments[position]),
+        )
+        shrinkage = shrink(spectrum, config, estimator)
+        covariance *= shrinkage.weight * _rescaling(moments.count, leaves_one_out)
+        covariance[np.diag_indices_from(covariance)] += shrinkage.ridge
+        gaussian = PrimalGaussian(mean, _cholesky(covariance, shrinkage, moments.count))
+        fitted.append(FittedGaussian(gaussian, moments.count, shrinkage.weight))
+    return tuple(fitted)
+
+
+def _rescaling(count: int, leaves_one_out: bool) -> float:
+    """Return what turns 1 / (n - 1) into 1 / (n - 2) where one sample is left out."""
+    return (count - 1) / (count - 2) if leaves_one_out else 1.0
+
+
+def _cholesky(covariance: Array, shrinkage: Shrinkage, count: int) -> Array:
+    """Return the lower factor, overwriting the covariance."""
+    try:
+        factor: Array = scipy.linalg.cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
+    except np.linalg.LinAlgError as error:
+        raise SingularCovarianceError(
+            f"a ridge of {shrinkage.ridge:g} does not make a covariance of {count} samples positive definite (largest "
+            f"variance {float(np.max(np.diag(covariance))):g}). Use a larger one, like --set "
+            f"gaussian.ridge={shrinkage.ridge * 100:g}, or another gaussian.estimator."
+        ) from error
+    return factor

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 from schemas.config import FeaturesConfig
 from schemas.errors import GaussianMapError
 from schemas.features import FeatureGeometry
-from schemas.gaussian_map import DUAL, FACTOR, FORMAT, FORMAT_VERSION, MEAN, PRIMAL, THRESHOLDS, VARIANCE
+from schemas.gaussian_map import DUAL, FACTOR, FORMAT, FORMAT_VERSION, MEAN, PRIMAL, RIDGE, THRESHOLDS, VARIANCE
 from schemas.names import storage_name
 from schemas.run import SUCCESS
-from workers.gaussian import DualGaussian, Gaussian, PrimalGaussian, uses_dual
+from workers.gaussian import DualGaussian, FittedGaussian, Gaussian, PrimalGaussian, uses_dual
 from workers.storage import Directory
 
 # The largest map of a group that a scorer keeps in memory; larger ones are streamed row by row.
@@ -39,8 +39,10 @@ class MapDescription:
         sha256 of the backbone's weights.
     geometry
         The grid of positions.
-    ridge
-        lambda.
+    estimator
+        The covariance estimator.
+    smoothing
+        Side of the square of positions that log distances are averaged over before they meet the thresholds.
     """
 
     run_id: str
@@ -48,7 +50,8 @@ class MapDescription:
     features: FeaturesConfig
     weights_digest: str
     geometry: FeatureGeometry
-    ridge: float
+    estimator: str
+    smoothing: int = 1
 
     def to_attributes(self) -> dict[str, Any]:
         """Return JSON-ready attributes."""
@@ -60,7 +63,8 @@ class MapDescription:
             "features": self.features.model_dump(mode="json", exclude={"device"}),
             "weights_digest": self.weights_digest,
             "geometry": dataclasses.asdict(self.geometry),
-            "ridge": self.ridge,
+            "estimator": self.estimator,
+            "smoothing": self.smoothing,
         }
 
     @classmethod
@@ -74,7 +78,8 @@ class MapDescription:
             features=FeaturesConfig.model_validate(attributes["features"]),
             weights_digest=str(attributes["weights_digest"]),
             geometry=FeatureGeometry(**attributes["geometry"]),
-            ridge=float(attributes["ridge"]),
+            estimator=str(attributes["estimator"]),
+            smoothing=int(attributes["smoothing"]),
         )
 
 
@@ -92,16 +97,16 @@ def create_group_map(directory: Directory, group: str, geometry: FeatureGeometry
     grid = (geometry.rows, geometry.columns)
     shapes = {MEAN: (*grid, geometry.channels), FACTOR: (*grid, rank, geometry.channels), THRESHOLDS: grid}
     if dual:
-        shapes[VARIANCE] = (*grid, rank)
+        shapes |= {VARIANCE: (*grid, rank), RIDGE: grid}
     for name, shape in shapes.items():
         # One chunk per position, so that rows can be written by different tasks and streamed by scorers.
-        node.create_array(
-            name, shape=shape, chunks=(1, 1, *shape[2:]), dtype="float64", compressors=None, fill_value=0.0
-        )
+        chunks = (1, 1, *shape[2:]) if len(shape) > len(grid) else (1, geometry.columns)
+        node.create_array(name, shape=shape, chunks=chunks, dtype="float64", compressors=None, fill_value=0.0)
 
 
-def write_row(directory: Directory, group: str, row: int, gaussians: tuple[Gaussian, ...]) -> int:
+def write_row(directory: Directory, group: str, row: int, fitted: tuple[FittedGaussian, ...]) -> int:
     """Write the Gaussians of one row of positions; returns the row as a receipt."""
+    gaussians = [one.gaussian for one in fitted]
     node = directory.zarr_group(storage_name(group), "r+")
     factor = np.zeros(_array(node, FACTOR).shape[1:])
     for column, gaussian in enumerate(gaussians):
@@ -112,11 +117,13 @@ def write_row(directory: Directory, group: str, row: int, gaussians: tuple[Gauss
     _array(node, FACTOR)[row] = factor
     _array(node, MEAN)[row] = np.stack([gaussian.mean for gaussian in gaussians])
     if isinstance(gaussians[0], DualGaussian):
-        variances = np.zeros(_array(node, VARIANCE).shape[1:])
+        variances, ridges = np.zeros(_array(node, VARIANCE).shape[1:]), np.zeros(len(gaussians))
         for column, gaussian in enumerate(gaussians):
             assert isinstance(gaussian, DualGaussian)
             variances[column, : len(gaussian.variances)] = gaussian.variances
+            ridges[column] = gaussian.ridge
         _array(node, VARIANCE)[row] = variances
+        _array(node, RIDGE)[row] = ridges
     return row
 
 
@@ -236,8 +243,8 @@ class GaussianMap:
         if node.attrs["form"] == PRIMAL:
             return tuple(PrimalGaussian(*pair) for pair in zip(means, factors, strict=True))
         variances = np.asarray(_array(node, VARIANCE)[row])
-        ridge = self.description.ridge
-        return tuple(DualGaussian(*parts, ridge) for parts in zip(means, factors, variances, strict=True))
+        ridges = np.asarray(_array(node, RIDGE)[row]).tolist()
+        return tuple(DualGaussian(*parts) for parts in zip(means, factors, variances, ridges, strict=True))
 
     def _byte_count(self, group: str) -> int:
         return int(_array(self._node(group), FACTOR).nbytes)

@@ -11,15 +11,27 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from schemas.config import TrimConfig
+from schemas.config import GaussianConfig, TrimConfig
 from schemas.features import CHUNK_IMAGES
-from workers.gaussian import Gaussian, fit_dual, fit_primal
+from workers.gaussian import FittedGaussian, fit_dual, fit_primal
 from workers.moments import Moments, accumulate, merge
 from workers.selection import margins
+from workers.smoothing import SMALLEST, smooth
 from workers.storage import Directory
 from workers.threshold import position_threshold
 
-RowGaussians = tuple[Gaussian, ...]
+# Turns a median absolute deviation into a standard deviation, for normal data.
+NORMAL_DEVIATION = 1.4826
+
+RowGaussians = tuple[FittedGaussian, ...]
+
+
+class Fit(NamedTuple):
+    """How to fit: the covariance estimator, and whether fitted images will be measured without themselves."""
+
+    config: GaussianConfig
+    estimator: str
+    leaves_one_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ def accumulate_segment(features: ArrayRef, row: int, segment: Segment) -> Moment
     return total
 
 
-def fit_row_dual(features: ArrayRef, row: int, segment: Segment, ridge: float) -> RowGaussians:
+def fit_row_dual(features: ArrayRef, row: int, segment: Segment, fit: Fit) -> RowGaussians:
     """Fit one row of positions on the masked images of the segment, no more of them than channels."""
     array = features.open()
     chosen = [
@@ -72,18 +84,50 @@ def fit_row_dual(features: ArrayRef, row: int, segment: Segment, ridge: float) -
         if (mask := segment.mask[start - segment.start : start - segment.start + len(values)]).any()
     ]
     samples = np.concatenate(chosen)
-    return tuple(fit_dual(samples[:, column], ridge) for column in range(samples.shape[1]))
+    return tuple(
+        fit_dual(samples[:, column], fit.config, fit.estimator, leaves_one_out=fit.leaves_one_out)
+        for column in range(samples.shape[1])
+    )
 
 
-def fit_row_primal(moments: Moments, ridge: float) -> RowGaussians:
-    """Fit one row of positions from its moments."""
-    return fit_primal(moments, ridge)
+def fit_row_primal(moments: Moments, fit: Fit, fourth_moments: list[NDArray[np.float64]]) -> RowGaussians:
+    """Fit one row of positions from its moments; the segments' fourth moments are empty unless they are needed."""
+    fourth = sum(fourth_moments[1:], fourth_moments[0]) if fourth_moments else None
+    return fit_primal(moments, fit.config, fit.estimator, fourth_moments=fourth, leaves_one_out=fit.leaves_one_out)
+
+
+def accumulate_fourth(features: ArrayRef, row: int, segment: Segment, moments: Moments) -> NDArray[np.float64]:
+    """Return the sum of |x - mean|^4 (columns,) over a segment's fitted images."""
+    total = np.zeros(len(moments.mean))
+    for start, values in _chunks(features.open(), row, segment):
+        used = values[segment.mask[start - segment.start : start - segment.start + len(values)]]
+        centred = used.astype(np.float64) - moments.mean
+        total += (np.einsum("ijk,ijk->ij", centred, centred) ** 2).sum(axis=0)
+    return total
 
 
 def measure_segment(
-    gaussians: RowGaussians, features: ArrayRef, distances: ArrayRef, row: int, segment: Segment
+    gaussians: RowGaussians,
+    features: ArrayRef,
+    distances: ArrayRef,
+    row: int,
+    segment: Segment,
+    left_out: NDArray[np.bool_] | None = None,
 ) -> int:
     """Write a segment's distances at one row of positions; NaN where an image does not take part.
+
+    Parameters
+    ----------
+    gaussians
+        Of the row.
+    features, distances
+        The arrays to read and to write.
+    row
+        The row of positions.
+    segment
+        The images, masked to those that take part.
+    left_out
+        (segment's images,) bool: fitted images, to be measured without themselves; None measures all as they are.
 
     Returns
     -------
@@ -96,10 +140,17 @@ def measure_segment(
         mask = segment.mask[place]
         if mask.any():
             used = values[mask]
-            measured = [gaussian.mahalanobis(used[:, column]) for column, gaussian in enumerate(gaussians)]
+            out = None if left_out is None else left_out[place][mask]
+            measured = [_distances(fitted, used[:, column], out) for column, fitted in enumerate(gaussians)]
             result[place][mask] = np.stack(measured, axis=1)
     distances.open("r+")[segment.start : segment.stop, row] = result
     return int(segment.mask.sum())
+
+
+def _distances(
+    fitted: FittedGaussian, samples: NDArray[np.floating], left_out: NDArray[np.bool_] | None
+) -> NDArray[np.float64]:
+    return fitted.gaussian.mahalanobis(samples) if left_out is None else fitted.leave_one_out(samples, left_out)
 
 
 def judge_row(
@@ -136,6 +187,58 @@ def judge_row(
     margin = np.full(len(measured), np.nan)
     margin[measured] = margins(values, thresholds).max(axis=1)
     return RowVerdict(thresholds, margin)
+
+
+def score_segment(distances: ArrayRef, segment: Segment, smoothing: int, receipts: list[int]) -> NDArray[np.float64]:
+    """Return each image's largest smoothed log distance (segment's images,); NaN where it does not take part.
+
+    Parameters
+    ----------
+    distances
+        The stored distances, written by the tasks whose receipts are awaited.
+    segment
+        The images, masked to those that take part.
+    smoothing
+        Side of the square of positions to average over.
+    receipts
+        What `measure_segment` returned for every row of the segment.
+    """
+    assert all(receipt == int(segment.mask.sum()) for receipt in receipts)
+    scores = np.full(segment.stop - segment.start, np.nan)
+    maps = np.asarray(distances.open()[segment.start : segment.stop])[segment.mask]
+    scores[segment.mask] = np.log(smooth(maps, smoothing).max(axis=(1, 2), initial=SMALLEST))
+    return scores
+
+
+def score_row(distances: ArrayRef, row: int, measured: NDArray[np.bool_], receipts: list[int]) -> NDArray[np.float64]:
+    """Return each image's largest log distance at one row of positions, in robust deviations at each position.
+
+    Returns
+    -------
+    ndarray
+        (images,) float64: max over the row of (log d - median) / (1.4826 MAD); NaN where an image takes no part.
+    """
+    assert sum(receipts) == int(measured.sum())
+    logs, median, spread = _standardisation(distances, row, measured)
+    scores = np.full(len(measured), np.nan)
+    scores[measured] = ((logs - median) / spread).max(axis=1)
+    return scores
+
+
+def row_thresholds(distances: ArrayRef, row: int, measured: NDArray[np.bool_], score: float) -> NDArray[np.float64]:
+    """Return the distances (columns,) at which `score_row` gives a score."""
+    _, median, spread = _standardisation(distances, row, measured)
+    return np.asarray(np.exp(median + score * spread))
+
+
+def _standardisation(
+    distances: ArrayRef, row: int, measured: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the log distances (images, columns) of a row, their medians and robust deviations (columns,)."""
+    logs = np.log(np.maximum(np.asarray(distances.open()[:, row])[measured], SMALLEST))
+    median = np.median(logs, axis=0)
+    spread = NORMAL_DEVIATION * np.median(np.abs(logs - median), axis=0)
+    return logs, median, np.maximum(spread, np.finfo(np.float64).eps)
 
 
 def _chunks(array: zarr.Array[Any], row: int, segment: Segment) -> Iterator[tuple[int, NDArray[Any]]]:

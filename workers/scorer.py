@@ -16,6 +16,7 @@ from workers.extract import ImageRef, extract_block
 from workers.extractor import PatchExtractor, shared_extractor
 from workers.gaussian_map import GaussianMap
 from workers.selection import Evidence, gather_evidence
+from workers.smoothing import smooth
 from workers.storage import read_bytes
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
@@ -130,7 +131,8 @@ def scoring_config(gaussian_map: GaussianMap, *, weights: str | None = None, dev
 def score_features(gaussian_map: GaussianMap, group: str, features: NDArray[Any]) -> Scores:
     """Score patch features (images, rows, columns, channels)."""
     maps = gaussian_map.distances(group, features)
-    evidence: Evidence = gather_evidence(maps, gaussian_map.thresholds(group))
+    smoothed = smooth(maps, gaussian_map.description.smoothing)
+    evidence: Evidence = gather_evidence(smoothed, gaussian_map.thresholds(group))
     return Scores(
         anomaly_score=evidence.score,
         margin=evidence.margin,

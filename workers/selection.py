@@ -1,7 +1,8 @@
 """From distances and thresholds to the clean set, as pure functions (Eqs. 12 and 13)."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +119,12 @@ class Evidence:
             distance=np.where(worse, distance, self.distance),
             threshold=np.where(worse, thresholds[column], self.threshold),
         )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Evidence"]) -> "Evidence":
+        """Return the evidence of several sets of images together, in order."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def gather_evidence(distances: NDArray[np.float64], thresholds: NDArray[np.float64]) -> Evidence:

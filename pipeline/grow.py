@@ -1,0 +1,130 @@
+"""Strategies beyond the paper: robust start, growth, pruning, on scores that put all images on one scale.
+
+An image's score is its largest log distance over all positions. Fitted images are measured without themselves, so
+that a score means the same inside the fit and outside, for archived images as for new ones; there is no jump between
+the fitted and the rest that a threshold would have to find.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.trim import CYCLE, MAX_ITERATIONS, UNCHANGED, Mask, PassLog, Trimming
+from schemas.config import TrimConfig
+from workers.calibration import fit_score_law
+from workers.passes import NORMAL_DEVIATION
+from workers.selection import MIN_FITTED
+
+Scores = NDArray[np.float64]
+
+# Admission to the fit is on trial, so it is this much more generous than the final verdict.
+ADMISSION = 0.25
+
+# A fit that leaves one out needs one sample more.
+MIN_START = MIN_FITTED + 1
+
+
+def grow(
+    score: Callable[[Mask, int], Scores],
+    measured: Mask,
+    config: TrimConfig,
+    *,
+    grid: tuple[int, int],
+    name: str = "",
+) -> Trimming:
+    """Keep nearly every clean image and no bad one.
+
+    1. Start from the better half under a fit on everything: at least half of it is clean unless most images are bad.
+    2. Grow: admit every image whose score clean ones exceed at a quarter of ``target_false_reject``, refit, until
+       none is left to admit. Rare good variants lie far from a fit without them and come in together; a defect that
+       was admitted has no like in the fit.
+    3. Prune: remove every image whose score, measured without itself, clean ones exceed at ``target_false_reject``,
+       refit, until none is left to remove. Variants now support one another and stay; admitted defects go.
+    4. Decide: an image is clean when its score under the last fit is below that threshold.
+
+    Parameters
+    ----------
+    score
+        Fits on some images and scores all: takes the images to fit on and the pass number from 1.
+    measured
+        (images,) bool: the images that take part.
+    config
+        Holds ``target_false_reject`` and ``max_iterations``, the bound on the passes of growth and of pruning.
+    grid
+        Rows and columns of positions.
+    name
+        What to call the group in the log.
+    """
+    log = PassLog(measured, name)
+    positions = grid[0] * grid[1]
+    log.record(_better_half(score(log.clean, log.number), measured), positions_trimmed=positions)
+    reason = UNCHANGED
+    for admits in (True, False):
+        level = config.target_false_reject * (ADMISSION if admits else 1.0)
+        for _ in range(config.max_iterations):
+            scores = score(log.clean, log.number)
+            below = measured & (scores < fit_score_law(scores[log.clean]).threshold(level))
+            clean = log.clean | below if admits else log.clean & below
+            if (clean == log.clean).all() or int(clean.sum()) < MIN_START:
+                break
+            log.record(clean, positions_trimmed=positions)
+        else:
+            reason = MAX_ITERATIONS
+            scores = score(log.clean, log.number)
+    threshold = fit_score_law(scores[log.clean]).threshold(config.target_false_reject)
+    log.record(measured & (scores < threshold), positions_trimmed=positions)
+    return log.result(np.full(grid, np.exp(threshold)), reason)
+
+
+def concentrate(
+    score: Callable[[Mask, int], Scores],
+    thresholds: Callable[[float], NDArray[np.float64]],
+    measured: Mask,
+    config: TrimConfig,
+    *,
+    grid: tuple[int, int],
+    name: str = "",
+) -> Trimming:
+    """Concentrate on the half with the smallest scores, as FAST-MCD does, then grow by robust deviations.
+
+    Parameters
+    ----------
+    score
+        As for `grow`, but in robust deviations at each position.
+    thresholds
+        Gives the distances (rows, columns) that correspond to a score under the last fit.
+    measured, config, grid, name
+        As for `grow`; ``deviations`` is k.
+    """
+    log = PassLog(measured, name)
+    positions = grid[0] * grid[1]
+    for _ in range(config.max_iterations):
+        half = _better_half(score(log.clean, log.number), measured)
+        if log.record(half, positions_trimmed=positions):
+            break
+    reason = MAX_ITERATIONS
+    for _ in range(config.max_iterations):
+        scores = score(log.clean, log.number)
+        threshold = _robust_limit(scores[log.clean], config.deviations)
+        was_seen = log.record(measured & (scores < threshold), positions_trimmed=positions)
+        if was_seen:
+            reason = CYCLE if log.last.n_added or log.last.n_removed else UNCHANGED
+            break
+    return log.result(thresholds(threshold), reason)
+
+
+def _better_half(scores: Scores, measured: Mask) -> Mask:
+    """Return the half of the images with the smallest scores, earlier rows first among equals."""
+    rows = np.flatnonzero(measured)
+    count = min(len(rows), max(MIN_START, len(rows) // 2))
+    half = np.zeros_like(measured)
+    half[rows[np.argsort(scores[rows], kind="stable")[:count]]] = True
+    return half
+
+
+def _robust_limit(scores: Scores, deviations: float) -> float:
+    """Return the median plus some robust deviations of the scores below it."""
+    median = float(np.median(scores))
+    lower = float(np.median(median - scores[scores <= median]))
+    return median + deviations * NORMAL_DEVIATION * lower

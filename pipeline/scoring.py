@@ -1,0 +1,121 @@
+"""The whole scoring job: lists new images, opens the map, scores on the cluster, writes the tables."""
+
+import pandas as pd
+
+from pipeline.catalog import build_catalog
+from pipeline.cluster import open_cluster
+from pipeline.extract import check_extractor
+from pipeline.locations import absolute_source, with_absolute_weights
+from pipeline.progress import Reporter
+from pipeline.publish import write_table
+from pipeline.score import score_images
+from schemas import run as layout
+from schemas import scores as scores_table
+from schemas.config import Config
+from schemas.errors import ConfigError, GaussianMapError, RunConflictError
+from schemas.names import DEFAULT_GROUP
+from workers.gaussian_map import GaussianMap
+from workers.scorer import scoring_config
+from workers.storage import Directory
+
+SCORES = "scores.parquet"
+HEAT_MAPS = "maps"
+
+
+def score(
+    model: str,
+    source: str,
+    out: str,
+    config: Config,
+    *,
+    group: str | None = None,
+    maps: bool = False,
+    scheduler: str | None = None,
+    reporter: Reporter | None = None,
+) -> pd.DataFrame:
+    """Score the images of a source under a published Gaussian map.
+
+    Parameters
+    ----------
+    model
+        The ``model`` directory of a finished run, or the run directory itself; path or URL.
+    source
+        As for `clean`.
+    out
+        Directory for ``scores.parquet`` and ``maps/``.
+    config
+        Input and cluster options, ``features.weights`` and ``features.device``; all else is the map's.
+    group
+        Score everything under this group's Gaussians; None takes the groups of the source, or the map's only one.
+    maps
+        Also write a heat map over each image.
+    scheduler, reporter
+        As for `clean`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        What was written to ``scores.parquet``.
+
+    Raises
+    ------
+    PaireError
+        Whatever the user can mend; see ``schemas.errors``.
+    """
+    reporter = reporter or Reporter()
+    directory, source = Directory.at(out), absolute_source(source)
+    if directory.exists(layout.RUN_RECORD):
+        raise RunConflictError(f"{directory.url} is a run directory. Give the scores a directory of their own.")
+    gaussian_map = _open_map(model)
+    config = _scoring_options(gaussian_map, config)
+    catalog = _assign_group(build_catalog(source, config.input), gaussian_map, group, source)
+    with open_cluster(config.cluster, scheduler) as cluster:
+        check_extractor(cluster, config, gaussian_map.description.weights_digest)
+        with reporter.phase("score", int(catalog["row"].notna().sum())) as phase:
+            scores = score_images(
+                cluster, catalog, gaussian_map, config, phase, directory / HEAT_MAPS if maps else None
+            )
+    write_table(directory, SCORES, scores, scores_table.COLUMNS)
+    return scores
+
+
+def _open_map(model: str) -> GaussianMap:
+    """Open a map by its own directory or by its run's."""
+    directory = Directory.at(model)
+    return GaussianMap.open((directory / layout.MODEL).url if directory.exists(layout.RUN_RECORD) else directory.url)
+
+
+def _scoring_options(gaussian_map: GaussianMap, config: Config) -> Config:
+    """Return the configuration for scoring: the map's features, the caller's everything else."""
+    mine, maps = config.features, gaussian_map.description.features
+    bound = [
+        name
+        for name in sorted(mine.model_fields_set - {"weights", "device"})
+        if getattr(mine, name) != getattr(maps, name)
+    ]
+    if bound:
+        raise ConfigError(
+            f"features.{bound[0]} = {getattr(mine, bound[0])!r}, but the map {gaussian_map.url} was fitted with "
+            f"{getattr(maps, bound[0])!r}. Leave it out; a map scores only features of its own kind."
+        )
+    weights = mine.weights if "weights" in mine.model_fields_set else None
+    return with_absolute_weights(
+        config.model_copy(
+            update={"features": scoring_config(gaussian_map, weights=weights, device=mine.device).features}
+        )
+    )
+
+
+def _assign_group(catalog: pd.DataFrame, gaussian_map: GaussianMap, group: str | None, source: str) -> pd.DataFrame:
+    """Return the catalog with the group that each image is scored under."""
+    if group is None and (catalog["group"] == DEFAULT_GROUP).all() and len(gaussian_map.groups) == 1:
+        group = gaussian_map.groups[0]
+    if group is not None:
+        return catalog.assign(group=gaussian_map.require_group(group))
+    if not set(catalog["group"]) & set(gaussian_map.groups):
+        known = ", ".join(repr(name) for name in gaussian_map.groups[:10]) or "none"
+        raise GaussianMapError(
+            f"no image of {source} is in a group of the map {gaussian_map.url}. Its groups: {known}. Use --group to "
+            "name one, or --group-by to tell them by path."
+        )
+    return catalog

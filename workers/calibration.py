@@ -1,0 +1,48 @@
+"""A threshold on image scores that clean images exceed at a chosen rate, found without labels.
+
+An image's score is the largest of many correlated log distances, and the largest of many is distributed as Gumbel's
+law to first approximation, whatever the law of each. Its location and scale are taken from the lower half of the
+scores, where contamination hardly reaches, never from the upper tail that is to be judged.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def gumbel_quantile(probability: float) -> float:
+    """Return the quantile of the standard Gumbel law."""
+    return -math.log(-math.log(probability))
+
+
+# Half of the lower half lies below the quartile, so this is the lower half's median deviation from the median.
+_MEDIAN = gumbel_quantile(0.5)
+_LOWER_DEVIATION = _MEDIAN - gumbel_quantile(0.25)
+
+
+@dataclass(frozen=True)
+class ScoreLaw:
+    """The law of clean images' scores: location plus scale times a standard Gumbel variable."""
+
+    location: float
+    scale: float
+
+    def threshold(self, false_reject: float) -> float:
+        """Return the score that clean images exceed with this probability."""
+        return self.location + self.scale * gumbel_quantile(1.0 - false_reject)
+
+
+def fit_score_law(scores: NDArray[np.float64]) -> ScoreLaw:
+    """Fit the law on the lower half of some scores.
+
+    Parameters
+    ----------
+    scores
+        (images,) float64: scores of images that are clean as far as is known.
+    """
+    median = float(np.median(scores))
+    deviation = float(np.median(median - scores[scores <= median]))
+    scale = deviation / _LOWER_DEVIATION
+    return ScoreLaw(median - scale * _MEDIAN, scale)

@@ -1,0 +1,30 @@
+"""Averaging distances over neighbouring positions: overlapping patches see the same defect, noise they do not share."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+
+# A distance of zero has no logarithm; this is far below any distance between different images.
+SMALLEST = 1e-12
+
+
+def smooth(distances: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """Return each position's geometric mean of the distances in a square around it.
+
+    Parameters
+    ----------
+    distances
+        (images, rows, columns) float64; NaN images stay NaN.
+    side
+        Of the square, in positions; beyond the border its nearest positions count again. 1 changes nothing.
+
+    Returns
+    -------
+    ndarray
+        (images, rows, columns) float64.
+    """
+    if side == 1:
+        return distances
+    logs = np.log(np.maximum(distances, SMALLEST))
+    smoothed: NDArray[np.float64] = np.exp(uniform_filter(logs, size=(1, side, side), mode="nearest"))
+    return smoothed
