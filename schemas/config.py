@@ -159,7 +159,7 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

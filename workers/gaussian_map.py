@@ -41,6 +41,8 @@ class MapDescription:
         The grid of positions.
     ridge
         lambda.
+    sixteen_bit_white
+        The value of a 16-bit grey image that was shown as white.
     """
 
     run_id: str
@@ -49,6 +51,7 @@ class MapDescription:
     weights_digest: str
     geometry: FeatureGeometry
     ridge: float
+    sixteen_bit_white: int = 65535
 
     def to_attributes(self) -> dict[str, Any]:
         """Return JSON-ready attributes."""
@@ -61,6 +64,7 @@ class MapDescription:
             "weights_digest": self.weights_digest,
             "geometry": dataclasses.asdict(self.geometry),
             "ridge": self.ridge,
+            "sixteen_bit_white": self.sixteen_bit_white,
         }
 
     @classmethod
@@ -75,6 +79,7 @@ class MapDescription:
             weights_digest=str(attributes["weights_digest"]),
             geometry=FeatureGeometry(**attributes["geometry"]),
             ridge=float(attributes["ridge"]),
+            sixteen_bit_white=int(attributes["sixteen_bit_white"]),
         )
 
 
@@ -196,7 +201,10 @@ class GaussianMap:
         known = ", ".join(repr(name) for name in self.groups[:10]) or "none"
         if group is None and len(self.groups) == 1:
             return self.groups[0]
-        problem = "several groups" if group is None else f"no group {group!r}"
+        if group is None:
+            problem = "several groups" if self.groups else "no groups, because its run could judge none of its images"
+        else:
+            problem = f"no group {group!r}"
         raise GaussianMapError(f"the map {self.url} has {problem}. Groups: {known}. Name one of them.")
 
     def thresholds(self, group: str) -> NDArray[np.float64]:

@@ -36,9 +36,23 @@ def split_location(location: str | os.PathLike[str]) -> tuple[Any, str]:
 
 
 def read_bytes(location: str) -> bytes:
-    """Return a whole file."""
+    """Return a whole file.
+
+    Raises
+    ------
+    OSError
+        When it can not be read, whatever its file system raises.
+    ValueError
+        When the location's protocol can not be used.
+    """
     fs, path = split_location(location)
-    content: bytes = fs.cat_file(path)
+    try:
+        content: bytes = fs.cat_file(path)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        # Clients of remote stores have errors of their own, such as an HTTP client's for status 403.
+        raise OSError(" ".join(f"{type(error).__name__}: {error}".split())) from error
     return content
 
 
@@ -111,7 +125,10 @@ class Directory:
         ------
         FileNotFoundError
             When it is to be read and is not there.
+        ValueError
+            When the location's protocol can not be used.
         """
+        self._locate(name)  # refuses a protocol that can not be used, in our words
         url = f"{self.url}/{name}" if name else self.url
         store = (
             FsspecStore.from_url(url, read_only=mode == "r")
