@@ -117,8 +117,8 @@ class PatchExtractor:
         except Exception as error:  # models check their input in ways of their own
             raise ConfigError(
                 f"features.nodes = {','.join(self._config.nodes)!r} of {self._config.backbone!r} do not give feature "
-                f"maps at features.image_size = {size}: {error} ({type(error).__name__}). Name nodes that put out (images, channels, rows, "
-                "columns)."
+                f"maps at features.image_size = {size}: {error} ({type(error).__name__}). "
+                "Name nodes that put out (images, channels, rows, columns)."
             ) from error
         if min(grid_rows, grid_columns) < kernel:
             raise ConfigError(

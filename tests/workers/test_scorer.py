@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from schemas.config import Config
 from schemas.errors import GaussianMapError, WeightsError
 from tests.archives import part_pixels, png, tiny_config
 from tests.workers.maps import describe, finish, new_map, write_group
@@ -245,10 +246,10 @@ def test_other_weights_than_the_maps_are_an_error(tmp_path: Path, published: Pub
 
 
 def test_new_images_are_extracted_as_the_map_was_but_for_device_and_place_of_weights(published: Published) -> None:
-    config = scoring_config(published.gaussian_map, weights="elsewhere.pth", device="cpu").features
+    config = scoring_config(published.gaussian_map, Config(), weights="elsewhere.pth", device="cpu").features
     assert config.model_dump(exclude={"weights", "device"}) == CONFIG.features.model_dump(exclude={"weights", "device"})
     assert (config.weights, config.device) == ("elsewhere.pth", "cpu")
-    assert scoring_config(published.gaussian_map).features.weights == "random"
+    assert scoring_config(published.gaussian_map, Config()).features.weights == "random"
 
 
 def write_block(folder: Path) -> list[ImageRef]:
@@ -259,7 +260,7 @@ def write_block(folder: Path) -> list[ImageRef]:
 
 def test_a_block_scores_as_the_same_list_of_images(tmp_path: Path, published: Published, scorer: ImageScorer) -> None:
     block = write_block(tmp_path)
-    config = scoring_config(published.gaussian_map, device="cpu")
+    config = scoring_config(published.gaussian_map, Config(), device="cpu")
     scores, outcomes = score_block(block, "part", published.gaussian_map, published.extractor, config, readers=2)
     assert all(outcome.is_readable for outcome in outcomes)
     assert_same(scores, scorer.score([ref.path for ref in block]))
@@ -269,7 +270,7 @@ def test_an_unreadable_image_in_a_block_has_a_reason_and_changes_no_other_score(
     tmp_path: Path, published: Published
 ) -> None:
     block = write_block(tmp_path)
-    config = scoring_config(published.gaussian_map, device="cpu")
+    config = scoring_config(published.gaussian_map, Config(), device="cpu")
     expected, _ = score_block(block, "part", published.gaussian_map, published.extractor, config, readers=2)
     Path(block[4].path).write_bytes(b"no image")
     scores, outcomes = score_block(block, "part", published.gaussian_map, published.extractor, config, readers=2)
@@ -280,7 +281,7 @@ def test_an_unreadable_image_in_a_block_has_a_reason_and_changes_no_other_score(
 
 def test_scores_follow_from_the_stored_features_with_the_map_alone(tmp_path: Path, published: Published) -> None:
     block = write_block(tmp_path)
-    config: Any = scoring_config(published.gaussian_map, device="cpu")
+    config: Any = scoring_config(published.gaussian_map, Config(), device="cpu")
     features, _ = extract_block(block, published.extractor, inputs=config.input, features=config.features, readers=1)
     scores, _ = score_block(block, "part", published.gaussian_map, published.extractor, config, readers=1)
     np.testing.assert_array_equal(scores.anomaly_maps, published.gaussian_map.distances("part", features))
