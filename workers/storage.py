@@ -29,6 +29,9 @@ def split_location(location: str | os.PathLike[str]) -> tuple[Any, str]:
         # Not through url_to_fs: local names may hold '::' or '~', which mean something to it.
         return LocalFileSystem(), os.path.abspath(text)  # noqa: PTH100 - resolve() would follow links
     try:
+        if "::" in text:  # part of a name; url_to_fs would take it for a chain of file systems
+            fs = fsspec.filesystem(text.partition("://")[0])
+            return fs, fs._strip_protocol(text)
         fs, path = fsspec.core.url_to_fs(text)
     except ImportError as error:
         raise ValueError(str(error)) from error
