@@ -1,7 +1,6 @@
 """The command line: parses, runs, and turns every outcome into one line and an exit code."""
 
 import json
-import logging
 import os
 import sys
 import traceback
@@ -33,9 +32,7 @@ class _Output:
     def __init__(self, *, quiet: bool, as_json: bool) -> None:
         self.console = Console(stderr=True, quiet=quiet)
         self.as_json = as_json
-        show_on(self.console)
-        if quiet:
-            logging.getLogger("paire").setLevel(logging.ERROR)
+        show_on(self.console, quiet=quiet)
 
     def reporter(self) -> Reporter:
         return Reporter(self.console)

@@ -46,12 +46,14 @@ class _JsonLines(logging.Handler):
         self.lines.append(json.dumps({"time": now, "level": level, "message": message, **details}))
 
 
-def show_on(console: Console) -> None:
-    """Send the log's lines to a console, and nothing of the libraries' own chatter."""
+def show_on(console: Console, *, quiet: bool = False) -> None:
+    """Send the log's lines to a console, only errors when quiet, and nothing of the libraries' own chatter."""
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _ConsoleHandler)]
-    logger.addHandler(_ConsoleHandler(console))
+    handler = _ConsoleHandler(console)
+    handler.setLevel(logging.ERROR if quiet else logging.INFO)
+    logger.addHandler(handler)
     for name in ("distributed", "asyncio", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -59,8 +61,9 @@ def show_on(console: Console) -> None:
 @contextmanager
 def recorded(directory: Directory) -> Iterator[None]:
     """Record the log into ``log.jsonl`` of this command's run directory while the block runs, however it ends."""
-    handler = _JsonLines()
+    handler, level = _JsonLines(), logger.level
     logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         yield
     except BaseException as error:
@@ -68,4 +71,5 @@ def recorded(directory: Directory) -> Iterator[None]:
         raise
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
         directory.write(LOG, ("\n".join(handler.lines) + "\n").encode())

@@ -180,6 +180,9 @@ def shared_extractor(features: FeaturesConfig, weights_digest: str = "") -> Patc
     """
     with _build_lock:
         extractor = _shared(features)
+        if weights_digest and extractor.weights_digest != weights_digest:
+            _shared.cache_clear()  # the file may have been replaced since it was read
+            extractor = _shared(features)
     if weights_digest and extractor.weights_digest != weights_digest:
         raise WeightsError(
             f"features.weights = {features.weights!r} has digest {extractor.weights_digest[:12]} here, but "

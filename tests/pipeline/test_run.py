@@ -566,6 +566,29 @@ def test_nothing_but_unreadable_files_is_a_manifest_of_reasons(tmp_path: Path) -
     assert (finished.manifest["reason"].str.len() > 0).all()
 
 
+def test_every_kind_of_unreadable_file_is_a_row_with_its_reason(tmp_path: Path) -> None:
+    source = tmp_path / "archive"
+    write_parts(source, 5)
+    (source / "zero.png").write_bytes(b"")
+    (source / "truncated.png").write_bytes(png(part_pixels(0))[:2000])
+    (source / "truncated.jpg").write_bytes(png(part_pixels(0), "JPEG")[:700])
+    (source / "text.jpg").write_text("camera 3 timed out")
+    (source / "bomb.png").write_bytes(png(np.zeros((1000, 1000), np.uint8)))
+    (source / "broken link.png").symlink_to(source / "nowhere.png")
+    settings = ("input.max_unreadable_fraction=1", "input.max_pixels=999999")
+    finished = quick_run_on(source, tmp_path / "run", *settings)
+    rows = finished.manifest.set_index("file_name")["reason"].to_dict()
+    assert {name: rows[name] for name in ("zero.png", "text.jpg", "bomb.png", "broken link.png")} == {
+        "zero.png": "the file is empty (0 bytes)",
+        "text.jpg": "not an image in any of PNG, JPEG, BMP, TIFF, WEBP",
+        "bomb.png": "1000 x 1000 pixels are more than input.max_pixels = 999999",
+        "broken link.png": "can not be read: no such file",
+    }
+    assert all(rows[name].startswith("can not be decoded: ") for name in ("truncated.png", "truncated.jpg"))
+    total = finished.result.ledger["total"]
+    assert (total["inputs"], total["unreadable"], total["clean"] + total["anomalous"]) == (11, 6, 5)
+
+
 def commented(pixels: NDArray[np.uint8], comment: str, path: Path) -> None:
     """Write pixels with a comment, so that equal pixels are different bytes."""
     info = PngInfo()
