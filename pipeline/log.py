@@ -15,6 +15,11 @@ from workers.storage import Directory
 logger = logging.getLogger("paire")
 
 
+def one_line(text: str) -> str:
+    """Return a text on one line and without control characters, which a file name may well hold."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class _ConsoleHandler(logging.Handler):
     """Writes log lines through the console, so that they do not tear a progress bar."""
 
@@ -26,7 +31,7 @@ class _ConsoleHandler(logging.Handler):
         style = "yellow" if record.levelno >= logging.WARNING else None
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         self._console.print(
-            f"{prefix}{record.getMessage()}", style=style, markup=False, highlight=False, soft_wrap=True
+            f"{prefix}{one_line(record.getMessage())}", style=style, markup=False, highlight=False, soft_wrap=True
         )
 
 

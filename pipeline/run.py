@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.cluster import Cluster, open_cluster
 from pipeline.extract import check_extractor, extract_features
 from pipeline.log import recorded
 from pipeline.manifest import GroupVerdict, Judgement, build_manifest, take_census
-from pipeline.progress import Reporter
+from pipeline.progress import Phase, Reporter
 from pipeline.publish import write_iterations, write_ledger, write_manifest, write_table
 from pipeline.record import claim, new_record, write_record
 from pipeline.score import score_images
@@ -25,7 +25,7 @@ from pipeline.trim import MAJORITY, UNCHANGED, Trimming, trim
 from schemas import catalog as catalog_table
 from schemas import run as layout
 from schemas import scores as scores_table
-from schemas.config import Config, FeaturesConfig
+from schemas.config import Config, FeaturesConfig, is_reserved_weights
 from schemas.errors import (
     ConfigError,
     GaussianMapError,
@@ -261,10 +261,8 @@ class _CleanJob:
         logger.info("published %s", self._run.url)
         return ledger
 
-    @contextmanager
-    def _rows_phase(self, name: str) -> Iterator[Any]:
-        with self._reporter.phase(name, self._geometry.rows, "rows", brief=True) as phase:
-            yield phase
+    def _rows_phase(self, name: str) -> AbstractContextManager[Phase]:
+        return self._reporter.phase(name, self._geometry.rows, "rows", brief=True)
 
 
 def score(
@@ -369,7 +367,7 @@ def _absolute(source: str) -> str:
 def _with_absolute_weights(config: Config) -> Config:
     """Return the configuration with a local weights path made absolute, so that it means the same everywhere."""
     weights = config.features.weights
-    if weights in {"imagenet", "random"} or is_url(weights):
+    if is_reserved_weights(weights) or is_url(weights):
         return config
     features = config.features.model_copy(update={"weights": split_location(weights)[1]})
     return config.model_copy(update={"features": features})

@@ -69,7 +69,10 @@ def _imagenet_file(backbone: str) -> bytes:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
     try:
         if not cached.exists():
-            torch.hub.load_state_dict_from_url(entry.url, progress=False, check_hash=True, weights_only=True)
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            # As torchvision names its files: the digest's first digits stand before the extension.
+            digest = cached.stem.rpartition("-")[2]
+            torch.hub.download_url_to_file(entry.url, str(cached), hash_prefix=digest, progress=False)
         return cached.read_bytes()
     except (OSError, RuntimeError) as error:
         raise WeightsError(

@@ -172,6 +172,14 @@ def test_a_link_to_a_folder_ends_and_says_that_it_is_one(tmp_path: Path, target:
     assert "link" in skipped["reason"].item()
 
 
+def test_a_named_pipe_is_a_skipped_row_because_reading_it_would_wait_forever(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    catalog = catalog_of(tmp_path)
+    assert names(catalog) == ["a.png"]
+    assert names(catalog, candidates=False) == ["pipe.png"]
+
+
 def test_a_source_that_is_itself_a_link_is_followed(tmp_path: Path) -> None:
     write(tmp_path / "real", "a.png")
     (tmp_path / "source").symlink_to(tmp_path / "real")
