@@ -1,9 +1,11 @@
 """The first stage: list every input of a source, give it a stable id, a group and a row."""
 
+import csv
+import os
 import posixpath
 import re
 from collections.abc import Iterator
-from io import BytesIO
+from io import BytesIO, StringIO
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -53,19 +55,17 @@ def build_catalog(source: str, inputs: InputConfig) -> pd.DataFrame:
     template = _compile_template(inputs.group_by) if inputs.group_by else None
     seen: set[str] = set()
     records = []
-    for listed in _from_index(source) if is_index else _from_folder(source, inputs.extensions):
-        group, reason = listed.group, listed.reason
+    for number, listed in enumerate(_from_index(source) if is_index else _from_folder(source, inputs.extensions)):
+        group, reason, identity = listed.group, listed.reason, listed.file_name
         if template is not None:
             group = _group_of(listed.file_name, template)
             if group is None and not reason:
                 reason = f"its path does not match input.group_by = {inputs.group_by!r}"
-        file_name = listed.file_name
-        if file_name in seen:
-            reason = "listed more than once in the index"
-            while file_name in seen:
-                file_name += "#again"  # its own row and id, so that the books balance
-        seen.add(file_name)
-        records.append((sample_id(file_name), listed.image_path, listed.file_name, group or DEFAULT_GROUP, reason))
+        if not listed.image_path or identity in seen:
+            reason = reason or "listed more than once in the index"
+            identity = f"{identity}\0{number}"  # no file's name holds a NUL: the row has an id that is no file's
+        seen.add(identity)
+        records.append((sample_id(identity), listed.image_path, listed.file_name, group or DEFAULT_GROUP, reason))
     if not records:
         raise SourceError(f"{source} holds no files. Give a folder of images or an index that lists some.")
     catalog = pd.DataFrame(records, columns=["sample_id", "image_path", "file_name", "group", "reason"])
@@ -91,9 +91,7 @@ def _from_folder(source: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
             f"source {source!r} is a file. Give a folder of images, or an index ending in .csv or .parquet."
         )
     wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
-    # A local folder that may not be listed must be an error, not an archive with fewer images.
-    listing = fs.find(root) if is_url(source) else _listed_or_refused(fs, root)
-    for path in sorted(listing):
+    for path, is_link_to_folder in _remote_files(fs, root) if is_url(source) else _local_files(root):
         file_name = posixpath.relpath(path, root)
         image_path = fs.unstrip_protocol(path) if is_url(source) else path
         extension = posixpath.splitext(file_name)[1].lower()
@@ -101,21 +99,35 @@ def _from_folder(source: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
             readable = file_name.encode(errors="surrogateescape").decode(errors="backslashreplace")
             clean_path = image_path.encode(errors="surrogateescape").decode(errors="backslashreplace")
             yield _Listed(readable, clean_path, reason="its file name is not valid UTF-8; rename it")
+        elif is_link_to_folder:
+            yield _Listed(file_name, image_path, reason="a link to a folder, which is not followed")
         elif extension in wanted:
             yield _Listed(file_name, image_path)
         else:
             yield _Listed(file_name, image_path, reason=f"not an image file by its extension {extension!r}")
 
 
-def _listed_or_refused(fs: Any, root: str) -> list[str]:
-    try:
-        paths: list[str] = fs.find(root, on_error="raise")
-    except OSError as error:
-        raise SourceError(
-            f"{error.filename or root!r} can not be listed ({type(error).__name__}), so images would be lost. Grant "
-            "access to it, or give an index of the images."
-        ) from error
-    return paths
+def _remote_files(fs: Any, root: str) -> Iterator[tuple[str, bool]]:
+    """Yield every file of a URL."""
+    for path in sorted(fs.find(root)):
+        yield path, False
+
+
+def _local_files(root: str) -> Iterator[tuple[str, bool]]:
+    """Yield every file of a folder, and every link to a folder with True."""
+    found: list[tuple[str, bool]] = []
+    for folder, folders, files in os.walk(root, onerror=_refuse):
+        found += [(os.path.join(folder, name), False) for name in files]  # noqa: PTH118 - millions of them
+        found += [(path, True) for name in folders if os.path.islink(path := os.path.join(folder, name))]  # noqa: PTH114, PTH118
+    yield from sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    """Refuse an archive with a folder that may not be listed, rather than clean a smaller one."""
+    raise SourceError(
+        f"{error.filename!r} can not be listed ({type(error).__name__}), so images would be lost. Grant access, or "
+        "give an index of the images."
+    ) from error
 
 
 def _from_index(source: str) -> Iterator[_Listed]:
@@ -142,20 +154,32 @@ def _from_index(source: str) -> Iterator[_Listed]:
 def _read_index(source: str) -> pd.DataFrame:
     fs, path = _located(source)
     try:
-        content = BytesIO(fs.cat_file(path))
+        content: bytes = fs.cat_file(path)
     except (OSError, ValueError) as error:
         raise SourceError(f"the index {source!r} can not be read ({type(error).__name__}). Check the path.") from error
     try:
-        if source.lower().endswith(".csv"):
-            # As text throughout: a file or a group may well be called 'NA' or '007'.
-            return pd.read_csv(content, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        return pd.read_parquet(content)
-    except (ValueError, OSError) as error:
+        return _parse_csv(content) if source.lower().endswith(".csv") else pd.read_parquet(BytesIO(content))
+    except (ValueError, OSError, csv.Error) as error:
         detail = " ".join(str(error).split())
         raise SourceError(
             f"the index {source!r} is not a readable table ({detail}). Write a UTF-8 CSV or a parquet file with a "
             "column 'image_path'."
         ) from error
+
+
+def _parse_csv(content: bytes) -> pd.DataFrame:
+    """Parse a CSV strictly and as text: a file or a group may well be called 'NA' or '007'."""
+    rows = csv.reader(StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+    header = next(rows, None)
+    if header is None:
+        raise ValueError("it is empty")
+    records = []
+    for row in rows:
+        if len(row) > len(header):
+            raise ValueError(f"line {rows.line_num} has {len(row)} fields, the header {len(header)}")
+        if row:
+            records.append(row + [""] * (len(header) - len(row)))
+    return pd.DataFrame(records, columns=header, dtype="str")
 
 
 def _located(source: str) -> tuple[Any, str]:
@@ -186,7 +210,8 @@ def _compile_template(template: str) -> re.Pattern[str]:
     """
     pieces = re.split(r"(\{[^{}]*\}|\*\*/?|\*)", template)
     names = [piece[1:-1] for piece in pieces if piece.startswith("{")]
-    if not names or len(set(names)) != len(names) or not all(name.isidentifier() for name in names):
+    literals = "".join(piece for piece in pieces if not piece.startswith("{"))
+    if not names or len(set(names)) != len(names) or not all(map(str.isidentifier, names)) or set(literals) & set("{}"):
         raise ConfigError(
             f"input.group_by = {template!r} needs one or more different names in braces, like '{{line}}/{{camera}}/**'."
         )

@@ -1,7 +1,6 @@
 """The command line: parses, runs, and turns every outcome into one line and an exit code."""
 
 import json
-import logging
 import os
 import sys
 import traceback
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.log import show_on
+from pipeline.log import one_line, show_on
 from pipeline.progress import Reporter
 from schemas.config import Config, parse_config
 from schemas.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, ConfigError, PaireError
@@ -33,9 +32,7 @@ class _Output:
     def __init__(self, *, quiet: bool, as_json: bool) -> None:
         self.console = Console(stderr=True, quiet=quiet)
         self.as_json = as_json
-        show_on(self.console)
-        if quiet:
-            logging.getLogger("paire").setLevel(logging.ERROR)
+        show_on(self.console, quiet=quiet)
 
     def reporter(self) -> Reporter:
         return Reporter(self.console)
@@ -137,7 +134,14 @@ def score(
         "scored": len(scored),
         "anomalous": int(scored["is_anomalous"].astype(bool).sum()),
     }
-    table = Table("inputs", "scored", "anomalous", title=str(result["scores"]), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        "inputs",
+        "scored",
+        "anomalous",
+        title=Text(one_line(str(result["scores"]))),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
     table.add_row(*(str(result[name]) for name in ("inputs", "scored", "anomalous")))
     output.result(result, table)
 
@@ -194,8 +198,7 @@ def main() -> None:
 
 
 def _fail(message: str, exit_code: int) -> None:
-    # A file name may hold anything; one line stays one line.
-    print(f"paire: error: {message.encode(errors='backslashreplace').decode()!s}".replace("\n", "\\n"), file=sys.stderr)
+    print(f"paire: error: {one_line(message)}", file=sys.stderr)
     sys.exit(exit_code)
 
 
@@ -215,9 +218,9 @@ def _configuration(path: str | None, settings: tuple[str, ...], group_by: str | 
 def _ledger_table(run: str, ledger: dict[str, Any]) -> Table:
     """Return the ledger for people: one row per group, at most twenty, and the total."""
     groups = ledger["groups"]
-    table = Table("group", "inputs", *DECISIONS, title=run, title_justify="left", box=SIMPLE_HEAD)
+    table = Table("group", "inputs", *DECISIONS, title=Text(one_line(run)), title_justify="left", box=SIMPLE_HEAD)
     for name, entry in list(groups.items())[:20]:
-        table.add_row(Text(name), *(str(entry[key]) for key in ("inputs", *DECISIONS)))
+        table.add_row(Text(one_line(name)), *(str(entry[key]) for key in ("inputs", *DECISIONS)))
     if len(groups) > 20:
         table.add_row(f"... {len(groups) - 20} more in ledger.json")
     if len(groups) > 1:

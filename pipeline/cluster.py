@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import dask
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed.comm import get_address_host_port
 
 from schemas.config import ClusterConfig
 from schemas.errors import ClusterError
@@ -90,6 +91,7 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
 @contextmanager
 def _connected(address: str, config: ClusterConfig) -> Iterator[tuple[Client, int]]:
     try:
+        get_address_host_port(address, strict=True)  # a client would fail on it too, but stay open
         client = Client(address, timeout=config.timeout_s)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(
@@ -116,7 +118,7 @@ def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
             n_workers=workers,
             threads_per_worker=1,  # one task at a time: a task uses its threads itself
             processes=config.processes,
-            host="127.0.0.1",
+            host="127.0.0.1" if config.processes else None,
             dashboard_address="127.0.0.1:0",
             silence_logs=50,
         ) as cluster,

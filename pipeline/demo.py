@@ -78,6 +78,8 @@ def make_archive(directory: Path) -> Path:
         When the directory holds something else.
     """
     archive = directory / ARCHIVE
+    if directory.exists() and not directory.is_dir():
+        raise RunConflictError(f"{directory} is a file. Give --out a new directory.")
     if directory.exists() and any(directory.iterdir()):
         if not (directory / TRUTH).exists():
             raise RunConflictError(f"{directory} is not empty and holds no demo. Give --out a new directory.")

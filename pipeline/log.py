@@ -15,6 +15,11 @@ from workers.storage import Directory
 logger = logging.getLogger("paire")
 
 
+def one_line(text: str) -> str:
+    """Return a text on one line and without control characters, which a file name may well hold."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class _ConsoleHandler(logging.Handler):
     """Writes log lines through the console, so that they do not tear a progress bar."""
 
@@ -26,7 +31,7 @@ class _ConsoleHandler(logging.Handler):
         style = "yellow" if record.levelno >= logging.WARNING else None
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         self._console.print(
-            f"{prefix}{record.getMessage()}", style=style, markup=False, highlight=False, soft_wrap=True
+            f"{prefix}{one_line(record.getMessage())}", style=style, markup=False, highlight=False, soft_wrap=True
         )
 
 
@@ -46,12 +51,14 @@ class _JsonLines(logging.Handler):
         self.lines.append(json.dumps({"time": now, "level": level, "message": message, **details}))
 
 
-def show_on(console: Console) -> None:
-    """Send the log's lines to a console, and nothing of the libraries' own chatter."""
+def show_on(console: Console, *, quiet: bool = False) -> None:
+    """Send the log's lines to a console, only errors when quiet, and nothing of the libraries' own chatter."""
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _ConsoleHandler)]
-    logger.addHandler(_ConsoleHandler(console))
+    handler = _ConsoleHandler(console)
+    handler.setLevel(logging.ERROR if quiet else logging.INFO)
+    logger.addHandler(handler)
     for name in ("distributed", "asyncio", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -59,8 +66,9 @@ def show_on(console: Console) -> None:
 @contextmanager
 def recorded(directory: Directory) -> Iterator[None]:
     """Record the log into ``log.jsonl`` of this command's run directory while the block runs, however it ends."""
-    handler = _JsonLines()
+    handler, level = _JsonLines(), logger.level
     logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         yield
     except BaseException as error:
@@ -68,4 +76,5 @@ def recorded(directory: Directory) -> Iterator[None]:
         raise
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
         directory.write(LOG, ("\n".join(handler.lines) + "\n").encode())

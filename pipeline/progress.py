@@ -93,7 +93,7 @@ class Reporter:
             yield phase
         else:
             columns = (
-                TextColumn("[bold]{task.description:<10}", markup=True),
+                TextColumn("{task.description:<10}", style="bold", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[unit]}"),

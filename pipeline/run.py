@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.grow import concentrate, grow
 from pipeline.locations import absolute_source, with_absolute_weights
 from pipeline.log import recorded
 from pipeline.manifest import GroupVerdict, Judgement, build_manifest, take_census
-from pipeline.progress import Reporter
+from pipeline.progress import Phase, Reporter
 from pipeline.publish import write_iterations, write_ledger, write_manifest, write_table
 from pipeline.record import claim, new_record, write_record
 from pipeline.statistics import GroupStatistics, PassResult
@@ -160,6 +160,7 @@ class _CleanJob:
                 geometry=self._geometry,
                 estimator=self._config.estimator(),
                 smoothing=self._config.smoothing(),
+                sixteen_bit_white=self._config.input.sixteen_bit_white,
             ),
         )
         verdicts: dict[str, GroupVerdict] = {}
@@ -269,10 +270,8 @@ class _CleanJob:
         logger.info("published %s", self._run.url)
         return ledger
 
-    @contextmanager
-    def _rows_phase(self, name: str) -> Iterator[Any]:
-        with self._reporter.phase(name, self._geometry.rows, "rows", brief=True) as phase:
-            yield phase
+    def _rows_phase(self, name: str) -> AbstractContextManager[Phase]:
+        return self._reporter.phase(name, self._geometry.rows, "rows", brief=True)
 
 
 def _inspect_backbone(features: FeaturesConfig) -> tuple[FeatureGeometry, str]:

@@ -104,9 +104,7 @@ def _score_task(
     names: list[str],
 ) -> pd.DataFrame:
     """Score one block, and draw its heat maps."""
-    gaussian_map = _open_maps.get(map_url) or GaussianMap.open(map_url)
-    _open_maps.clear()  # a worker keeps one map, whose rows may be gigabytes
-    _open_maps[map_url] = gaussian_map
+    gaussian_map = _shared_map(map_url)
     extractor = shared_extractor(config.features, gaussian_map.description.weights_digest)
     scores, outcomes = score_block(block, group, gaussian_map, extractor, config, readers=readers)
     readable = np.array([outcome.is_readable for outcome in outcomes])
@@ -127,6 +125,17 @@ def _score_task(
             maps.write(names[index], _draw(block[index].path, scores.anomaly_maps[index], config, reference))
     get_worker().log_event(PROGRESS_TOPIC, len(block))
     return frame
+
+
+def _shared_map(url: str) -> GaussianMap:
+    """Return this process's map at a URL, with the rows that it has read, unless another run has taken its place."""
+    opened = GaussianMap.open(url)
+    kept = _open_maps.get(url)
+    if kept is not None and kept.description == opened.description:
+        return kept
+    _open_maps.clear()  # a worker keeps one map, whose rows may be gigabytes
+    _open_maps[url] = opened
+    return opened
 
 
 def _reference_distance(gaussian_map: GaussianMap, group: str, scores: Scores) -> float:

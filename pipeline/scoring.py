@@ -99,11 +99,7 @@ def _scoring_options(gaussian_map: GaussianMap, config: Config) -> Config:
             f"{getattr(maps, bound[0])!r}. Leave it out; a map scores only features of its own kind."
         )
     weights = mine.weights if "weights" in mine.model_fields_set else None
-    return with_absolute_weights(
-        config.model_copy(
-            update={"features": scoring_config(gaussian_map, weights=weights, device=mine.device).features}
-        )
-    )
+    return with_absolute_weights(scoring_config(gaussian_map, config, weights=weights, device=mine.device))
 
 
 def _assign_group(catalog: pd.DataFrame, gaussian_map: GaussianMap, group: str | None, source: str) -> pd.DataFrame:

@@ -27,7 +27,8 @@ class TaskWindow:
     def submit(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Future:
         """Submit ``function(*args, **kwargs)`` once fewer than the bound are unfinished."""
         while len(self._pending) >= self._limit:
-            done, self._pending = wait(self._pending, return_when="FIRST_COMPLETED")
+            with self._client.as_current():
+                done, self._pending = wait(self._pending, return_when="FIRST_COMPLETED")
             for future in done:
                 if future.status != "finished":
                     self.gather([future])

@@ -21,11 +21,13 @@ def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-def _none_or_auto(value: object) -> object:
+def _none_if_unset(value: object) -> object:
     """Let ``null``, ``none`` and the empty string on the command line mean 'not set'."""
     return None if isinstance(value, str) and value.lower() in {"", "null", "none"} else value
 
 
+OptionalText = Annotated[str | None, BeforeValidator(_none_if_unset)]
+OptionalCount = Annotated[int | None, BeforeValidator(_none_if_unset)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 
 
@@ -36,7 +38,7 @@ class _Section(BaseModel):
 class InputConfig(_Section):
     """Which files are inputs, how they are grouped, and what is refused."""
 
-    group_by: Annotated[str | None, BeforeValidator(_none_or_auto)] = Field(
+    group_by: OptionalText = Field(
         None,
         description="Path template such as `{line}/{camera}/**`; the named parts, joined by `/`, are the group. "
         "Not set: one group, or the index's `group` column.",
@@ -142,11 +144,11 @@ class TrimConfig(_Section):
 class ClusterConfig(_Section):
     """The local Dask cluster that is started when no scheduler is named; never changes a result."""
 
-    scheduler: Annotated[str | None, BeforeValidator(_none_or_auto)] = Field(
+    scheduler: OptionalText = Field(
         None, description="Address of a running scheduler. `--scheduler` and DASK_SCHEDULER_ADDRESS take precedence."
     )
-    workers: int | None = Field(None, ge=1, description="Worker processes; not set: one for every four cores.")
-    threads_per_worker: int | None = Field(
+    workers: OptionalCount = Field(None, ge=1, description="Worker processes; not set: one for every four cores.")
+    threads_per_worker: OptionalCount = Field(
         None, ge=1, description="Compute threads (torch, BLAS) of each worker; not set: cores / workers."
     )
     processes: bool = Field(True, description="false runs the workers as threads of the command itself.")
@@ -192,7 +194,7 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """Return the resolved configuration as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -38,11 +38,10 @@ def build_ledger(
             f"The manifest has {len(decided)} rows for {len(seen)} inputs ({len(lost)} lost). "
             "This is a defect of the program; nothing was published. Please report it with log.jsonl."
         )
+    inputs = catalog["group"].value_counts()
     groups = {
-        str(group): {**_count(part, int(inputs)), **outcomes_by_group.get(str(group), {})}
-        for (group, part), inputs in zip(
-            manifest.groupby("group", sort=True), catalog.groupby("group", sort=True).size(), strict=True
-        )
+        str(group): {**_count(part, int(inputs.get(group, 0))), **outcomes_by_group.get(str(group), {})}
+        for group, part in manifest.groupby("group", sort=True)
     }
     return {"total": _count(manifest, len(catalog)), "groups": groups}
 

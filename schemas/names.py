@@ -6,7 +6,7 @@ import re
 DEFAULT_GROUP = "all"
 """The group of every image when the archive is not divided into groups."""
 
-_PLAIN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+_PLAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 def sample_id(file_name: str) -> str:
@@ -21,10 +21,10 @@ def sample_id(file_name: str) -> str:
 def storage_name(name: str) -> str:
     """Return a Zarr node or file name for any text.
 
-    Plain lower-case names stay as they are; all others become a readable part, ``~`` and 8 hex digits of their
+    Plain lower-case names stay as they are; all others become a readable part, ``~`` and 16 hex digits of their
     sha256, which no plain name can contain, so that different names stay different.
     """
     if _PLAIN.fullmatch(name):
         return name
     readable = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
-    return f"{readable}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{readable}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from schemas.config import Config, parse_config
 
-# A backbone that builds in moments and gives a 4 x 4 grid of 64 channels from 64 x 64 pixels.
+# A backbone that builds in moments and gives an 8 x 8 grid of 128 channels from 64 x 64 pixels.
 TINY_SETTINGS = (
     "features.backbone=resnet18",
     "features.nodes=relu,layer1",

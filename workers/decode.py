@@ -1,5 +1,6 @@
 """From a file's bytes to the square pixels that the backbone sees."""
 
+import warnings
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -12,6 +13,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 # Pillow's own guard is one number for the whole process and only warns up to twice its value;
 # decode_image checks each image against the configured bound before a pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
+
+# What Pillow has to say of an odd file names no file, and would be an error where warnings are errors.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UndecodableError(ValueError):
@@ -82,10 +86,18 @@ def prepare_pixels(image: Image.Image, *, image_size: int | None, sixteen_bit_wh
     # Pillow opens 16-bit grey PNG as 32-bit integers in some versions.
     is_sixteen_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     image.load()
-    oriented = ImageOps.exif_transpose(image)
+    oriented = _upright(image)
     size = oriented.size if image_size is None else (image_size, image_size)
     pixels = _sixteen_bit_rgb(oriented, size, sixteen_bit_white) if is_sixteen_bit else _rgb(oriented, size)
     return DecodedImage(pixels, oriented.width, oriented.height)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the image turned as its EXIF orientation says; damaged metadata says nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - the parsers of metadata raise anything on bad bytes
+        return image
 
 
 def _sixteen_bit_rgb(image: Image.Image, size: tuple[int, int], white: int) -> NDArray[np.float32]:

@@ -82,7 +82,9 @@ class PatchExtractor:
 
     def _concatenated(self, pixels: NDArray[np.float32]) -> torch.Tensor:
         """Return the nodes' outputs on the first one's grid: (images, channels, grid rows, grid columns)."""
-        batch = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2)
+        # torch can not wrap read-only memory, and has no use for writing to it either.
+        writable = pixels if pixels.flags.writeable else pixels.copy()
+        batch = torch.from_numpy(writable).to(self._device).permute(0, 3, 1, 2)
         autocast = (
             torch.autocast(self._device.type, dtype=torch.bfloat16)
             if self._config.precision == "bf16"
@@ -112,11 +114,11 @@ class PatchExtractor:
         blank = np.zeros((1, size, size, 3), np.float32)
         try:
             channels, grid_rows, grid_columns = self._concatenated(blank).shape[1:]
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except Exception as error:  # models check their input in ways of their own
             raise ConfigError(
                 f"features.nodes = {','.join(self._config.nodes)!r} of {self._config.backbone!r} do not give feature "
-                f"maps at features.image_size = {size}: {error}. Name nodes that put out (images, channels, rows, "
-                "columns)."
+                f"maps at features.image_size = {size}: {error} ({type(error).__name__}). "
+                "Name nodes that put out (images, channels, rows, columns)."
             ) from error
         if min(grid_rows, grid_columns) < kernel:
             raise ConfigError(
@@ -144,6 +146,11 @@ def _cut(model: torch.nn.Module, features: FeaturesConfig) -> torch.nn.Module:
         raise ConfigError(
             f"features.nodes = {','.join(features.nodes)!r}: not all are nodes of {features.backbone!r}. "
             f"Choose from: {', '.join(tops[:40])}, ..."
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"features.backbone = {features.backbone!r} can not be cut at nodes: torchvision can not trace it "
+            f"({type(error).__name__}). Choose a convolutional one, like wide_resnet50_2 or resnet18."
         ) from error
     return cut
 
@@ -173,6 +180,9 @@ def shared_extractor(features: FeaturesConfig, weights_digest: str = "") -> Patc
     """
     with _build_lock:
         extractor = _shared(features)
+        if weights_digest and extractor.weights_digest != weights_digest:
+            _shared.cache_clear()  # the file may have been replaced since it was read
+            extractor = _shared(features)
     if weights_digest and extractor.weights_digest != weights_digest:
         raise WeightsError(
             f"features.weights = {features.weights!r} has digest {extractor.weights_digest[:12]} here, but "

@@ -146,10 +146,14 @@ def fit_dual(
     mean = values.mean(axis=0)
     centred = values - mean
     variances, rotation = np.linalg.eigh(centred @ centred.T / (count - 1))
-    variances, rotation = variances[1:], rotation[:, 1:]  # n samples about their mean span n - 1 dimensions
-    keep = variances > count * np.finfo(np.float64).eps * max(variances[-1], 0.0)
+    variances, rotation = variances[:0:-1], rotation[:, :0:-1]  # descending; n samples span n - 1 dimensions
+    keep = variances > count * np.finfo(np.float64).eps * variances.max(initial=0.0)
     variances, rotation = variances[keep], rotation[:, keep]
     directions = (rotation.T @ centred) / np.sqrt(variances * (count - 1))[:, np.newaxis]
+    # The Gram matrix squares the condition: small directions come out a little skew to the large ones.
+    skew = np.linalg.cholesky(directions @ directions.T)
+    directions = scipy.linalg.solve_triangular(skew, directions, lower=True, check_finite=False)
+    variances = np.square(directions @ centred.T).sum(axis=1) / (count - 1)
     spectrum = Spectrum(
         count=count,
         channels=values.shape[1],

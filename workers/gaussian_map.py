@@ -43,6 +43,8 @@ class MapDescription:
         The covariance estimator.
     smoothing
         Side of the square of positions that log distances are averaged over before they meet the thresholds.
+    sixteen_bit_white
+        The value of a 16-bit grey image that was shown as white.
     """
 
     run_id: str
@@ -52,6 +54,7 @@ class MapDescription:
     geometry: FeatureGeometry
     estimator: str
     smoothing: int = 1
+    sixteen_bit_white: int = 65535
 
     def to_attributes(self) -> dict[str, Any]:
         """Return JSON-ready attributes."""
@@ -65,6 +68,7 @@ class MapDescription:
             "geometry": dataclasses.asdict(self.geometry),
             "estimator": self.estimator,
             "smoothing": self.smoothing,
+            "sixteen_bit_white": self.sixteen_bit_white,
         }
 
     @classmethod
@@ -80,6 +84,7 @@ class MapDescription:
             geometry=FeatureGeometry(**attributes["geometry"]),
             estimator=str(attributes["estimator"]),
             smoothing=int(attributes["smoothing"]),
+            sixteen_bit_white=int(attributes["sixteen_bit_white"]),
         )
 
 
@@ -203,7 +208,10 @@ class GaussianMap:
         known = ", ".join(repr(name) for name in self.groups[:10]) or "none"
         if group is None and len(self.groups) == 1:
             return self.groups[0]
-        problem = "several groups" if group is None else f"no group {group!r}"
+        if group is None:
+            problem = "several groups" if self.groups else "no groups, because its run could judge none of its images"
+        else:
+            problem = f"no group {group!r}"
         raise GaussianMapError(f"the map {self.url} has {problem}. Groups: {known}. Name one of them.")
 
     def thresholds(self, group: str) -> NDArray[np.float64]:

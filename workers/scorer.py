@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from schemas.config import Config, InputConfig
+from schemas.config import Config
 from schemas.image import ImageOutcome
 from workers.decode import DecodedImage, decode_image, prepare_pixels
 from workers.extract import ImageRef, extract_block
@@ -49,7 +49,10 @@ class Scores:
 
     def pixel_maps(self, width: int, height: int) -> NDArray[np.float32]:
         """Return the anomaly maps upsampled bilinearly to (images, height, width) float32."""
-        return np.stack([upsample(map_, width, height) for map_ in self.anomaly_maps])
+        maps = np.empty((len(self.anomaly_maps), height, width), np.float32)
+        for index, anomaly_map in enumerate(self.anomaly_maps):
+            maps[index] = upsample(anomaly_map, width, height)
+        return maps
 
 
 class ImageScorer:
@@ -86,7 +89,8 @@ class ImageScorer:
         """
         self.group = gaussian_map.require_group(group)
         self._map = gaussian_map
-        self._features = scoring_config(gaussian_map, weights=weights, device=device).features
+        config = scoring_config(gaussian_map, Config(), weights=weights, device=device)
+        self._features, self._inputs = config.features, config.input
         self._extractor = shared_extractor(self._features, gaussian_map.description.weights_digest)
 
     def score(self, images: Sequence[ImageLike]) -> Scores:
@@ -113,19 +117,23 @@ class ImageScorer:
         return score_features(self._map, self.group, features)
 
     def _decode(self, image: ImageLike) -> DecodedImage:
-        inputs, size = InputConfig(), self._features.image_size
+        size, max_pixels, white = self._features.image_size, self._inputs.max_pixels, self._inputs.sixteen_bit_white
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
         if isinstance(image, Image.Image):
-            return prepare_pixels(image, image_size=size, sixteen_bit_white=inputs.sixteen_bit_white)
+            return prepare_pixels(image, image_size=size, sixteen_bit_white=white)
         content = image if isinstance(image, bytes) else read_bytes(os.fspath(image))
-        return decode_image(content, image_size=size, max_pixels=inputs.max_pixels)
+        return decode_image(content, image_size=size, max_pixels=max_pixels, sixteen_bit_white=white)
 
 
-def scoring_config(gaussian_map: GaussianMap, *, weights: str | None = None, device: str = "auto") -> Config:
-    """Return the configuration under which new images must be extracted for a map."""
-    overrides = {"device": device, **({"weights": weights} if weights else {})}
-    return Config(features=gaussian_map.description.features.model_copy(update=overrides))
+def scoring_config(
+    gaussian_map: GaussianMap, config: Config, *, weights: str | None = None, device: str = "auto"
+) -> Config:
+    """Return a configuration with all that must be as it was when the map was fitted."""
+    description = gaussian_map.description
+    features = description.features.model_copy(update={"device": device, **({"weights": weights} if weights else {})})
+    inputs = config.input.model_copy(update={"sixteen_bit_white": description.sixteen_bit_white})
+    return config.model_copy(update={"features": features, "input": inputs})
 
 
 def score_features(gaussian_map: GaussianMap, group: str, features: NDArray[Any]) -> Scores:

@@ -107,10 +107,11 @@ class Evidence:
         """
         images = np.arange(len(distances))
         ratio = margins(distances, thresholds)
-        # Lexicographic: the margin decides, the distance only between equal margins such as 0 and 0.
+        # The margin decides; the distance only where no position has a margin.
         column = np.where(ratio.max(axis=1) > 0, ratio.argmax(axis=1), distances.argmax(axis=1))
         margin, distance = ratio[images, column], distances[images, column]
-        worse = (margin > self.margin) | ((margin == self.margin) & (distance > self.distance))
+        no_margin = np.maximum(margin, self.margin) <= 0
+        worse = (margin > self.margin) | (no_margin & (distance > self.distance))
         return Evidence(
             score=np.maximum(self.score, distances.max(axis=1)),
             margin=np.where(worse, margin, self.margin),

@@ -29,6 +29,9 @@ def split_location(location: str | os.PathLike[str]) -> tuple[Any, str]:
         # Not through url_to_fs: local names may hold '::' or '~', which mean something to it.
         return LocalFileSystem(), os.path.abspath(text)  # noqa: PTH100 - resolve() would follow links
     try:
+        if "::" in text:  # part of a name; url_to_fs would take it for a chain of file systems
+            fs = fsspec.filesystem(text.partition("://")[0])
+            return fs, fs._strip_protocol(text)
         fs, path = fsspec.core.url_to_fs(text)
     except ImportError as error:
         raise ValueError(str(error)) from error
@@ -36,9 +39,23 @@ def split_location(location: str | os.PathLike[str]) -> tuple[Any, str]:
 
 
 def read_bytes(location: str) -> bytes:
-    """Return a whole file."""
+    """Return a whole file.
+
+    Raises
+    ------
+    OSError
+        When it can not be read, whatever its file system raises.
+    ValueError
+        When the location's protocol can not be used.
+    """
     fs, path = split_location(location)
-    content: bytes = fs.cat_file(path)
+    try:
+        content: bytes = fs.cat_file(path)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        # Clients of remote stores have errors of their own, such as an HTTP client's for status 403.
+        raise OSError(" ".join(f"{type(error).__name__}: {error}".split())) from error
     return content
 
 
@@ -111,7 +128,10 @@ class Directory:
         ------
         FileNotFoundError
             When it is to be read and is not there.
+        ValueError
+            When the location's protocol can not be used.
         """
+        self._locate(name)  # refuses a protocol that can not be used, in our words
         url = f"{self.url}/{name}" if name else self.url
         store = (
             FsspecStore.from_url(url, read_only=mode == "r")

@@ -4,7 +4,6 @@ Nothing is unpickled: state dicts are loaded with ``weights_only=True``.
 """
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -67,16 +66,21 @@ def _imagenet_file(backbone: str) -> bytes:
     known = torchvision.models.get_model_weights(backbone)
     # The paper and PaDiM used the first edition; later ones have other feature statistics.
     entry = known["IMAGENET1K_V1"] if "IMAGENET1K_V1" in known.__members__ else known.DEFAULT
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
     try:
-        entry.get_state_dict(progress=False, check_hash=True)
+        if not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            # As torchvision names its files: the digest's first digits stand before the extension.
+            digest = cached.stem.rpartition("-")[2]
+            torch.hub.download_url_to_file(entry.url, str(cached), hash_prefix=digest, progress=False)
+        return cached.read_bytes()
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"features.weights = 'imagenet': {entry.url} could not be downloaded ({error}). Download it where there "
             "is a network and pass the file with --set features.weights=PATH; or put it into "
-            f"{Path(torch.hub.get_dir()) / 'checkpoints'}; or, to try the pipeline only, use "
+            f"{cached.parent}; or, to try the pipeline only, use "
             "--set features.weights=random."
         ) from error
-    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name).read_bytes()
 
 
 def _local_file(location: str) -> bytes:
@@ -92,7 +96,7 @@ def _local_file(location: str) -> bytes:
 def _load(model: torch.nn.Module, content: bytes, features: FeaturesConfig) -> None:
     try:
         state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # bytes that are no weights make torch raise anything
         raise WeightsError(
             f"features.weights = {features.weights!r} is not a plain state dict ({_first_line(error)}). "
             "Save one with torch.save(model.state_dict(), path)."
@@ -104,7 +108,7 @@ def _load(model: torch.nn.Module, content: bytes, features: FeaturesConfig) -> N
         )
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"features.weights = {features.weights!r} does not fit features.backbone = {features.backbone!r}: "
             f"{_first_line(error)} Name the backbone that the weights were saved from."

@@ -1,0 +1,78 @@
+"""The layers: ``schemas <- workers <- pipeline``, and stages of the pipeline that do not know one another."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCHEMAS, WORKERS, PIPELINE = (
+    sorted((ROOT / package).glob("**/*.py")) for package in ("schemas", "workers", "pipeline")
+)
+CLUSTER = {"dask", "distributed"}
+STAGES = ("catalog", "extract", "statistics", "trim", "manifest", "publish", "score")
+
+
+def imported(path: Path) -> set[str]:
+    """Return every module that a file imports anywhere, functions and type checking included, as dotted names."""
+    modules: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import, which this test does not follow"
+            # "from pipeline import extract" imports the module pipeline.extract.
+            modules.update(f"{node.module}.{alias.name}" for alias in node.names)
+            modules.add(str(node.module))
+    return modules
+
+
+def packages(path: Path) -> set[str]:
+    return {module.partition(".")[0] for module in imported(path)}
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_three_packages_are_found() -> None:
+    assert {named(path) for path in (*SCHEMAS, *WORKERS, *PIPELINE)} >= {
+        "schemas/config.py",
+        "workers/gaussian.py",
+        "pipeline/run.py",
+    }
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=named)
+def test_schemas_import_no_cluster_no_torch_and_no_other_layer(path: Path) -> None:
+    assert not packages(path) & {*CLUSTER, "torch", "torchvision", "workers", "pipeline"}
+
+
+@pytest.mark.parametrize("path", WORKERS, ids=named)
+def test_workers_import_no_cluster_and_not_the_pipeline(path: Path) -> None:
+    assert not packages(path) & {*CLUSTER, "pipeline"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_of_the_pipeline_imports_no_other_stage_nor_what_strings_them_together(stage: str) -> None:
+    own, strings = f"pipeline.{stage}", {"pipeline.run", "pipeline.cli", "pipeline.demo"}
+    modules = imported(ROOT / "pipeline" / f"{stage}.py")
+    assert not modules & ({f"pipeline.{other}" for other in STAGES} - {own} | strings)
+
+
+@pytest.mark.parametrize("path", [*SCHEMAS, *WORKERS, *PIPELINE], ids=named)
+def test_no_layer_imports_tests_or_deployment(path: Path) -> None:
+    assert not packages(path) & {"tests", "deploy"}
+
+
+def test_schemas_load_without_dask_and_torch() -> None:
+    # Also what their imports import: a consumer of a run directory needs none of it.
+    names = [f"schemas.{path.stem}" for path in SCHEMAS if path.stem != "__init__"]
+    script = f"import sys, {', '.join(names)}; print(sorted({{m.partition('.')[0] for m in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "'pydantic'" in done.stdout
+    assert not set(ast.literal_eval(done.stdout)) & {*CLUSTER, "torch", "torchvision", "zarr", "fsspec"}

@@ -1,0 +1,56 @@
+"""Gaussian maps that tests fit and publish themselves."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.config import FeaturesConfig
+from schemas.features import FeatureGeometry
+from schemas.run import SUCCESS
+from workers.gaussian import Gaussian, fit_dual, fit_primal, uses_dual
+from workers.gaussian_map import MapDescription, create_group_map, create_map, write_row, write_thresholds
+from workers.moments import accumulate
+from workers.storage import Directory
+
+RIDGE = 1e-6
+
+
+def describe(
+    geometry: FeatureGeometry, features: FeaturesConfig | None = None, weights_digest: str = "w" * 64
+) -> MapDescription:
+    return MapDescription("run", "c" * 64, features or FeaturesConfig(), weights_digest, geometry, RIDGE)
+
+
+def fit_row(samples: NDArray[np.floating]) -> tuple[Gaussian, ...]:
+    """Fit one row of positions on samples (images, columns, channels)."""
+    images, columns, channels = samples.shape
+    if uses_dual(images, channels):
+        return tuple(fit_dual(samples[:, column], RIDGE) for column in range(columns))
+    return fit_primal(accumulate(samples), RIDGE)
+
+
+def write_group(
+    model: Directory,
+    group: str,
+    geometry: FeatureGeometry,
+    samples: NDArray[np.floating],
+    thresholds: NDArray[np.float64],
+) -> list[tuple[Gaussian, ...]]:
+    """Fit a product group on samples (images, rows, columns, channels) and write it; returns its Gaussians by row."""
+    create_group_map(model, group, geometry, len(samples))
+    rows = [fit_row(samples[:, row]) for row in range(geometry.rows)]
+    for row, gaussians in enumerate(rows):
+        assert write_row(model, group, row, gaussians) == row
+    write_thresholds(model, group, thresholds)
+    return rows
+
+
+def finish(run: Directory) -> None:
+    """Mark a run as finished."""
+    run.write(SUCCESS, b"")
+
+
+def new_map(run: Directory, description: MapDescription) -> Directory:
+    """Create an empty map in a run; returns its directory."""
+    model = run / "model"
+    create_map(model, description)
+    return model

@@ -1,0 +1,46 @@
+"""A worker's threads and device."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from schemas.errors import DeviceError
+from workers.compute import resolve_device, set_compute_threads
+
+
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+@pytest.fixture
+def _threads_put_back() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    set_compute_threads(before)
+
+
+@pytest.mark.usefixtures("_threads_put_back")
+@pytest.mark.parametrize("count", [1, 2])
+def test_torch_and_blas_use_the_threads_they_are_given(count: int) -> None:
+    set_compute_threads(3 - count)  # so that the setting under test changes something
+    set_compute_threads(count)
+    assert torch.get_num_threads() == count
+    assert blas_threads() == {count}
+
+
+def test_the_cpu_is_the_cpu() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("present", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, present: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
+    assert resolve_device("auto").type == expected
+
+
+def test_cuda_where_there_is_none_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=r"no CUDA device.*features\.device=auto"):
+        resolve_device("cuda")
