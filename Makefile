@@ -38,8 +38,8 @@ format: venv  ## Format the code
 docs: venv  ## Bring the README's reference tables up to date
 	$(BIN)/python -m tests.readme
 
-study-bottle: venv  ## Figures of the README on real images: BOTTLE=path/to/mvtec/bottle WEIGHTS=squeezenet1_1.pth
-	$(BIN)/python -m tests.studies.bottle $(BOTTLE) --weights $(WEIGHTS)
+study-bottle: venv  ## Figures of the README on real images: BOTTLE=path/to/mvtec/bottle WEIGHTS=squeezenet1_1.pth STRATEGY=paire
+	$(BIN)/python -m tests.studies.bottle $(BOTTLE) --weights $(WEIGHTS) --strategy $(or $(STRATEGY),paire)
 
 clean:  ## Remove what make made, the environment too
 	rm -rf $(VENV) demo-run build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipeline.run import CleanResult, clean, score
+from pipeline.run import CleanResult, clean
+from pipeline.scoring import score
 from schemas.config import parse_config
 
 DEFECTS = ("broken_large", "broken_small", "contamination")

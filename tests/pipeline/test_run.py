@@ -21,7 +21,8 @@ from PIL.PngImagePlugin import PngInfo
 
 import pipeline.run
 from pipeline.manifest import build_manifest
-from pipeline.run import CleanResult, clean, score
+from pipeline.run import CleanResult, clean
+from pipeline.scoring import score
 from pipeline.trim import MAJORITY, UNCHANGED
 from schemas import iterations as iterations_table
 from schemas import manifest as manifest_table

@@ -2,7 +2,7 @@
 
 For each noise ratio and seed, defective test images replace good training images (paper, section 4.1, overlap
 protocol), the set is cleaned by the real command's code path, and the test set is scored under the published map, and
-under Gaussians fitted on everything (no trimming) and on the true normals (oracle).
+under Gaussians fitted on everything (no trimming) and on the true normals (oracle) with the strategy's estimator.
 
     python -m tests.studies.bottle ../shared/data/mvtec_bottle --weights ../shared/weights/squeezenet1_1-imagenet.pth
 """
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="squeezenet1_1 state dict")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.0, 0.05, 0.1, 0.2, 0.3])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--strategy", default="paire")
     arguments = parser.parse_args()
     config = parse_config(
         None,
@@ -43,6 +44,7 @@ def main() -> None:
             "features.backbone=squeezenet1_1",
             "features.nodes=features.4,features.7,features.12",
             f"features.weights={arguments.weights}",
+            f"trim.strategy={arguments.strategy}",
             "cluster.workers=1",
             "cluster.processes=false",
         ],
@@ -107,8 +109,8 @@ def _fitted_on(
     samples = np.stack([features[path] for path in paths])
     distances = np.empty(test.shape[:3])
     for row, column in np.ndindex(test.shape[1:3]):
-        gaussian = fit_dual(samples[:, row, column], config.gaussian.ridge)
-        distances[:, row, column] = gaussian.mahalanobis(test[:, row, column])
+        fitted = fit_dual(samples[:, row, column], config.gaussian, config.estimator())
+        distances[:, row, column] = fitted.gaussian.mahalanobis(test[:, row, column])
     return distances
 
 

@@ -3,29 +3,31 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.config import FeaturesConfig
+from schemas.config import FeaturesConfig, GaussianConfig
 from schemas.features import FeatureGeometry
 from schemas.run import SUCCESS
-from workers.gaussian import Gaussian, fit_dual, fit_primal, uses_dual
+from workers.gaussian import FittedGaussian, Gaussian, fit_dual, fit_primal, uses_dual
 from workers.gaussian_map import MapDescription, create_group_map, create_map, write_row, write_thresholds
 from workers.moments import accumulate
 from workers.storage import Directory
 
+ESTIMATOR = "ridge"
 RIDGE = 1e-6
+GAUSSIAN = GaussianConfig(ridge=RIDGE)
 
 
 def describe(
     geometry: FeatureGeometry, features: FeaturesConfig | None = None, weights_digest: str = "w" * 64
 ) -> MapDescription:
-    return MapDescription("run", "c" * 64, features or FeaturesConfig(), weights_digest, geometry, RIDGE)
+    return MapDescription("run", "c" * 64, features or FeaturesConfig(), weights_digest, geometry, ESTIMATOR)
 
 
-def fit_row(samples: NDArray[np.floating]) -> tuple[Gaussian, ...]:
+def fit_row(samples: NDArray[np.floating]) -> tuple[FittedGaussian, ...]:
     """Fit one row of positions on samples (images, columns, channels)."""
     images, columns, channels = samples.shape
     if uses_dual(images, channels):
-        return tuple(fit_dual(samples[:, column], RIDGE) for column in range(columns))
-    return fit_primal(accumulate(samples), RIDGE)
+        return tuple(fit_dual(samples[:, column], GAUSSIAN, ESTIMATOR) for column in range(columns))
+    return fit_primal(accumulate(samples), GAUSSIAN, ESTIMATOR)
 
 
 def write_group(
@@ -41,7 +43,7 @@ def write_group(
     for row, gaussians in enumerate(rows):
         assert write_row(model, group, row, gaussians) == row
     write_thresholds(model, group, thresholds)
-    return rows
+    return [tuple(fitted.gaussian for fitted in row) for row in rows]
 
 
 def finish(run: Directory) -> None:

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from schemas.config import GaussianConfig
 from schemas.errors import SingularCovarianceError
 from tests.workers.exact import exact_distances, literal_distances
-from workers.gaussian import Gaussian, fit_dual, fit_primal, uses_dual
+from workers.gaussian import Gaussian, PrimalGaussian, fit_dual, fit_primal, uses_dual
 from workers.moments import accumulate
 
 Array = NDArray[np.float64]
@@ -28,14 +29,14 @@ def draw(seed: int, count: int, channels: int) -> Array:
 
 
 def dual(samples: NDArray[Any], ridge: float = RIDGE) -> Gaussian:
-    return fit_dual(samples, ridge)
+    return fit_dual(samples, GaussianConfig(ridge=ridge), "ridge").gaussian
 
 
 def primal(samples: NDArray[Any], ridge: float = RIDGE) -> Gaussian:
     moments = accumulate(samples[:, np.newaxis])
     moments.mean.flags.writeable = False
     moments.scatter.flags.writeable = False
-    return fit_primal(moments, ridge)[0]
+    return fit_primal(moments, GaussianConfig(ridge=ridge), "ridge")[0].gaussian
 
 
 both_forms = pytest.mark.parametrize("fit", [dual, primal])
@@ -207,9 +208,10 @@ def test_no_samples_have_no_distances(fit: Any) -> None:
 
 def test_the_primal_form_is_fitted_at_every_position() -> None:
     samples = np.random.default_rng(22).normal(size=(30, 3, 5))
-    gaussians = fit_primal(accumulate(samples), RIDGE)
+    gaussians = [one.gaussian for one in fit_primal(accumulate(samples), GaussianConfig(ridge=RIDGE), "ridge")]
     assert len(gaussians) == 3
     for position, gaussian in enumerate(gaussians):
+        assert isinstance(gaussian, PrimalGaussian)
         np.testing.assert_array_equal(gaussian.mean, samples[:, position].mean(axis=0))
         sigma = np.cov(samples[:, position], rowvar=False) + RIDGE * np.eye(5)
         np.testing.assert_allclose(gaussian.cholesky @ gaussian.cholesky.T, sigma, rtol=1e-12, atol=1e-12)
@@ -218,7 +220,5 @@ def test_the_primal_form_is_fitted_at_every_position() -> None:
 
 def test_a_ridge_that_does_not_make_a_covariance_definite_is_an_error_that_says_so() -> None:
     dependent = 1e3 * draw(23, 50, 2) @ np.random.default_rng(24).normal(size=(2, 6))
-    with pytest.raises(
-        SingularCovarianceError, match=r"gaussian\.ridge = 1e-300 .* 50 samples .*gaussian\.ridge=1e-298"
-    ):
+    with pytest.raises(SingularCovarianceError, match=r"a ridge of 1e-300 .* 50 samples .*gaussian\.ridge=1e-298"):
         primal(dependent, 1e-300)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from schemas.config import FeaturesConfig, parse_config
 from schemas.errors import GaussianMapError
 from schemas.features import FeatureGeometry
-from tests.workers.maps import RIDGE, describe, finish, new_map, write_group
+from tests.workers.maps import ESTIMATOR, RIDGE, describe, finish, new_map, write_group
 from workers import gaussian_map as module
 from workers.gaussian import Gaussian
 from workers.gaussian_map import GaussianMap, MapDescription
@@ -95,7 +95,7 @@ def test_the_arrays_are_enough_to_score_with_numpy_alone(tmp_path: Path, fitted:
     assert {name: array.dtype for name, array in arrays.items()} == dict.fromkeys(arrays, np.dtype(np.float64))
     features = samples(5, seed=2).astype(np.float64)
     expected = GaussianMap.open(model.url).distances(GROUP, features)
-    assert root.attrs["ridge"] == RIDGE
+    assert root.attrs["estimator"] == ESTIMATOR
     for row, column in np.ndindex(2, 3):
         offset = features[:, row, column] - arrays["mean"][row, column]
         factor = arrays["factor"][row, column]
@@ -119,7 +119,7 @@ def test_an_open_map_says_what_it_was_fitted_on(tmp_path: Path) -> None:
     assert opened.url == model.url
     assert opened.groups == ()
     assert opened.description == describe(GEOMETRY, features.model_copy(update={"device": "auto"}))
-    assert opened.description.ridge == RIDGE
+    assert opened.description.estimator == ESTIMATOR
 
 
 def test_a_description_survives_json() -> None:
@@ -241,7 +241,7 @@ def test_the_map_of_an_unfinished_run_is_an_error_that_says_what_to_do(tmp_path:
         {"geometry": None},
         {"features": {"colour": "red"}},
         {"features": {"image_size": "large"}},
-        {"ridge": "small"},
+        {"smoothing": "small"},
     ],
     ids=str,
 )
@@ -253,7 +253,7 @@ def test_a_map_of_a_foreign_format_is_an_error_that_says_what_was_expected(
     assert "expected paire-gaussian-map version 1" in refusal(model.url)
 
 
-@pytest.mark.parametrize("missing", ["format", "run_id", "features", "weights_digest", "geometry", "ridge"])
+@pytest.mark.parametrize("missing", ["format", "run_id", "features", "weights_digest", "geometry", "estimator"])
 def test_a_map_that_lacks_an_attribute_is_an_error(tmp_path: Path, missing: str) -> None:
     model = published(Directory.at(tmp_path), GROUP)
     group = model.zarr_group("", "r+")

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from schemas.config import TrimConfig
+from schemas.config import GaussianConfig, TrimConfig
 from schemas.features import CHUNK_IMAGES
 from workers.gaussian import fit_dual
 from workers.moments import accumulate, finalize, merge
 from workers.passes import (
     ArrayRef,
+    Fit,
     Segment,
     accumulate_segment,
     fit_row_dual,
@@ -31,6 +32,7 @@ from workers.threshold import position_threshold
 
 IMAGES, ROWS, COLUMNS, CHANNELS = 700, 2, 3, 4  # two chunk boundaries, at 256 and 512
 ROW = 1
+FIT = Fit(GaussianConfig(ridge=1e-6), "ridge")
 
 
 @pytest.fixture(scope="module")
@@ -97,24 +99,24 @@ def test_a_segment_without_chosen_images_has_the_moments_of_no_samples(features:
 def test_a_row_is_fitted_in_the_dual_form_across_chunks(features: ArrayRef, values: NDArray[np.float16]) -> None:
     mask = np.zeros(IMAGES, bool)
     mask[[3, 255, 256, 640]] = True  # none in the middle of the second chunk
-    gaussians = fit_row_dual(features, ROW, Segment(0, IMAGES, mask), 1e-6)
+    gaussians = fit_row_dual(features, ROW, Segment(0, IMAGES, mask), FIT)
     assert len(gaussians) == COLUMNS
-    for column, gaussian in enumerate(gaussians):
-        expected = fit_dual(values[mask, ROW, column], 1e-6)
+    for column, fitted in enumerate(gaussians):
+        expected = fit_dual(values[mask, ROW, column], FIT.config, FIT.estimator)
         np.testing.assert_array_equal(
-            gaussian.mahalanobis(values[:9, ROW, column]), expected.mahalanobis(values[:9, ROW, column])
+            fitted.gaussian.mahalanobis(values[:9, ROW, column]), expected.gaussian.mahalanobis(values[:9, ROW, column])
         )
 
 
 def test_a_row_is_fitted_in_the_primal_form_from_its_moments(features: ArrayRef, values: NDArray[np.float16]) -> None:
     mask = some(1)
     moments = reduce(merge, [accumulate_segment(features, ROW, segment) for segment in segments(mask, [300])])
-    for column, gaussian in enumerate(fit_row_primal(moments, 1e-6)):
+    for column, fitted in enumerate(fit_row_primal(moments, FIT, [])):
         chosen = values[mask, ROW, column].astype(np.float64)
         precision = np.linalg.inv(np.cov(chosen, rowvar=False) + 1e-6 * np.eye(CHANNELS))
         offset = values[:, ROW, column] - chosen.mean(axis=0)
         np.testing.assert_allclose(
-            gaussian.mahalanobis(values[:, ROW, column]),
+            fitted.gaussian.mahalanobis(values[:, ROW, column]),
             np.sqrt(np.einsum("ij,jk,ik->i", offset, precision, offset)),
             rtol=1e-9,
         )
@@ -125,12 +127,12 @@ def test_distances_are_those_of_the_chosen_images_and_nan_elsewhere(
     features: ArrayRef, distances: ArrayRef, values: NDArray[np.float16], cuts: list[int]
 ) -> None:
     mask = some(2)
-    gaussians = fit_row_primal(accumulate(values[mask, ROW]), 1e-6)
+    gaussians = fit_row_primal(accumulate(values[mask, ROW]), FIT, [])
     receipts = [measure_segment(gaussians, features, distances, ROW, segment) for segment in segments(mask, cuts)]
     assert sum(receipts) == mask.sum()
     written = stored(distances)
-    for column, gaussian in enumerate(gaussians):
-        expected = gaussian.mahalanobis(values[mask, ROW, column])
+    for column, fitted in enumerate(gaussians):
+        expected = fitted.gaussian.mahalanobis(values[mask, ROW, column])
         np.testing.assert_allclose(written[mask, ROW, column], expected, rtol=1e-12)
     assert np.isnan(written[~mask, ROW]).all()
 
@@ -138,7 +140,7 @@ def test_distances_are_those_of_the_chosen_images_and_nan_elsewhere(
 def test_measuring_a_segment_writes_its_row_and_its_images_only(
     features: ArrayRef, distances: ArrayRef, values: NDArray[np.float16]
 ) -> None:
-    gaussians = fit_row_primal(accumulate(values[:, ROW]), 1e-6)
+    gaussians = fit_row_primal(accumulate(values[:, ROW]), FIT, [])
     measure_segment(gaussians, features, distances, ROW, Segment(200, 300, np.ones(100, bool)))
     written = stored(distances)
     assert (written[:, 0] == -1).all()
@@ -150,7 +152,7 @@ def test_measuring_a_segment_writes_its_row_and_its_images_only(
 def test_a_segment_without_chosen_images_is_written_as_nan(
     features: ArrayRef, distances: ArrayRef, values: NDArray[np.float16]
 ) -> None:
-    gaussians = fit_row_primal(accumulate(values[:, ROW]), 1e-6)
+    gaussians = fit_row_primal(accumulate(values[:, ROW]), FIT, [])
     assert measure_segment(gaussians, features, distances, ROW, Segment(0, 300, np.zeros(300, bool))) == 0
     assert np.isnan(stored(distances)[:300, ROW]).all()
 
@@ -160,9 +162,11 @@ def test_measuring_again_replaces_what_an_earlier_pass_wrote(
 ) -> None:
     everything = Segment(0, IMAGES, np.ones(IMAGES, bool))
     for fitted in (values[:50, ROW], values[50:100, ROW]):
-        gaussians = fit_row_primal(accumulate(fitted), 1e-6)
+        gaussians = fit_row_primal(accumulate(fitted), FIT, [])
         measure_segment(gaussians, features, distances, ROW, everything)
-    np.testing.assert_allclose(stored(distances)[:, ROW, 0], gaussians[0].mahalanobis(values[:, ROW, 0]), rtol=1e-12)
+    np.testing.assert_allclose(
+        stored(distances)[:, ROW, 0], gaussians[0].gaussian.mahalanobis(values[:, ROW, 0]), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -1,0 +1,163 @@
+"""The strategies beyond the paper, as pure loops over scores and from end to end on images."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from numpy.typing import NDArray
+
+from pipeline.grow import concentrate, grow
+from pipeline.run import clean
+from pipeline.scoring import score
+from schemas.config import GaussianConfig, TrimConfig, parse_config
+from schemas.manifest import CLEAN
+from tests.archives import tiny_config, write_parts
+from workers.gaussian import fit_dual, fit_primal, uses_dual
+from workers.moments import accumulate
+from workers.smoothing import smooth
+
+GRID = (6, 6)
+Mask = NDArray[np.bool_]
+
+
+class Synthetic:
+    """Patch features of a group with planted anomalies, scored as a run scores them."""
+
+    def __init__(self, images: int, channels: int, noise: float, *, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        rows, columns = GRID
+        mixing = rng.normal(size=(channels, channels)) / np.sqrt(channels)
+        shared = 0.5 * rng.normal(size=(images, 1, 1, channels))
+        self.features = (rng.normal(size=(images, rows, columns, channels)) + shared) @ mixing
+        self.is_bad = rng.permutation(images) < round(noise * images)
+        for index in np.flatnonzero(self.is_bad):
+            row, column = rng.integers(0, rows - 2), rng.integers(0, columns - 2)
+            direction = rng.normal(size=channels) @ mixing
+            self.features[index, row : row + 3, column : column + 3] += 3.0 * direction
+
+    def score(self, fitted: Mask, _: int) -> NDArray[np.float64]:
+        """Return each image's largest smoothed log distance, fitted ones left out of their fit."""
+        flat = self.features.reshape(len(self.features), -1, self.features.shape[-1])
+        config, distances = GaussianConfig(), np.empty(flat.shape[:2])
+        for position in range(flat.shape[1]):
+            samples = flat[fitted, position]
+            gaussian = (
+                fit_dual(samples, config, "relative-ridge", leaves_one_out=True)
+                if uses_dual(len(samples), flat.shape[2])
+                else fit_primal(accumulate(samples[:, np.newaxis]), config, "relative-ridge", leaves_one_out=True)[0]
+            )
+            distances[:, position] = gaussian.leave_one_out(flat[:, position], fitted)
+        scores: NDArray[np.float64] = np.log(smooth(distances.reshape(-1, *GRID), 3).max(axis=(1, 2)))
+        return scores
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize(("images", "channels"), [(120, 40), (1500, 12)])
+def test_nearly_every_clean_image_is_kept_and_no_bad_one_at_any_noise(images: int, channels: int, noise: float) -> None:
+    group = Synthetic(images, channels, noise)
+    trimming = grow(group.score, np.ones(images, bool), TrimConfig(strategy="grow"), grid=GRID)
+    assert trimming.clean[~group.is_bad].mean() >= 0.95
+    assert trimming.clean[group.is_bad].sum() <= 0.005 * trimming.clean.sum()
+
+
+def test_every_clean_image_is_below_the_threshold_and_no_other() -> None:
+    group = Synthetic(100, 20, 0.1)
+    trimming = grow(group.score, np.ones(100, bool), TrimConfig(strategy="grow"), grid=GRID)
+    scores = group.score(trimming.fitted, 0)
+    np.testing.assert_array_equal(trimming.clean, scores < np.log(trimming.thresholds[0, 0]))
+    assert (trimming.thresholds == trimming.thresholds[0, 0]).all()
+    np.testing.assert_array_equal(trimming.history[-1], trimming.clean)
+
+
+def test_a_higher_rate_of_false_rejects_keeps_fewer() -> None:
+    group, everything = Synthetic(200, 20, 0.1), np.ones(200, bool)
+    kept = [
+        int(grow(group.score, everything, TrimConfig(target_false_reject=rate), grid=GRID).clean.sum())
+        for rate in (0.01, 0.1, 0.3)
+    ]
+    assert kept == sorted(kept, reverse=True)
+    assert kept[0] > kept[-1]
+
+
+def test_images_that_take_no_part_are_never_clean() -> None:
+    group, measured = Synthetic(60, 12, 0.1), np.arange(60) % 5 != 0
+    for trimming in (
+        grow(group.score, measured, TrimConfig(), grid=GRID),
+        concentrate(group.score, lambda value: np.full(GRID, value), measured, TrimConfig(), grid=GRID),
+    ):
+        assert not trimming.clean[~measured].any()
+
+
+@pytest.mark.parametrize("images", [3, 4, 5, 9])
+def test_a_tiny_group_is_no_error(images: int) -> None:
+    group = Synthetic(images, 12, 0.0)
+    assert grow(group.score, np.ones(images, bool), TrimConfig(), grid=GRID).clean.any()
+
+
+def test_equal_scores_keep_a_half_at_the_start_and_end() -> None:
+    trimming = grow(lambda *_: np.zeros(20), np.ones(20, bool), TrimConfig(), grid=GRID)
+    assert len(trimming.clean) == 20
+    assert len(trimming.iterations) <= 3
+
+
+def test_concentration_settles_and_grows() -> None:
+    group = Synthetic(150, 20, 0.1)
+    trimming = concentrate(
+        group.score,
+        lambda value: np.full(GRID, value),
+        np.ones(150, bool),
+        TrimConfig(deviations=3.0),
+        grid=GRID,
+    )
+    assert trimming.history[0].sum() == 75
+    assert trimming.clean[~group.is_bad].mean() > 0.6
+    assert not trimming.clean[group.is_bad].any()
+
+
+@pytest.mark.parametrize("strategy", ["grow", "concentrate", "none", "trim-once"])
+def test_the_manifest_follows_from_the_stored_distances(tmp_path: Path, strategy: str) -> None:
+    bad = write_parts(tmp_path / "archive", good=40, defective=4)
+    clean(str(tmp_path / "archive"), str(tmp_path / "run"), tiny_config(f"trim.strategy={strategy}"))
+    manifest = pd.read_parquet(tmp_path / "run" / "manifest.parquet").sort_values("file_name")
+    store = zarr.open_group(str(tmp_path / "run" / "distances" / "all"), mode="r")
+    distance, threshold = (np.asarray(store[name]) for name in ("distance", "threshold"))
+    side = 5 if strategy == "grow" else 1
+    margin = (smooth(distance, side) / threshold).max(axis=(1, 2))
+    np.testing.assert_allclose(manifest["margin"], margin, rtol=1e-9)
+    is_clean = (manifest["decision"] == CLEAN).to_numpy()
+    last = pd.read_parquet(tmp_path / "run" / "iterations.parquet").iloc[-1]
+    expected = margin < 1
+    if last["floor_applied"]:
+        expected = np.zeros(len(margin), bool)
+        expected[np.argsort(margin, kind="stable")[: last["n_clean"]]] = True
+    np.testing.assert_array_equal(is_clean, expected)
+    assert is_clean.all() == (strategy == "none")
+    if strategy == "grow":
+        assert not manifest.loc[manifest["file_name"].isin(bad), "decision"].eq(CLEAN).any()
+        assert is_clean.sum() >= 0.9 * 40
+
+
+@pytest.mark.parametrize("estimator", ["oas", "ledoit-wolf", "relative-ridge"])
+def test_an_estimator_is_part_of_the_published_map(tmp_path: Path, estimator: str) -> None:
+    write_parts(tmp_path / "archive", good=20)
+    config = tiny_config(f"gaussian.estimator={estimator}", "trim.strategy=none", "gaussian.segment_images=8")
+    clean(str(tmp_path / "archive"), str(tmp_path / "run"), config)
+    root = zarr.open_group(str(tmp_path / "run" / "model"), mode="r")
+    assert root.attrs["estimator"] == estimator
+    scores = score(str(tmp_path / "run" / "model"), str(tmp_path / "archive"), str(tmp_path / "scores"), config)
+    manifest = pd.read_parquet(tmp_path / "run" / "manifest.parquet")
+    # Fitted on everything and measured under the same fit.
+    np.testing.assert_allclose(
+        scores["anomaly_score"].astype(float), manifest["anomaly_score"].astype(float), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("strategy", "estimator"),
+    [("paire", "ridge"), ("none", "ridge"), ("concentrate", "oas"), ("grow", "relative-ridge")],
+)
+def test_each_strategy_has_an_estimator_of_its_own(strategy: str, estimator: str) -> None:
+    assert parse_config(None, [f"trim.strategy={strategy}"]).estimator() == estimator
+    assert parse_config(None, [f"trim.strategy={strategy}", "gaussian.estimator=oas"]).estimator() == "oas"

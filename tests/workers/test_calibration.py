@@ -1,0 +1,42 @@
+"""The threshold on image scores: calibrated on clean scores, blind to the upper tail."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.calibration import fit_score_law, gumbel_quantile
+
+
+def test_the_law_of_gumbel_scores_is_recovered() -> None:
+    law = fit_score_law(np.random.default_rng(0).gumbel(5.0, 0.3, 200_000))
+    assert law.location == pytest.approx(5.0, abs=0.01)
+    assert law.scale == pytest.approx(0.3, rel=0.02)
+
+
+@pytest.mark.parametrize("false_reject", [0.2, 0.02, 0.005])
+def test_clean_scores_exceed_the_threshold_at_the_chosen_rate(false_reject: float) -> None:
+    scores = np.random.default_rng(1).gumbel(0.0, 1.0, 400_000)
+    assert np.mean(scores >= fit_score_law(scores).threshold(false_reject)) == pytest.approx(false_reject, rel=0.1)
+
+
+def test_the_largest_of_many_normal_values_are_rejected_no_more_often_than_asked() -> None:
+    scores = np.random.default_rng(2).normal(size=(20_000, 196)).max(axis=1)
+    assert np.mean(scores >= fit_score_law(scores).threshold(0.02)) < 0.025
+
+
+def test_scores_above_the_median_do_not_move_the_threshold() -> None:
+    scores = np.sort(np.random.default_rng(3).gumbel(size=101))
+    moved = np.where(np.arange(101) > 50, scores + 100, scores)
+    assert fit_score_law(moved) == fit_score_law(scores)
+
+
+@given(st.floats(0.001, 0.49), st.floats(0.001, 0.49))
+def test_a_smaller_rate_is_a_higher_threshold(one: float, other: float) -> None:
+    law = fit_score_law(np.arange(20.0))
+    low, high = sorted((one, other))
+    assert law.threshold(low) >= law.threshold(high)
+
+
+def test_the_median_of_the_standard_law() -> None:
+    assert gumbel_quantile(0.5) == pytest.approx(0.36651292)
