@@ -91,7 +91,7 @@ def _from_folder(source: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
             f"source {source!r} is a file. Give a folder of images, or an index ending in .csv or .parquet."
         )
     wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
-    for path, is_link_to_folder in _remote_files(fs, root) if is_url(source) else _local_files(root):
+    for path, fault in _remote_files(fs, root) if is_url(source) else _local_files(root):
         file_name = posixpath.relpath(path, root)
         image_path = fs.unstrip_protocol(path) if is_url(source) else path
         extension = posixpath.splitext(file_name)[1].lower()
@@ -99,35 +99,46 @@ def _from_folder(source: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
             readable = file_name.encode(errors="surrogateescape").decode(errors="backslashreplace")
             clean_path = image_path.encode(errors="surrogateescape").decode(errors="backslashreplace")
             yield _Listed(readable, clean_path, reason="its file name is not valid UTF-8; rename it")
-        elif is_link_to_folder:
-            yield _Listed(file_name, image_path, reason="a link to a folder, which is not followed")
+        elif fault:
+            yield _Listed(file_name, image_path, reason=fault)
         elif extension in wanted:
             yield _Listed(file_name, image_path)
         else:
             yield _Listed(file_name, image_path, reason=f"not an image file by its extension {extension!r}")
 
 
-def _remote_files(fs: Any, root: str) -> Iterator[tuple[str, bool]]:
-    """Yield every file of a URL."""
+def _remote_files(fs: Any, root: str) -> Iterator[tuple[str, str]]:
+    """Yield the path of every file of a URL, and nothing against it."""
     for path in sorted(fs.find(root)):
-        yield path, False
+        yield path, ""
 
 
-def _local_files(root: str) -> Iterator[tuple[str, bool]]:
-    """Yield every file of a folder, and every link to a folder with True."""
-    found: list[tuple[str, bool]] = []
-    for folder, folders, files in os.walk(root, onerror=_refuse):
-        found += [(os.path.join(folder, name), False) for name in files]  # noqa: PTH118 - millions of them
-        found += [(path, True) for name in folders if os.path.islink(path := os.path.join(folder, name))]  # noqa: PTH114, PTH118
+def _local_files(root: str) -> Iterator[tuple[str, str]]:
+    """Yield the path of everything in a folder that is no folder, and why it is no file; empty for a file."""
+    found, folders = [], [root]
+    while folders:
+        for entry in _entries(folders.pop()):
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif entry.is_dir():
+                found.append((entry.path, "a link to a folder, which is not followed"))
+            elif entry.is_file() or entry.is_symlink():  # a broken link too: reading it says so
+                found.append((entry.path, ""))
+            else:
+                found.append((entry.path, "neither a file nor a folder, but a pipe, socket or device"))
     yield from sorted(found)
 
 
-def _refuse(error: OSError) -> None:
-    """Refuse an archive with a folder that may not be listed, rather than clean a smaller one."""
-    raise SourceError(
-        f"{error.filename!r} can not be listed ({type(error).__name__}), so images would be lost. Grant access, or "
-        "give an index of the images."
-    ) from error
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """List a folder, or refuse the archive: better none than a smaller one."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise SourceError(
+            f"{folder!r} can not be listed ({type(error).__name__}), so images would be lost. Grant access, or give an "
+            "index of the images."
+        ) from error
 
 
 def _from_index(source: str) -> Iterator[_Listed]:

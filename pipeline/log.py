@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ def show_on(console: Console, *, quiet: bool = False) -> None:
     """Send the log's lines to a console, only errors when quiet, and nothing of the libraries' own chatter."""
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # Read when dask is first imported, here and in the workers that are started from here.
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _ConsoleHandler)]
     handler = _ConsoleHandler(console)
     handler.setLevel(logging.ERROR if quiet else logging.INFO)

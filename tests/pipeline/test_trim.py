@@ -159,6 +159,13 @@ def test_last_changed_is_the_last_pass_that_moved_an_image() -> None:
     assert trimming.last_changed.tolist() == [0, 3, 3, 2, 1, 1, 1, 1]
 
 
+def test_the_history_holds_the_clean_set_after_each_pass() -> None:
+    kept = [(0, 1, 2), (1, 2, 3, 4), (1, 2, 3, 4)]
+    trimming = run(Script([keeping(*images, images=6) for images in kept]), images=6)
+    assert [tuple(np.flatnonzero(row).tolist()) for row in trimming.history] == kept
+    assert trimming.history[-1].tolist() == trimming.clean.tolist()
+
+
 def test_images_that_take_no_part_are_never_clean_and_never_change() -> None:
     measured = np.array([True, False, True, True, False, True, True])
     measured.flags.writeable = False
@@ -186,6 +193,13 @@ def test_the_floor_keeps_that_many_with_the_smallest_margins(images: int, fracti
     trimming = run(script, images=images, min_clean_fraction=fraction)
     assert np.flatnonzero(trimming.clean).tolist() == list(range(images - floor, images))
     assert trimming.iterations[0].floor_applied
+
+
+def test_a_distance_at_the_threshold_is_not_below_it() -> None:
+    margin = np.array([0.5, 0.5, np.nextafter(1.0, 0.0), 1.0, np.nextafter(1.0, 2.0)])
+    trimming = run(Script([Scripted(np.array([[1.0]]), margin)] * 2), images=5)
+    assert trimming.clean.tolist() == [True, True, True, False, False]
+    assert not trimming.iterations[0].floor_applied
 
 
 def test_the_floor_takes_earlier_rows_first_among_equal_margins() -> None:
