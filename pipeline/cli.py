@@ -44,8 +44,15 @@ class _Output:
             click.echo(json.dumps(result, ensure_ascii=False))
 
 
+def _speaking(command: Command) -> Command:
+    """Add the options that say where and how much a command speaks."""
+    command = click.option("--quiet", is_flag=True, help="Show nothing but errors.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")(command)
+
+
 def _common(command: Command) -> Command:
-    """Add the options that every command has."""
+    """Add the options of every command that computes."""
+    command = _speaking(command)
     for option in reversed(
         [
             click.option("--config", "config_path", metavar="FILE", help="YAML configuration file."),
@@ -57,8 +64,6 @@ def _common(command: Command) -> Command:
                 help="Set one option; repeatable, wins over --config.",
             ),
             click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler, like tcp://host:8786."),
-            click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
-            click.option("--quiet", is_flag=True, help="Show nothing but errors."),
         ]
     ):
         command = option(command)
@@ -171,6 +176,31 @@ def demo(
     output.console.print(verdict.in_words(), highlight=False, soft_wrap=True)
     if not verdict.all_found:
         raise PaireError(f"{verdict.defects - verdict.found} planted defects were not found; see {result.run}.")
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--noise", type=float, required=True, metavar="SHARE", help="Share of anomalies, like 0.1.")
+@click.option("--out", required=True, metavar="DIR", help="Directory to create.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the images.")
+@click.option("--no-overlap", is_flag=True, help="Take the drawn anomalies out of the test set.")
+@_speaking
+def dirty(source: str, noise: float, out: str, seed: int, no_overlap: bool, as_json: bool, quiet: bool) -> None:
+    """Make a dirty training set from labelled data, as the paper does.
+
+    SOURCE is an MVTec-, BTAD- or KolektorSDD2-style folder of one product, or a .csv with image_path and label_index.
+    """
+    output = _Output(quiet=quiet, as_json=as_json)
+    from pipeline.dirty import make_dirty
+
+    made = make_dirty(source, out, noise=noise, seed=seed, overlap=not no_overlap)
+    counts = made.counts
+    table = Table("training set", "test set", title=Text(one_line(out)), title_justify="left", box=SIMPLE_HEAD)
+    table.add_row(
+        f"{counts.train_normals} normal, {counts.train_anomalies} anomalous",
+        f"{counts.test_normals} normal, {counts.test_anomalies} anomalous",
+    )
+    output.result(made.to_json(), table)
 
 
 def main() -> None:
