@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import dask
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
 from distributed.comm import get_address_host_port
 
@@ -20,7 +19,7 @@ CORES_PER_WORKER = 4
 
 
 class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
-    """Gives torch and BLAS their threads in every worker, which Dask leaves at one."""
+    """Gives torch and the statistics their threads in every worker, which Dask leaves at one."""
 
     name = "paire-compute-threads"
 
@@ -107,13 +106,7 @@ def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = config.workers or max(1, cores // CORES_PER_WORKER)
     threads = config.threads_per_worker or max(1, cores // workers)
-    settings = {
-        # Set before the workers import NumPy: OpenBLAS sizes its pool once.
-        f"distributed.nanny.pre-spawn-environ.{name}": threads
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    }
     with (
-        dask.config.set(settings),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,  # one task at a time: a task uses its threads itself

@@ -149,7 +149,7 @@ class ClusterConfig(_Section):
     )
     workers: OptionalCount = Field(None, ge=1, description="Worker processes; not set: one for every four cores.")
     threads_per_worker: OptionalCount = Field(
-        None, ge=1, description="Compute threads (torch, BLAS) of each worker; not set: cores / workers."
+        None, ge=1, description="Compute threads of each worker; not set: cores / workers."
     )
     processes: bool = Field(True, description="false runs the workers as threads of the command itself.")
     timeout_s: float = Field(60.0, gt=0, description="How long to wait for the scheduler and the first worker.")

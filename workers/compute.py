@@ -1,15 +1,38 @@
 """The compute resources of a worker process: its threads, which Dask's nannies leave at one, and its device."""
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import torch
 from threadpoolctl import threadpool_limits
 
 from schemas.errors import DeviceError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_pool = ThreadPoolExecutor(1, thread_name_prefix="compute")
+
 
 def set_compute_threads(count: int) -> None:
-    """Let torch and BLAS use ``count`` threads in this process from now on."""
+    """Let torch and `map_in_threads` use ``count`` threads in this process from now on, and BLAS one.
+
+    The statistics are many small factorisations: several at once on one thread each are faster than one at a time on
+    several (measured at 209 x 896: 5 times on two cores), and a result does not depend on the number of threads.
+    """
+    global _pool
     torch.set_num_threads(count)
-    threadpool_limits(limits=count)
+    threadpool_limits(limits=1, user_api="blas")
+    _pool = ThreadPoolExecutor(count, thread_name_prefix="compute")
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Return ``function`` of each item, in order, computed on this process's compute threads.
+
+    The function must release the interpreter's lock to gain anything, as NumPy and SciPy do, and not call this one.
+    """
+    return list(_pool.map(function, items))
 
 
 def resolve_device(requested: str) -> torch.device:

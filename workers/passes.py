@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from schemas.config import GaussianConfig, TrimConfig
 from schemas.features import CHUNK_IMAGES
+from workers.compute import map_in_threads
 from workers.gaussian import FittedGaussian, fit_dual, fit_primal
 from workers.moments import Moments, accumulate, merge
 from workers.selection import margins
@@ -71,8 +72,16 @@ def accumulate_segment(features: ArrayRef, row: int, segment: Segment) -> Moment
     for start, values in _chunks(array, row, segment):
         mask = segment.mask[start - segment.start : start - segment.start + len(values)]
         if mask.any():
-            total = merge(total, accumulate(values[mask]))
+            total = merge(total, _accumulate_columns(values[mask]))
     return total
+
+
+def _accumulate_columns(samples: NDArray[Any]) -> Moments:
+    """Return the moments of samples (images, columns, channels), the columns at once."""
+    parts = map_in_threads(lambda column: accumulate(samples[:, column : column + 1]), range(samples.shape[1]))
+    return Moments(
+        len(samples), np.concatenate([part.mean for part in parts]), np.concatenate([part.scatter for part in parts])
+    )
 
 
 def fit_row_dual(features: ArrayRef, row: int, segment: Segment, fit: Fit) -> RowGaussians:
@@ -85,15 +94,28 @@ def fit_row_dual(features: ArrayRef, row: int, segment: Segment, fit: Fit) -> Ro
     ]
     samples = np.concatenate(chosen)
     return tuple(
-        fit_dual(samples[:, column], fit.config, fit.estimator, leaves_one_out=fit.leaves_one_out)
-        for column in range(samples.shape[1])
+        map_in_threads(
+            lambda column: fit_dual(samples[:, column], fit.config, fit.estimator, leaves_one_out=fit.leaves_one_out),
+            range(samples.shape[1]),
+        )
     )
 
 
 def fit_row_primal(moments: Moments, fit: Fit, fourth_moments: list[NDArray[np.float64]]) -> RowGaussians:
     """Fit one row of positions from its moments; the segments' fourth moments are empty unless they are needed."""
     fourth = sum(fourth_moments[1:], fourth_moments[0]) if fourth_moments else None
-    return fit_primal(moments, fit.config, fit.estimator, fourth_moments=fourth, leaves_one_out=fit.leaves_one_out)
+
+    def fit_column(column: int) -> FittedGaussian:
+        here = slice(column, column + 1)
+        return fit_primal(
+            Moments(moments.count, moments.mean[here], moments.scatter[here]),
+            fit.config,
+            fit.estimator,
+            fourth_moments=None if fourth is None else fourth[here],
+            leaves_one_out=fit.leaves_one_out,
+        )[0]
+
+    return tuple(map_in_threads(fit_column, range(len(moments.mean))))
 
 
 def accumulate_fourth(features: ArrayRef, row: int, segment: Segment, moments: Moments) -> NDArray[np.float64]:
@@ -139,18 +161,23 @@ def measure_segment(
         place = slice(start - segment.start, start - segment.start + len(values))
         mask = segment.mask[place]
         if mask.any():
-            used = values[mask]
             out = None if left_out is None else left_out[place][mask]
-            measured = [_distances(fitted, used[:, column], out) for column, fitted in enumerate(gaussians)]
+            measured = _measure_columns(gaussians, values[mask], out)
             result[place][mask] = np.stack(measured, axis=1)
     distances.open("r+")[segment.start : segment.stop, row] = result
     return int(segment.mask.sum())
 
 
-def _distances(
-    fitted: FittedGaussian, samples: NDArray[np.floating], left_out: NDArray[np.bool_] | None
-) -> NDArray[np.float64]:
-    return fitted.gaussian.mahalanobis(samples) if left_out is None else fitted.leave_one_out(samples, left_out)
+def _measure_columns(
+    gaussians: RowGaussians, samples: NDArray[Any], left_out: NDArray[np.bool_] | None
+) -> list[NDArray[np.float64]]:
+    """Return the distances (images,) of samples (images, columns, channels) at each column, the columns at once."""
+
+    def measure(column: int) -> NDArray[np.float64]:
+        fitted, values = gaussians[column], samples[:, column]
+        return fitted.gaussian.mahalanobis(values) if left_out is None else fitted.leave_one_out(values, left_out)
+
+    return map_in_threads(measure, range(len(gaussians)))
 
 
 def judge_row(

@@ -171,11 +171,11 @@ def test_a_file_name_with_a_newline_is_one_row(run: tuple[Path, Ended]) -> None:
     assert len(manifest) == 11
 
 
-def test_the_same_command_again_is_quick_quiet_and_says_that_it_was_done(
-    run: tuple[Path, Ended], archive: Path, config_file: Path
+def test_the_same_command_again_says_that_it_was_done(
+    run: tuple[Path, Ended], archive: Path, config_file: Path, here: Here
 ) -> None:
     out, _ = run
-    ended = paire("clean", archive, "--out", out, "--config", config_file, "--json", "--quiet")
+    ended = here("clean", archive, "--out", out, "--config", config_file, "--json", "--quiet")
     assert (ended.code, ended.err) == (0, "")
     assert json.loads(ended.out)["was_done"] is True
 
@@ -242,7 +242,7 @@ def test_the_version_is_that_of_the_package(here: Here) -> None:
     assert "0.1.0" in ended.out
 
 
-# --- bad input, as a process
+# --- bad input
 
 
 @pytest.mark.parametrize(
@@ -284,10 +284,11 @@ def test_a_wrong_configuration_file_ends_with_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_source_ends_with_2(tmp_path: Path) -> None:
-    ended = paire("clean", tmp_path / "no\nwhere", "--out", tmp_path / "run", "--quiet")
+def test_a_missing_source_ends_with_2(tmp_path: Path, here: Here) -> None:
+    ended = here("clean", tmp_path / "no\nwhere", "--out", tmp_path / "run", "--quiet")
     assert ended.code == EXIT_USAGE
     assert "does not exist" in ended.error
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """A worker's threads and device."""
 
 from collections.abc import Iterator
+from threading import Barrier
 
 import pytest
 import torch
 from threadpoolctl import threadpool_info
 
 from schemas.errors import DeviceError
-from workers.compute import resolve_device, set_compute_threads
+from workers.compute import map_in_threads, resolve_device, set_compute_threads
 
 
 def blas_threads() -> set[int]:
@@ -23,11 +24,23 @@ def _threads_put_back() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_threads_put_back")
 @pytest.mark.parametrize("count", [1, 2])
-def test_torch_and_blas_use_the_threads_they_are_given(count: int) -> None:
+def test_torch_uses_the_threads_it_is_given_and_blas_one(count: int) -> None:
     set_compute_threads(3 - count)  # so that the setting under test changes something
     set_compute_threads(count)
     assert torch.get_num_threads() == count
-    assert blas_threads() == {count}
+    assert blas_threads() == {1}
+
+
+@pytest.mark.usefixtures("_threads_put_back")
+def test_as_many_threads_compute_at_once_in_order() -> None:
+    set_compute_threads(3)
+    barrier = Barrier(3, timeout=60)
+
+    def compute(number: int) -> int:
+        barrier.wait()  # passes only when three are here
+        return number**2
+
+    assert map_in_threads(compute, range(6)) == [0, 1, 4, 9, 16, 25]
 
 
 def test_the_cpu_is_the_cpu() -> None:
