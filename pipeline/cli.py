@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.log import one_line, show_on
@@ -176,6 +176,40 @@ def demo(
     output.console.print(verdict.in_words(), highlight=False, soft_wrap=True)
     if not verdict.all_found:
         raise PaireError(f"{verdict.defects - verdict.found} planted defects were not found; see {result.run}.")
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--labels", required=True, metavar="FILE", help=".csv with image_path and label_index, or labelled tree.")
+@click.option("--masks", metavar="DIR", help="Folder of ground-truth masks.")
+@click.option("--out", metavar="DIR", help="Directory for evaluation.json, evaluation.csv and curves.png.")
+@_speaking
+def evaluate(run: str, labels: str, masks: str | None, out: str | None, as_json: bool, quiet: bool) -> None:
+    """Compare a finished RUN with true labels: purity, kept share, AUROC, and with masks pixel AUROC and AUPRO."""
+    output = _Output(quiet=quiet, as_json=as_json)
+    from pipeline.curves import draw_curves
+    from pipeline.evaluate import evaluate_run
+    from workers.storage import Directory
+
+    evaluation = evaluate_run(Directory.at(run), labels, masks=masks)
+    figures = evaluation.table()
+    if out is not None:
+        directory = Directory.at(out)
+        directory.write("evaluation.json", json.dumps(evaluation.to_json(), indent=2).encode())
+        directory.write("evaluation.csv", figures.to_csv(index=False).encode())
+        directory.write("curves.png", draw_curves(evaluation))
+    # One figure a line: they are too many for the width of a terminal.
+    table = Table("", *(Column(header=Text(one_line(str(group)))) for group in figures["group"][:8]), box=SIMPLE_HEAD)
+    for name in figures.columns.drop("group"):
+        table.add_row(name.replace("_", " "), *(_figure(value) for value in figures[name][:8]))
+    output.result(evaluation.to_json(), table)
+
+
+def _figure(value: Any) -> str:
+    """Return a count as it is, a share with four digits, and nothing where a figure is undefined."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
 
 
 @cli.command()
