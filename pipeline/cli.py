@@ -243,9 +243,12 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as ending:
         sys.exit(ending.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(EXIT_USAGE)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "paire"
+        _fail(f"{error.format_message()} See '{command} --help'.", EXIT_USAGE)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; run the same command again to finish.", EXIT_INTERRUPTED)
     except PaireError as error:

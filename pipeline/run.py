@@ -41,6 +41,9 @@ from workers.storage import Directory
 
 logger = logging.getLogger("paire")
 
+# A smaller share of clean images than this is worth a warning: the paper's rule keeps about half.
+FEW_CLEAN = 0.25
+
 
 @dataclass(frozen=True)
 class CleanResult:
@@ -310,6 +313,11 @@ def _ending(trimming: Trimming | None, verdict: GroupVerdict) -> dict[str, Any]:
         )
     if trimming.stop_reason in {CYCLE, MAX_ITERATIONS}:
         warnings.append(f"the clean set did not settle: {trimming.stop_reason}")
+    if last.n_clean < FEW_CLEAN * int(verdict.census.measured.sum()):
+        warnings.append(
+            f"only {last.n_clean} images are clean: check that the group holds one product in one pose, or try "
+            "trim.strategy=grow"
+        )
     if not last.n_positions_trimmed:
         warnings.append("no position has a threshold: no image was found to differ from the others")
     return {

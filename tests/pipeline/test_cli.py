@@ -434,3 +434,14 @@ def test_an_interrupted_command_ends_with_75_and_its_repetition_finishes(
     ended = here(*command, "--json")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["run_id"] == begun
+
+
+@pytest.mark.parametrize(
+    "arguments", [("clean",), ("clen", "x"), ("clean", "x", "--out"), ("score", "a", "b", "--sett")]
+)
+def test_a_wrong_use_ends_with_2_and_one_line(here: Here, arguments: tuple[str, ...]) -> None:
+    ended = here(*arguments)
+    assert ended.code == 2
+    assert ended.out == ""
+    assert len(ended.err.splitlines()) == 1
+    assert "--help" in ended.err
