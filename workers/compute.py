@@ -19,7 +19,7 @@ def set_compute_threads(count: int) -> None:
     """Let torch and `map_in_threads` use ``count`` threads in this process from now on, and BLAS one.
 
     The statistics are many small factorisations: several at once on one thread each are faster than one at a time on
-    several (measured at 209 x 896: 5 times on two cores), and a result does not depend on the number of threads.
+    several, and a result does not depend on the number of threads.
     """
     global _pool
     torch.set_num_threads(count)
