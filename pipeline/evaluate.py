@@ -39,10 +39,6 @@ from workers.metrics import (
 from workers.scorer import upsample
 from workers.storage import Directory
 
-# Arrays of a group below ``distances/``.
-DISTANCE: Final = "distance"
-CLEAN_SETS: Final = "clean"
-
 OVERALL: Final = "overall"
 
 # Distances that a group's pixel thresholds are taken from, sampled with this seed above so many.
@@ -359,7 +355,7 @@ def _sample_distances(rows: Sequence[int], maps: AnomalyMaps) -> NDArray[np.floa
 
 def _stored_maps(run: Directory, group: str) -> AnomalyMaps:
     """Return the maps of a run's group; one block of chunks is in memory, so ask in the order of rows."""
-    array = _group_array(run, group, DISTANCE)
+    array = _group_array(run, group, layout.DISTANCE)
     if array is None:
         return lambda _: None
     block_rows = array.chunks[0]
@@ -377,7 +373,7 @@ def _stored_maps(run: Directory, group: str) -> AnomalyMaps:
 
 
 def _stored_clean_sets(run: Directory, group: str) -> Mask | None:
-    array = _group_array(run, group, CLEAN_SETS)
+    array = _group_array(run, group, layout.CLEAN_SETS)
     return None if array is None else np.asarray(array[:], dtype=bool)
 
 

@@ -17,6 +17,7 @@ from pipeline.tasks import TaskWindow
 from schemas.config import Config
 from schemas.features import FeatureGeometry
 from schemas.names import storage_name
+from schemas.run import CLEAN_SETS, DISTANCE, THRESHOLD
 from workers.gaussian import uses_dual
 from workers.gaussian_map import write_row
 from workers.moments import merge
@@ -38,10 +39,6 @@ from workers.passes import (
 from workers.selection import Evidence, gather_evidence
 from workers.smoothing import smooth
 from workers.storage import Directory
-
-DISTANCE = "distance"
-THRESHOLD = "threshold"
-CLEAN = "clean"
 
 Mask = NDArray[np.bool_]
 
@@ -207,7 +204,7 @@ class GroupStatistics:
     def store_verdict(self, thresholds: NDArray[np.float64], history: Mask) -> None:
         """Keep, beside the distances, the thresholds (rows, columns) and the clean set after each pass."""
         node = self._directory.zarr_group("", "r+")
-        for name, values in ((THRESHOLD, thresholds), (CLEAN, history)):
+        for name, values in ((THRESHOLD, thresholds), (CLEAN_SETS, history)):
             node.create_array(name, data=values, compressors=None, overwrite=True)
 
     def evidence(self, thresholds: NDArray[np.float64], *, smoothing: int) -> Evidence:

@@ -16,6 +16,11 @@ LEDGER: Final = "ledger.json"
 LOG: Final = "log.jsonl"
 SUCCESS: Final = "_SUCCESS"
 
+# Arrays of a product group's node in distances/.
+DISTANCE: Final = "distance"
+THRESHOLD: Final = "threshold"
+CLEAN_SETS: Final = "clean"
+
 RUNNING: Final = "running"
 DONE: Final = "done"
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.progress import Reporter
-from pipeline.statistics import DISTANCE, GroupStatistics
+from pipeline.statistics import GroupStatistics
 from pipeline.trim import CYCLE, MAJORITY, MAX_ITERATIONS, UNCHANGED, Trimming, trim
 from schemas.config import Config
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from schemas.names import storage_name
+from schemas.run import DISTANCE
 from tests import reference
 from tests.archives import tiny_config
 from workers.storage import Directory
