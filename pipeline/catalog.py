@@ -1,11 +1,8 @@
 """The first stage: list every input of a source, give it a stable id, a group and a row."""
 
-import csv
-import os
 import posixpath
 import re
 from collections.abc import Iterator
-from io import BytesIO, StringIO
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -14,9 +11,19 @@ from schemas.catalog import COLUMNS
 from schemas.config import InputConfig
 from schemas.errors import ConfigError, SourceError
 from schemas.names import DEFAULT_GROUP, sample_id
+from workers.index_file import IndexFormat, folder_of, read_index, resolve
+from workers.listing import list_files
 from workers.storage import is_url, split_location
 
 INDEX_EXTENSIONS = (".csv", ".parquet")
+
+_INDEX = IndexFormat(
+    kind="index",
+    required=("image_path",),
+    optional=("group",),
+    advice="Write a UTF-8 CSV or a parquet file whose column 'image_path' holds the paths; an optional column 'group' "
+    "names the product group.",
+)
 
 
 class _Listed(NamedTuple):
@@ -51,11 +58,13 @@ def build_catalog(source: str, inputs: InputConfig) -> pd.DataFrame:
     ConfigError
         When the path template is malformed.
     """
+    fs, root = _located(source)
     is_index = source.lower().endswith(INDEX_EXTENSIONS)
     template = _compile_template(inputs.group_by) if inputs.group_by else None
     seen: set[str] = set()
     records = []
-    for number, listed in enumerate(_from_index(source) if is_index else _from_folder(source, inputs.extensions)):
+    rows = _from_index(source) if is_index else _from_folder(source, fs, root, inputs.extensions)
+    for number, listed in enumerate(rows):
         group, reason, identity = listed.group, listed.reason, listed.file_name
         if template is not None:
             group = _group_of(listed.file_name, template)
@@ -80,8 +89,7 @@ def build_catalog(source: str, inputs: InputConfig) -> pd.DataFrame:
     return catalog[[column.name for column in COLUMNS]]
 
 
-def _from_folder(source: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
-    fs, root = _located(source)
+def _from_folder(source: str, fs: Any, root: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
     if not fs.exists(root):
         raise SourceError(
             f"source {source!r} does not exist. Give a folder, an fsspec URL, or a .csv or .parquet index."
@@ -91,64 +99,14 @@ def _from_folder(source: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
             f"source {source!r} is a file. Give a folder of images, or an index ending in .csv or .parquet."
         )
     wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
-    for path, fault in _remote_files(fs, root) if is_url(source) else _local_files(root):
-        file_name = posixpath.relpath(path, root)
-        image_path = fs.unstrip_protocol(path) if is_url(source) else path
-        extension = posixpath.splitext(file_name)[1].lower()
-        if not _is_text(file_name):
-            readable = file_name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-            clean_path = image_path.encode(errors="surrogateescape").decode(errors="backslashreplace")
-            yield _Listed(readable, clean_path, reason="its file name is not valid UTF-8; rename it")
-        elif fault:
-            yield _Listed(file_name, image_path, reason=fault)
-        elif extension in wanted:
-            yield _Listed(file_name, image_path)
-        else:
-            yield _Listed(file_name, image_path, reason=f"not an image file by its extension {extension!r}")
-
-
-def _remote_files(fs: Any, root: str) -> Iterator[tuple[str, str]]:
-    """Yield the path of every file of a URL, and nothing against it."""
-    for path in sorted(fs.find(root)):
-        yield path, ""
-
-
-def _local_files(root: str) -> Iterator[tuple[str, str]]:
-    """Yield the path of everything in a folder that is no folder, and why it is no file; empty for a file."""
-    found, folders = [], [root]
-    while folders:
-        for entry in _entries(folders.pop()):
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(entry.path)
-            elif entry.is_dir():
-                found.append((entry.path, "a link to a folder, which is not followed"))
-            elif entry.is_file() or entry.is_symlink():  # a broken link too: reading it says so
-                found.append((entry.path, ""))
-            else:
-                found.append((entry.path, "neither a file nor a folder, but a pipe, socket or device"))
-    yield from sorted(found)
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """List a folder, or refuse the archive: better none than a smaller one."""
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise SourceError(
-            f"{folder!r} can not be listed ({type(error).__name__}), so images would be lost. Grant access, or give an "
-            "index of the images."
-        ) from error
+    for name, location, fault in list_files(source):
+        extension = posixpath.splitext(name)[1].lower()
+        other = "" if extension in wanted else f"not an image file by its extension {extension!r}"
+        yield _Listed(name, location, reason=fault or other)
 
 
 def _from_index(source: str) -> Iterator[_Listed]:
-    frame = _read_index(source)
-    if "image_path" not in frame.columns:
-        raise SourceError(
-            f"the index {source!r} has columns {', '.join(map(repr, frame.columns))} but no 'image_path'. "
-            "Name the column of paths 'image_path'; an optional column 'group' names the product group."
-        )
-    base = posixpath.dirname(split_location(source)[1] if not is_url(source) else source)
+    frame, folder = read_index(source, _INDEX), folder_of(source)
     groups = frame["group"] if "group" in frame.columns else [None] * len(frame)
     for position, (path, group) in enumerate(zip(frame["image_path"], groups, strict=True)):
         if not isinstance(path, str) or not path:
@@ -156,41 +114,7 @@ def _from_index(source: str) -> Iterator[_Listed]:
             yield _Listed(name, "", _text_or_none(group), reason="image_path is empty")
             continue
         file_name = path if is_url(path) else posixpath.normpath(path)
-        image_path = path if is_url(path) else posixpath.normpath(posixpath.join(base, path))
-        if is_url(base) and not is_url(path):
-            image_path = f"{base}/{posixpath.normpath(path)}"
-        yield _Listed(file_name, image_path, _text_or_none(group))
-
-
-def _read_index(source: str) -> pd.DataFrame:
-    fs, path = _located(source)
-    try:
-        content: bytes = fs.cat_file(path)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"the index {source!r} can not be read ({type(error).__name__}). Check the path.") from error
-    try:
-        return _parse_csv(content) if source.lower().endswith(".csv") else pd.read_parquet(BytesIO(content))
-    except (ValueError, OSError, csv.Error) as error:
-        detail = " ".join(str(error).split())
-        raise SourceError(
-            f"the index {source!r} is not a readable table ({detail}). Write a UTF-8 CSV or a parquet file with a "
-            "column 'image_path'."
-        ) from error
-
-
-def _parse_csv(content: bytes) -> pd.DataFrame:
-    """Parse a CSV strictly and as text: a file or a group may well be called 'NA' or '007'."""
-    rows = csv.reader(StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-    header = next(rows, None)
-    if header is None:
-        raise ValueError("it is empty")
-    records = []
-    for row in rows:
-        if len(row) > len(header):
-            raise ValueError(f"line {rows.line_num} has {len(row)} fields, the header {len(header)}")
-        if row:
-            records.append(row + [""] * (len(header) - len(row)))
-    return pd.DataFrame(records, columns=header, dtype="str")
+        yield _Listed(file_name, resolve(folder, path), _text_or_none(group))
 
 
 def _located(source: str) -> tuple[Any, str]:
@@ -204,14 +128,6 @@ def _located(source: str) -> tuple[Any, str]:
 
 def _text_or_none(value: object) -> str | None:
     return str(value) if value is not None and value == value and str(value) else None
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _compile_template(template: str) -> re.Pattern[str]:

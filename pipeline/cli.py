@@ -4,70 +4,26 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline.log import one_line, show_on
-from pipeline.progress import Reporter
-from schemas.config import Config, parse_config
-from schemas.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, ConfigError, PaireError
+from pipeline.log import one_line
+from pipeline.options import Computing, Output, computes, groups_by_path, speaks
+from schemas.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, PaireError
 from schemas.manifest import DECISIONS
+from schemas.scores import SCORES
 
 # The stages import torch and dask, which takes seconds: they are imported by the commands that run them, so that
 # --help and usage errors answer at once.
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class _Output:
-    """Where a command speaks: people on stderr, machines on stdout."""
-
-    def __init__(self, *, quiet: bool, as_json: bool) -> None:
-        self.console = Console(stderr=True, quiet=quiet)
-        self.as_json = as_json
-        show_on(self.console, quiet=quiet)
-
-    def reporter(self) -> Reporter:
-        return Reporter(self.console)
-
-    def result(self, result: dict[str, Any], table: Table | None = None) -> None:
-        if table is not None:
-            self.console.print(table)
-        if self.as_json:
-            click.echo(json.dumps(result, ensure_ascii=False))
-
-
-def _speaking(command: Command) -> Command:
-    """Add the options that say where and how much a command speaks."""
-    command = click.option("--quiet", is_flag=True, help="Show nothing but errors.")(command)
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")(command)
-
-
-def _common(command: Command) -> Command:
-    """Add the options of every command that computes."""
-    command = _speaking(command)
-    for option in reversed(
-        [
-            click.option("--config", "config_path", metavar="FILE", help="YAML configuration file."),
-            click.option(
-                "--set",
-                "settings",
-                multiple=True,
-                metavar="SECTION.KEY=VALUE",
-                help="Set one option; repeatable, wins over --config.",
-            ),
-            click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler, like tcp://host:8786."),
-        ]
-    ):
-        command = option(command)
-    return command
+# More groups than this are counted, not shown: a table of the ledger by its rows, one of figures by its columns.
+_LEDGER_GROUPS = 20
+_FIGURE_GROUPS = 8
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,98 +35,135 @@ def cli() -> None:
 @cli.command()
 @click.argument("source")
 @click.option("--out", required=True, metavar="RUN", help="Run directory, path or URL.")
-@click.option("--group-by", metavar="TEMPLATE", help="Group by path, like '{line}/{camera}/**'.")
-@_common
-def clean(
-    source: str,
-    out: str,
-    group_by: str | None,
-    config_path: str | None,
-    settings: tuple[str, ...],
-    scheduler: str | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@groups_by_path
+@computes
+@speaks
+def clean(source: str, out: str, group_by: str | None, computing: Computing, output: Output) -> None:
     """Say of every image in SOURCE whether other models may train on it.
 
     SOURCE is a folder, an fsspec URL, or a .csv or .parquet index with the column image_path and optionally group.
     """
-    config = _configuration(config_path, settings, group_by)
-    output = _Output(quiet=quiet, as_json=as_json)
+    config = computing.config(group_by=group_by)
     from pipeline.run import clean as run_clean
 
-    result = run_clean(source, out, config, scheduler=scheduler, reporter=output.reporter())
+    result = run_clean(source, out, config, scheduler=computing.scheduler, reporter=output.reporter())
     output.result(result.to_json(), _ledger_table(result.run, result.ledger))
 
 
 @cli.command()
 @click.argument("model")
 @click.argument("source")
-@click.option("--out", required=True, metavar="DIR", help="Directory for scores.parquet and maps/.")
+@click.option("--out", required=True, metavar="DIR", help="Directory for scores.parquet and the maps.")
 @click.option("--group", metavar="NAME", help="Score all images under this group's Gaussians.")
-@click.option("--group-by", metavar="TEMPLATE", help="Group by path, like '{line}/{camera}/**'.")
 @click.option("--maps", is_flag=True, help="Also write a heat map over each image.")
-@_common
+@click.option("--anomaly-maps", is_flag=True, help="Also store the distances at each position, for pixel metrics.")
+@groups_by_path
+@computes
+@speaks
 def score(
     model: str,
     source: str,
     out: str,
     group: str | None,
-    group_by: str | None,
     maps: bool,
-    config_path: str | None,
-    settings: tuple[str, ...],
-    scheduler: str | None,
-    as_json: bool,
-    quiet: bool,
+    anomaly_maps: bool,
+    group_by: str | None,
+    computing: Computing,
+    output: Output,
 ) -> None:
     """Score the images in SOURCE under the Gaussian map MODEL (RUN/model) of a finished run."""
-    config = _configuration(config_path, settings, group_by)
-    output = _Output(quiet=quiet, as_json=as_json)
+    config = computing.config(group_by=group_by)
     from pipeline.scoring import score as run_score
 
     scores = run_score(
-        model, source, out, config, group=group, maps=maps, scheduler=scheduler, reporter=output.reporter()
+        model,
+        source,
+        out,
+        config,
+        group=group,
+        maps=maps,
+        anomaly_maps=anomaly_maps,
+        scheduler=computing.scheduler,
+        reporter=output.reporter(),
     )
     scored = scores[scores["anomaly_score"].notna()]
     result = {
-        "scores": str(Path(out) / "scores.parquet") if "://" not in out else f"{out.rstrip('/')}/scores.parquet",
+        "scores": str(Path(out) / SCORES) if "://" not in out else f"{out.rstrip('/')}/{SCORES}",
         "inputs": len(scores),
         "scored": len(scored),
         "anomalous": int(scored["is_anomalous"].astype(bool).sum()),
     }
-    table = Table(
-        "inputs",
-        "scored",
-        "anomalous",
-        title=Text(one_line(str(result["scores"]))),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    table.add_row(*(str(result[name]) for name in ("inputs", "scored", "anomalous")))
+    counts = ("inputs", "scored", "anomalous")
+    table = Table(*counts, title=Text(one_line(str(result["scores"]))), title_justify="left", box=SIMPLE_HEAD)
+    table.add_row(*(str(result[name]) for name in counts))
     output.result(result, table)
 
 
 @cli.command()
-@click.option("--out", default="demo-run", show_default=True, metavar="DIR", help="Directory to create.")
-@_common
-def demo(
-    out: str,
-    config_path: str | None,
-    settings: tuple[str, ...],
-    scheduler: str | None,
-    as_json: bool,
-    quiet: bool,
+@click.argument("run")
+@click.option(
+    "--against",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Version to compare with; 0 is RUN itself.",
+)
+@computes
+@speaks
+def recut(run: str, against: int, computing: Computing, output: Output) -> None:
+    """Judge a finished RUN anew with other options: a new version in RUN/recuts, and which decisions changed.
+
+    Only options of gaussian and trim can change; they start from the run's. No image is read again.
+    """
+    wanted = computing.config()
+    from pipeline.recut import recut as run_recut
+
+    result = run_recut(run, wanted, against=against, scheduler=computing.scheduler, reporter=output.reporter())
+    output.result(result.to_json(), _changes_table(result.run, result.ledger, result.changes))
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--out", metavar="DIR", help="Empty directory for figures and pictures.  [default: RUN/trust]")
+@click.option("--group", metavar="NAME", help="Try this product group only.")
+@click.option("--images", type=int, default=32, show_default=True, help="Kept images of each group to plant into.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws images, places and shapes.")
+@computes
+@speaks
+def trust(
+    run: str, out: str | None, group: str | None, images: int, seed: int, computing: Computing, output: Output
 ) -> None:
+    """Plant defects into images that a finished RUN kept, and say which it would have caught."""
+    config = computing.config()
+    from pipeline.trust import trust as run_trust
+
+    result = run_trust(
+        run,
+        config,
+        out=out,
+        group=group,
+        images=images,
+        seed=seed,
+        scheduler=computing.scheduler,
+        reporter=output.reporter(),
+    )
+    output.result(result.to_json(), _recall_table(result.out, result.overall.to_json()))
+
+
+@cli.command()
+@click.option("--out", default="demo-run", show_default=True, metavar="DIR", help="Directory to create.")
+@computes
+@speaks
+def demo(out: str, computing: Computing, output: Output) -> None:
     """Clean a synthetic archive with known defects, without any network."""
     from pipeline.demo import DEMO_SETTINGS, make_archive, verdict_on
 
-    config = _configuration(config_path, (*DEMO_SETTINGS, *settings), None)
-    output = _Output(quiet=quiet, as_json=as_json)
+    config = computing.config(defaults=DEMO_SETTINGS)
     from pipeline.run import clean as run_clean
 
-    archive = make_archive(Path(out))
-    result = run_clean(str(archive), str(Path(out) / "run"), config, scheduler=scheduler, reporter=output.reporter())
+    archive, run = make_archive(Path(out)), str(Path(out) / "run")
+    result = run_clean(str(archive), run, config, scheduler=computing.scheduler, reporter=output.reporter())
     verdict = verdict_on(Path(out))
     output.result({**result.to_json(), "verdict": verdict.to_json()}, _ledger_table(result.run, result.ledger))
     output.console.print(verdict.in_words(), highlight=False, soft_wrap=True)
@@ -179,37 +172,35 @@ def demo(
 
 
 @cli.command()
-@click.argument("run")
+@click.argument("result")
 @click.option("--labels", required=True, metavar="FILE", help=".csv with image_path and label_index, or labelled tree.")
 @click.option("--masks", metavar="DIR", help="Folder of ground-truth masks.")
 @click.option("--out", metavar="DIR", help="Directory for evaluation.json, evaluation.csv and curves.png.")
-@_speaking
-def evaluate(run: str, labels: str, masks: str | None, out: str | None, as_json: bool, quiet: bool) -> None:
-    """Compare a finished RUN with true labels: purity, kept share, AUROC, and with masks pixel AUROC and AUPRO."""
-    output = _Output(quiet=quiet, as_json=as_json)
+@speaks
+def evaluate(result: str, labels: str, masks: str | None, out: str | None, output: Output) -> None:
+    """Compare RESULT with true labels: AUROC, AP, purity, kept share, and with masks pixel AUROC and AUPRO.
+
+    RESULT is a finished run, or a directory that 'paire score' has written (masks need its --anomaly-maps).
+    """
+    import pandas as pd
+
     from pipeline.curves import draw_curves
-    from pipeline.evaluate import evaluate_run
+    from pipeline.evaluate import evaluate as run_evaluate
     from workers.storage import Directory
 
-    evaluation = evaluate_run(Directory.at(run), labels, masks=masks)
+    evaluation = run_evaluate(Directory.at(result), labels, masks=masks)
     figures = evaluation.table()
     if out is not None:
         directory = Directory.at(out)
         directory.write("evaluation.json", json.dumps(evaluation.to_json(), indent=2).encode())
         directory.write("evaluation.csv", figures.to_csv(index=False).encode())
         directory.write("curves.png", draw_curves(evaluation))
-    # One figure a line: they are too many for the width of a terminal.
-    table = Table("", *(Column(header=Text(one_line(str(group)))) for group in figures["group"][:8]), box=SIMPLE_HEAD)
+    # One figure a line: they are too many for the width of a terminal. The last row is the one for all groups.
+    shown = figures if len(figures) <= _FIGURE_GROUPS else pd.concat([figures[: _FIGURE_GROUPS - 1], figures[-1:]])
+    table = Table("", *(Column(header=Text(one_line(str(group)))) for group in shown["group"]), box=SIMPLE_HEAD)
     for name in figures.columns.drop("group"):
-        table.add_row(name.replace("_", " "), *(_figure(value) for value in figures[name][:8]))
+        table.add_row(name.replace("_", " "), *map(_figure, shown[name]))
     output.result(evaluation.to_json(), table)
-
-
-def _figure(value: Any) -> str:
-    """Return a count as it is, a share with four digits, and nothing where a figure is undefined."""
-    if value is None or value != value:
-        return "-"
-    return f"{value:.4f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
 
 
 @cli.command()
@@ -218,13 +209,12 @@ def _figure(value: Any) -> str:
 @click.option("--out", required=True, metavar="DIR", help="Directory to create.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the images.")
 @click.option("--no-overlap", is_flag=True, help="Take the drawn anomalies out of the test set.")
-@_speaking
-def dirty(source: str, noise: float, out: str, seed: int, no_overlap: bool, as_json: bool, quiet: bool) -> None:
+@speaks
+def dirty(source: str, noise: float, out: str, seed: int, no_overlap: bool, output: Output) -> None:
     """Make a dirty training set from labelled data, as the paper does.
 
     SOURCE is an MVTec-, BTAD- or KolektorSDD2-style folder of one product, or a .csv with image_path and label_index.
     """
-    output = _Output(quiet=quiet, as_json=as_json)
     from pipeline.dirty import make_dirty
 
     made = make_dirty(source, out, noise=noise, seed=seed, overlap=not no_overlap)
@@ -235,6 +225,27 @@ def dirty(source: str, noise: float, out: str, seed: int, no_overlap: bool, as_j
         f"{counts.test_normals} normal, {counts.test_anomalies} anomalous",
     )
     output.result(made.to_json(), table)
+
+
+def _figure(value: Any) -> str:
+    """Return a count as it is, a share with four digits, and nothing where a figure is undefined."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"
+
+
+def _ledger_table(run: str, ledger: dict[str, Any]) -> Table:
+    """Return the ledger for people: one row per group, at most twenty, and the total."""
+    groups = ledger["groups"]
+    table = Table("group", "inputs", *DECISIONS, title=Text(one_line(run)), title_justify="left", box=SIMPLE_HEAD)
+    for name, entry in list(groups.items())[:_LEDGER_GROUPS]:
+        table.add_row(Text(one_line(name)), *(str(entry[key]) for key in ("inputs", *DECISIONS)))
+    if len(groups) > _LEDGER_GROUPS:
+        table.add_row(f"... {len(groups) - _LEDGER_GROUPS} more in ledger.json")
+    if len(groups) > 1:
+        table.add_section()
+        table.add_row("total", *(str(ledger["total"][key]) for key in ("inputs", *DECISIONS)))
+    return table
 
 
 def main() -> None:
@@ -269,28 +280,45 @@ def _fail(message: str, exit_code: int) -> None:
     sys.exit(exit_code)
 
 
-def _configuration(path: str | None, settings: tuple[str, ...], group_by: str | None) -> Config:
-    """Return the configuration of a command."""
-    text = None
-    if path is not None:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--config {path!r} can not be read ({type(error).__name__}). Check the path.") from error
-    if group_by is not None:
-        settings = (*settings, f"input.group_by={group_by}")
-    return parse_config(text, settings, origin=path or "configuration")
+def _changes_table(run: str, ledger: dict[str, Any], changes: dict[str, Any]) -> Table:
+    """Return what a recut changed, for people: one row per group, at most twenty, and the total."""
+    names = ("added", "removed", "unchanged")
+    table = Table("group", "inputs", "clean", *names, title=Text(one_line(run)), title_justify="left", box=SIMPLE_HEAD)
 
+    def add(name: str, books: dict[str, Any], counts: dict[str, int]) -> None:
+        cells = [str(books["inputs"]), str(books["clean"]), *(str(counts[key]) for key in names)]
+        table.add_row(Text(one_line(name)), *cells)
 
-def _ledger_table(run: str, ledger: dict[str, Any]) -> Table:
-    """Return the ledger for people: one row per group, at most twenty, and the total."""
     groups = ledger["groups"]
-    table = Table("group", "inputs", *DECISIONS, title=Text(one_line(run)), title_justify="left", box=SIMPLE_HEAD)
-    for name, entry in list(groups.items())[:20]:
-        table.add_row(Text(one_line(name)), *(str(entry[key]) for key in ("inputs", *DECISIONS)))
-    if len(groups) > 20:
-        table.add_row(f"... {len(groups) - 20} more in ledger.json")
+    for name in list(groups)[:_LEDGER_GROUPS]:
+        add(name, groups[name], changes["groups"][name])
+    if len(groups) > _LEDGER_GROUPS:
+        table.add_row(f"... {len(groups) - _LEDGER_GROUPS} more in changes.json")
     if len(groups) > 1:
         table.add_section()
-        table.add_row("total", *(str(ledger["total"][key]) for key in ("inputs", *DECISIONS)))
+        add("total", ledger["total"], changes["total"])
+    return table
+
+
+def _recall_table(out: str, overall: dict[str, Any]) -> Table:
+    """Return recall for people: a row per kind and contrast, a column per size, and the false rejects below."""
+    recall = overall["recall"]
+    sizes = list(dict.fromkeys(cell["size"] for cell in recall))
+    table = Table(
+        "recall",
+        "",
+        *(f"{size:.0%}" for size in sizes),
+        title=Text(one_line(out)),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for kind, contrast in dict.fromkeys((cell["kind"], cell["contrast"]) for cell in recall):
+        row = [cell for cell in recall if (cell["kind"], cell["contrast"]) == (kind, contrast)]
+        table.add_row(kind, contrast, *(f"{cell['recall']:.2f}" for cell in row))
+    rate, low, high = (overall[f"false_reject_{name}"] for name in ("rate", "low", "high"))
+    table.caption = (
+        f"untouched images rejected: {overall['false_rejects']} of {overall['images']}, "
+        f"{rate:.1%} ({low:.1%} to {high:.1%})"
+    )
+    table.caption_justify = "left"
     return table

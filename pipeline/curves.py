@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.evaluate import Evaluation, Figures
+from pipeline.evaluation import Evaluation, Figures
 from workers.metrics import AUPRO_LIMIT
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; each has a line style of its own as well.
@@ -114,7 +114,8 @@ def _draw_passes(axes: Axes, passes: pd.DataFrame, groups: Sequence[str]) -> Non
     axes.set(title="Clean set by pass", xlabel="pass", ylabel="share", ylim=(-0.02, 1.02))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not passes["group"].isin(groups).any():
-        _say(axes, "no pass is stored")
+        axes.set_xticks([])
+        _say(axes, "no passes: none is stored, or these are scores")
         return
     grey = "#444444"
     keys = [

@@ -106,7 +106,7 @@ def concentrate(
     reason = MAX_ITERATIONS
     for _ in range(config.max_iterations):
         scores = score(log.clean, log.number)
-        threshold = _robust_limit(scores[log.clean], config.deviations)
+        threshold = robust_limit(scores[log.clean], config.deviations)
         was_seen = log.record(measured & (scores < threshold), positions_trimmed=positions)
         if was_seen:
             reason = CYCLE if log.last.n_added or log.last.n_removed else UNCHANGED
@@ -123,7 +123,7 @@ def _better_half(scores: Scores, measured: Mask) -> Mask:
     return half
 
 
-def _robust_limit(scores: Scores, deviations: float) -> float:
+def robust_limit(scores: Scores, deviations: float) -> float:
     """Return the median plus some robust deviations of the scores below it."""
     median = float(np.median(scores))
     lower = float(np.median(median - scores[scores <= median]))

@@ -1,12 +1,17 @@
-"""From the verdicts of all groups to the manifest: one row per input, whatever became of it."""
+"""From the verdicts of all groups to the manifest: one row per input, whatever became of it.
+
+And back: a manifest has all that reading the images established, so that they need not be read again.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from schemas.errors import LedgerError
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.manifest import ANOMALOUS, CLEAN, COLUMNS, DUPLICATE, SKIPPED, UNREADABLE
@@ -101,6 +106,56 @@ def build_manifest(
     rows["split"] = np.where(rows["decision"] == CLEAN, "train", "")
     rows = rows.assign(run_id=run_id, config_digest=config_digest, weights_digest=weights_digest)
     return rows.reindex(columns=[column.name for column in COLUMNS])
+
+
+def read_outcomes(manifest: pd.DataFrame, catalog: pd.DataFrame) -> dict[str, list[ImageOutcome]]:
+    """Return what extraction had reported before a manifest was built of it.
+
+    Parameters
+    ----------
+    manifest
+        As it was published.
+    catalog
+        The inputs that it says of.
+
+    Returns
+    -------
+    dict
+        Group to the outcomes of its candidates, in row order; only an unreadable image has a reason, whatever the
+        manifest says of the others.
+
+    Raises
+    ------
+    LedgerError
+        When a candidate has no row in the manifest, or several.
+    """
+    candidates = catalog.loc[catalog["row"].notna(), ["sample_id", "group", "row"]]
+    rows = candidates.merge(manifest.drop(columns="group"), on="sample_id")
+    if len(rows) != len(candidates) or rows["sample_id"].duplicated().any():
+        raise LedgerError(
+            f"The manifest has {len(rows)} rows of the catalog's {len(candidates)} candidates; expected one for each. "
+            "One of the two files was changed after the run was published: restore them, or clean the archive anew."
+        )
+    return {
+        str(group): [_outcome(row) for row in part.sort_values("row").to_dict("records")]
+        for group, part in rows.groupby("group", sort=True)
+    }
+
+
+def _outcome(row: Mapping[Any, Any]) -> ImageOutcome:
+    """Return what reading one image had established."""
+    return ImageOutcome(
+        row=int(row["row"]),
+        content_sha256=row["content_sha256"] if pd.notna(row["content_sha256"]) else "",
+        byte_count=_count_or_none(row["bytes"]),
+        width=_count_or_none(row["width"]),
+        height=_count_or_none(row["height"]),
+        reason=row["reason"] if row["decision"] == UNREADABLE else "",
+    )
+
+
+def _count_or_none(value: float | None) -> int | None:
+    return None if value is None or pd.isna(value) else int(value)
 
 
 def _candidate_rows(candidates: pd.DataFrame, verdict: GroupVerdict, geometry: FeatureGeometry) -> pd.DataFrame:

@@ -8,10 +8,11 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
+from schemas import changes as changes_table
 from schemas import iterations as iterations_table
 from schemas import manifest as manifest_table
 from schemas.manifest import CLEAN
-from schemas.run import CLEAN_LIST, ITERATIONS, LEDGER, MANIFEST
+from schemas.run import CHANGES, CHANGES_LIST, CHANGES_SUMMARY, CLEAN_LIST, ITERATIONS, LEDGER, MANIFEST
 from schemas.tables import Column, to_arrow
 from workers.storage import Directory
 
@@ -33,7 +34,14 @@ def write_iterations(run: Directory, iterations: Sequence[Mapping[str, Any]]) ->
 
 def write_ledger(run: Directory, ledger: Mapping[str, Any]) -> None:
     """Write ``ledger.json``."""
-    run.write(LEDGER, (json.dumps(ledger, indent=2, ensure_ascii=False) + "\n").encode())
+    run.write(LEDGER, _json_bytes(ledger))
+
+
+def write_changes(run: Directory, changes: pd.DataFrame, summary: Mapping[str, Any]) -> None:
+    """Write ``changes.parquet``, the same as ``changes.csv`` for people, and their counts as ``changes.json``."""
+    write_table(run, CHANGES, changes, changes_table.COLUMNS)
+    run.write(CHANGES_LIST, changes.to_csv(index=False).encode())
+    run.write(CHANGES_SUMMARY, _json_bytes(summary))
 
 
 def write_table(directory: Directory, name: str, frame: pd.DataFrame, columns: Sequence[Column]) -> None:
@@ -41,3 +49,7 @@ def write_table(directory: Directory, name: str, frame: pd.DataFrame, columns: S
     buffer = BytesIO()
     pq.write_table(to_arrow(frame, columns), buffer, compression="zstd")
     directory.write(name, buffer.getvalue())
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

@@ -49,16 +49,14 @@ def claim(run: Directory, record: RunRecord) -> RunRecord:
                 f"{run.url} is not empty and holds no run (no {layout.RUN_RECORD}). Give --out a new directory."
             )
         try:
-            run.create(layout.RUN_RECORD, _record_bytes(record))
+            create_record(run, record)
         except FileExistsError as error:
             raise RunConflictError(f"another run has just claimed {run.url}. Give --out another directory.") from error
         return record
     try:
-        owner = RunRecord(**json.loads(run.read(layout.RUN_RECORD)))
-    except (ValueError, TypeError) as error:
-        raise RunConflictError(
-            f"{run.url}/{layout.RUN_RECORD} can not be read as a run record ({error}). Give --out a new directory."
-        ) from error
+        owner = read_record(run)
+    except ValueError as error:
+        raise RunConflictError(f"{error}. Give --out a new directory.") from error
     differences = owner.differences(record)
     if differences:
         raise RunConflictError(
@@ -66,6 +64,33 @@ def claim(run: Directory, record: RunRecord) -> RunRecord:
             f"{'; '.join(differences)}. Give --out a new directory, or run with the old configuration."
         )
     return owner
+
+
+def read_record(run: Directory) -> RunRecord:
+    """Return the record of a run directory.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is none.
+    ValueError
+        When it is not a run's.
+    """
+    try:
+        return RunRecord(**json.loads(run.read(layout.RUN_RECORD)))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{run.url}/{layout.RUN_RECORD} can not be read as a run record ({error})") from error
+
+
+def create_record(run: Directory, record: RunRecord) -> None:
+    """Write the record of a directory that has none; of several commands at once, one succeeds.
+
+    Raises
+    ------
+    FileExistsError
+        When there is one.
+    """
+    run.create(layout.RUN_RECORD, _record_bytes(record))
 
 
 def write_record(run: Directory, record: RunRecord) -> None:

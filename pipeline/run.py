@@ -4,45 +4,30 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from pipeline.catalog import build_catalog
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.extract import check_extractor, extract_features
-from pipeline.grow import concentrate, grow
+from pipeline.judge import Judge
 from pipeline.locations import absolute_source, with_absolute_weights
 from pipeline.log import recorded
-from pipeline.manifest import GroupVerdict, Judgement, build_manifest, take_census
-from pipeline.progress import Phase, Reporter
-from pipeline.publish import write_iterations, write_ledger, write_manifest, write_table
-from pipeline.record import claim, new_record, write_record
-from pipeline.statistics import GroupStatistics, PassResult
-from pipeline.trim import CYCLE, MAX_ITERATIONS, Mask, Trimming, trim
+from pipeline.progress import Reporter
+from pipeline.publish import write_table
+from pipeline.record import claim, new_record
 from schemas import catalog as catalog_table
 from schemas import run as layout
 from schemas.config import Config, FeaturesConfig
-from schemas.errors import (
-    UnreadableBudgetError,
-)
+from schemas.errors import UnreadableBudgetError
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
-from schemas.ledger import build_ledger
-from schemas.run import RunRecord
 from workers.extractor import PatchExtractor
-from workers.gaussian_map import MapDescription, create_group_map, create_map, write_thresholds
-from workers.selection import MIN_FITTED
 from workers.storage import Directory
 
 logger = logging.getLogger("paire")
-
-# A smaller share of clean images than this is worth a warning: the paper's rule keeps about half.
-FEW_CLEAN = 0.25
 
 
 @dataclass(frozen=True)
@@ -120,161 +105,29 @@ def clean(
         write_table(run, layout.CATALOG, catalog, catalog_table.COLUMNS)
         with open_cluster(config.cluster, scheduler) as cluster:
             record = dataclasses.replace(record, hosts=cluster.hosts)
-            job = _CleanJob(run, catalog, config, cluster, geometry, record, reporter)
-            ledger = job.run()
+            features = run / layout.FEATURES
+            outcomes = _extract(cluster, catalog, features, geometry, config, weights_digest, reporter)
+            ledger = Judge(run, features, geometry, config, record, cluster, reporter).judge(catalog, outcomes)
     # Last, and after the log: whoever sees it may read everything.
     run.write(layout.SUCCESS, b"")
     return CleanResult(run.url, record.run_id, ledger)
 
 
-class _CleanJob:
-    """The stages of one run, with what they share."""
-
-    def __init__(
-        self,
-        run: Directory,
-        catalog: pd.DataFrame,
-        config: Config,
-        cluster: Cluster,
-        geometry: FeatureGeometry,
-        record: RunRecord,
-        reporter: Reporter,
-    ) -> None:
-        self._run = run
-        self._catalog = catalog
-        self._config = config
-        self._cluster = cluster
-        self._geometry = geometry
-        self._record = record
-        self._reporter = reporter
-
-    def run(self) -> dict[str, Any]:
-        """Run all stages; returns the ledger."""
-        outcomes = self._extract()
-        self._run.zarr_group(layout.DISTANCES, "w")
-        model = self._run / layout.MODEL
-        create_map(
-            model,
-            MapDescription(
-                run_id=self._record.run_id,
-                config_digest=self._record.config_digest,
-                features=self._config.features,
-                weights_digest=self._record.weights_digest,
-                geometry=self._geometry,
-                estimator=self._config.estimator(),
-                smoothing=self._config.smoothing(),
-                sixteen_bit_white=self._config.input.sixteen_bit_white,
-            ),
-        )
-        verdicts: dict[str, GroupVerdict] = {}
-        endings: dict[str, dict[str, Any]] = {}
-        iterations: list[dict[str, Any]] = []
-        for group, images in outcomes.items():
-            verdicts[group], trimming = self._judge(group, images, model)
-            endings[group] = _ending(trimming, verdicts[group])
-            iterations += [
-                {"group": group, **dataclasses.asdict(step)} for step in (trimming.iterations if trimming else ())
-            ]
-        return self._publish(verdicts, iterations, endings)
-
-    def _extract(self) -> dict[str, list[ImageOutcome]]:
-        candidates = int(self._catalog["row"].notna().sum())
-        digest = self._record.weights_digest
-        check_extractor(self._cluster, self._config, digest)
-        with self._reporter.phase("extract", candidates) as phase:
-            outcomes = extract_features(
-                self._cluster,
-                self._catalog,
-                self._run / layout.FEATURES,
-                self._geometry,
-                self._config,
-                digest,
-                phase,
-            )
-        _check_budget(outcomes, self._catalog, self._config.input.max_unreadable_fraction)
-        return outcomes
-
-    def _judge(
-        self, group: str, outcomes: list[ImageOutcome], model: Directory
-    ) -> tuple[GroupVerdict, Trimming | None]:
-        """Run the passes over one group and publish its Gaussians."""
-        census = take_census(outcomes)
-        count = int(census.measured.sum())
-        if count < MIN_FITTED:
-            reason = (
-                f"group {group!r} has {count} different readable images; at least {MIN_FITTED} are needed to judge any"
-            )
-            logger.warning("%s: none of them is judged", reason)
-            return GroupVerdict(outcomes, census, not_judged=reason), None
-        statistics = GroupStatistics(
-            self._cluster,
-            group,
-            census.measured,
-            self._geometry,
-            self._config,
-            self._run / layout.FEATURES,
-            self._run / layout.DISTANCES,
-        )
-
-        trimming = self._find_clean_set(group, census.measured, statistics)
-        statistics.store_verdict(trimming.thresholds, trimming.history)
-        evidence = statistics.evidence(trimming.thresholds, smoothing=self._config.smoothing())
-
-        thresholds = trimming.thresholds
-        if self._config.trim.strategy in {"paire", "trim-once"} and (trimming.clean != trimming.fitted).any():
-            # The paper's thresholds belong to one fit, and the set that is published was not fitted yet.
-            with self._rows_phase(f"{group}: calibrate") as phase:
-                thresholds = statistics.calibrate(trimming.clean, phase=phase)
-        create_group_map(model, group, self._geometry, int(trimming.clean.sum()))
-        with self._rows_phase(f"{group}: publish") as phase:
-            statistics.publish(trimming.clean, model, phase=phase)
-        write_thresholds(model, group, thresholds)
-        verdict = GroupVerdict(outcomes, census, Judgement(trimming.clean, trimming.last_changed, evidence))
-        return verdict, trimming
-
-    def _find_clean_set(self, group: str, measured: Mask, statistics: GroupStatistics) -> Trimming:
-        """Run the passes of the configured strategy."""
-        options, grid = self._config.trim, (self._geometry.rows, self._geometry.columns)
-
-        def measure(fitted: Mask, number: int) -> PassResult:
-            with self._rows_phase(f"{group}: pass {number}") as phase:
-                return statistics.measure(fitted, is_first=number == 1, phase=phase)
-
-        def score(fitted: Mask, number: int) -> NDArray[np.float64]:
-            smoothing = self._config.smoothing() if options.strategy == "grow" else None
-            with self._rows_phase(f"{group}: pass {number}") as phase:
-                return statistics.score(fitted, smoothing=smoothing, phase=phase)
-
-        if options.strategy == "grow":
-            return grow(score, measured, options, grid=grid, name=group)
-        if options.strategy == "concentrate":
-            return concentrate(score, statistics.thresholds_at, measured, options, grid=grid, name=group)
-        return trim(measure, measured, options, name=group)
-
-    def _publish(
-        self,
-        verdicts: Mapping[str, GroupVerdict],
-        iterations: list[dict[str, Any]],
-        endings: Mapping[str, dict[str, Any]],
-    ) -> dict[str, Any]:
-        manifest = build_manifest(
-            self._catalog,
-            verdicts,
-            self._geometry,
-            run_id=self._record.run_id,
-            config_digest=self._record.config_digest,
-            weights_digest=self._record.weights_digest,
-        )
-        ledger = build_ledger(manifest, self._catalog, endings)
-        write_iterations(self._run, iterations)
-        write_manifest(self._run, manifest)
-        write_ledger(self._run, ledger)
-        write_record(self._run, dataclasses.replace(self._record, state=layout.DONE))
-        logger.info("published %s", self._run.url)
-        return ledger
-
-    def _rows_phase(self, name: str) -> AbstractContextManager[Phase]:
-        return self._reporter.phase(name, self._geometry.rows, "rows", brief=True)
+def _extract(
+    cluster: Cluster,
+    catalog: pd.DataFrame,
+    features: Directory,
+    geometry: FeatureGeometry,
+    config: Config,
+    weights_digest: str,
+    reporter: Reporter,
+) -> dict[str, list[ImageOutcome]]:
+    """Write the feature store; returns what became of each image, unless too many are unreadable."""
+    check_extractor(cluster, config, weights_digest)
+    with reporter.phase("extract", int(catalog["row"].notna().sum())) as phase:
+        outcomes = extract_features(cluster, catalog, features, geometry, config, weights_digest, phase)
+    _check_budget(outcomes, catalog, config.input.max_unreadable_fraction)
+    return outcomes
 
 
 def _inspect_backbone(features: FeaturesConfig) -> tuple[FeatureGeometry, str]:
@@ -299,30 +152,3 @@ def _check_budget(outcomes: Mapping[str, list[ImageOutcome]], catalog: pd.DataFr
         f"allows; the first is {catalog.loc[place, 'file_name'].iloc[0]!r}: {first.reason}. Check the source, or "
         "raise the budget with --set input.max_unreadable_fraction=1."
     )
-
-
-def _ending(trimming: Trimming | None, verdict: GroupVerdict) -> dict[str, Any]:
-    """Return how a group ended, for the ledger."""
-    if trimming is None:
-        return {"iterations": 0, "stop_reason": "not judged", "floor_applied": False, "warnings": [verdict.not_judged]}
-    last = trimming.iterations[-1]
-    warnings = []
-    if last.floor_applied:
-        warnings.append(
-            "the floor chose the clean set: fewer images than trim.min_clean_fraction passed all thresholds"
-        )
-    if trimming.stop_reason in {CYCLE, MAX_ITERATIONS}:
-        warnings.append(f"the clean set did not settle: {trimming.stop_reason}")
-    if last.n_clean < FEW_CLEAN * int(verdict.census.measured.sum()):
-        warnings.append(
-            f"only {last.n_clean} images are clean: check that the group holds one product in one pose, or try "
-            "trim.strategy=grow"
-        )
-    if not last.n_positions_trimmed:
-        warnings.append("no position has a threshold: no image was found to differ from the others")
-    return {
-        "iterations": len(trimming.iterations),
-        "stop_reason": trimming.stop_reason,
-        "floor_applied": last.floor_applied,
-        "warnings": warnings,
-    }

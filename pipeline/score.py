@@ -1,5 +1,7 @@
 """Scoring new images on the cluster under a published Gaussian map."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from distributed import get_worker
@@ -9,6 +11,7 @@ from pipeline.progress import Phase
 from pipeline.tasks import TaskWindow
 from schemas import scores as scores_table
 from schemas.config import Config
+from schemas.features import FeatureGeometry
 from schemas.names import storage_name
 from workers.decode import decode_image
 from workers.extract import ImageRef
@@ -24,13 +27,32 @@ BLOCK_IMAGES = 256
 PROGRESS_TOPIC = "paire-scored"
 
 
+@dataclass(frozen=True)
+class MapOutputs:
+    """Where the maps of scored images go; None stores none.
+
+    Attributes
+    ----------
+    anomaly_maps
+        The Zarr group for the distances at each position, laid out as ``schemas.scores`` says; it is made anew.
+    heat_maps
+        The directory for pictures of them over the images.
+    """
+
+    anomaly_maps: Directory | None = None
+    heat_maps: Directory | None = None
+
+
+NO_MAPS = MapOutputs()
+
+
 def score_images(
     cluster: Cluster,
     catalog: pd.DataFrame,
     gaussian_map: GaussianMap,
     config: Config,
     phase: Phase,
-    maps: Directory | None = None,
+    outputs: MapOutputs = NO_MAPS,
 ) -> pd.DataFrame:
     """Score every input of a catalog.
 
@@ -46,8 +68,8 @@ def score_images(
         The map's features and the caller's input options.
     phase
         Counts images.
-    maps
-        Where to write heat maps; None writes none.
+    outputs
+        Which maps to store, and where.
 
     Returns
     -------
@@ -62,6 +84,8 @@ def score_images(
     rows = rows.astype(object)
     blocks = []
     candidates = catalog[catalog["row"].notna()]
+    if outputs.anomaly_maps:
+        outputs.anomaly_maps.zarr_group("", "w")
     cluster.client.subscribe_topic(PROGRESS_TOPIC, lambda event: phase.advance(int(event[1])))
     try:
         for group, part in candidates.groupby("group", sort=True):
@@ -69,12 +93,21 @@ def score_images(
                 rows.loc[part.index, "reason"] = f"the map has no group {group!r}"
                 phase.advance(len(part))
                 continue
+            if outputs.anomaly_maps:
+                _create_array(outputs.anomaly_maps, str(group), len(part), gaussian_map.description.geometry)
+            # Numbered anew: the images of several groups may be scored under one.
+            refs = [ImageRef(row, path) for row, path in enumerate(part["image_path"])]
             for start in range(0, len(part), BLOCK_IMAGES):
                 block = part.iloc[start : start + BLOCK_IMAGES]
-                refs = [ImageRef(int(row), path) for row, path in zip(block["row"], block["image_path"], strict=True)]
-                names = _heat_map_names(block) if maps else []
                 task = window.submit(
-                    _score_task, refs, str(group), gaussian_map.url, config, cluster.threads, maps, names
+                    _score_task,
+                    refs[start : start + BLOCK_IMAGES],
+                    str(group),
+                    gaussian_map.url,
+                    config,
+                    cluster.threads,
+                    outputs,
+                    _heat_map_names(block),
                 )
                 blocks.append((block.index, task))
         results = window.gather([task for _, task in blocks])
@@ -84,6 +117,19 @@ def score_images(
         rows.loc[index, part_scores.columns] = part_scores.set_index(index).astype(object)
     phase.complete_to(len(candidates))
     return rows.reindex(columns=[column.name for column in scores_table.COLUMNS])
+
+
+def _create_array(anomaly_maps: Directory, group: str, images: int, geometry: FeatureGeometry) -> None:
+    """Create the array of a group's anomaly maps, each of whose chunks one task writes."""
+    anomaly_maps.zarr_group("", "r+").create_array(
+        storage_name(group),
+        shape=(images, geometry.rows, geometry.columns),
+        chunks=(min(BLOCK_IMAGES, images), geometry.rows, geometry.columns),
+        dtype="float64",
+        compressors=None,
+        fill_value=np.nan,
+        attributes={"group": group},
+    )
 
 
 def _heat_map_names(block: pd.DataFrame) -> list[str]:
@@ -100,10 +146,10 @@ def _score_task(
     map_url: str,
     config: Config,
     readers: int,
-    maps: Directory | None,
+    outputs: MapOutputs,
     names: list[str],
 ) -> pd.DataFrame:
-    """Score one block, and draw its heat maps."""
+    """Score one block, and store its maps; ``names`` are those of its heat maps."""
     gaussian_map = _shared_map(map_url)
     extractor = shared_extractor(config.features, gaussian_map.description.weights_digest)
     scores, outcomes = score_block(block, group, gaussian_map, extractor, config, readers=readers)
@@ -115,14 +161,23 @@ def _score_task(
             "worst_col": scores.worst_col,
             "is_anomalous": scores.is_anomalous,
             "margin": scores.margin,
-        }
-    ).astype(object)
+            "width": [outcome.width for outcome in outcomes],
+            "height": [outcome.height for outcome in outcomes],
+            "row": [image.row if outputs.anomaly_maps else None for image in block],
+        },
+        dtype=object,
+    )
     frame.loc[~readable, :] = None
     frame["reason"] = [outcome.reason for outcome in outcomes]
-    if maps:
+    if outputs.anomaly_maps:
+        known = np.where(readable[:, np.newaxis, np.newaxis], scores.anomaly_maps, np.nan)
+        array = outputs.anomaly_maps.zarr_group("", "r+")[storage_name(group)]
+        array[block[0].row : block[-1].row + 1] = known  # type: ignore[index]
+    if outputs.heat_maps:
         reference = _reference_distance(gaussian_map, group, scores)
         for index in np.flatnonzero(readable):
-            maps.write(names[index], _draw(block[index].path, scores.anomaly_maps[index], config, reference))
+            picture = _draw(block[index].path, scores.anomaly_maps[index], config, reference)
+            outputs.heat_maps.write(names[index], picture)
     get_worker().log_event(PROGRESS_TOPIC, len(block))
     return frame
 

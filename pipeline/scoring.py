@@ -8,7 +8,7 @@ from pipeline.extract import check_extractor
 from pipeline.locations import absolute_source, with_absolute_weights
 from pipeline.progress import Reporter
 from pipeline.publish import write_table
-from pipeline.score import score_images
+from pipeline.score import MapOutputs, score_images
 from schemas import run as layout
 from schemas import scores as scores_table
 from schemas.config import Config
@@ -17,9 +17,6 @@ from schemas.names import DEFAULT_GROUP
 from workers.gaussian_map import GaussianMap
 from workers.scorer import scoring_config
 from workers.storage import Directory
-
-SCORES = "scores.parquet"
-HEAT_MAPS = "maps"
 
 
 def score(
@@ -30,6 +27,7 @@ def score(
     *,
     group: str | None = None,
     maps: bool = False,
+    anomaly_maps: bool = False,
     scheduler: str | None = None,
     reporter: Reporter | None = None,
 ) -> pd.DataFrame:
@@ -42,13 +40,15 @@ def score(
     source
         As for `clean`.
     out
-        Directory for ``scores.parquet`` and ``maps/``.
+        Directory for ``scores.parquet``, ``maps/`` and ``anomaly_maps/``; see ``schemas.scores``.
     config
         Input and cluster options, ``features.weights`` and ``features.device``; all else is the map's.
     group
         Score everything under this group's Gaussians; None takes the groups of the source, or the map's only one.
     maps
         Also write a heat map over each image.
+    anomaly_maps
+        Also store the distances at each position, for pixel metrics and thresholds of one's own.
     scheduler, reporter
         As for `clean`.
 
@@ -69,13 +69,17 @@ def score(
     gaussian_map = _open_map(model)
     config = _scoring_options(gaussian_map, config)
     catalog = _assign_group(build_catalog(source, config.input), gaussian_map, group, source)
+    outputs = MapOutputs(
+        anomaly_maps=directory / scores_table.ANOMALY_MAPS if anomaly_maps else None,
+        heat_maps=directory / scores_table.HEAT_MAPS if maps else None,
+    )
     with open_cluster(config.cluster, scheduler) as cluster:
         check_extractor(cluster, config, gaussian_map.description.weights_digest)
+        if anomaly_maps:
+            directory.remove(scores_table.SCORES)  # old ones would name rows of maps that are not theirs
         with reporter.phase("score", int(catalog["row"].notna().sum())) as phase:
-            scores = score_images(
-                cluster, catalog, gaussian_map, config, phase, directory / HEAT_MAPS if maps else None
-            )
-    write_table(directory, SCORES, scores, scores_table.COLUMNS)
+            scores = score_images(cluster, catalog, gaussian_map, config, phase, outputs)
+    write_table(directory, scores_table.SCORES, scores, scores_table.COLUMNS)
     return scores
 
 

@@ -14,8 +14,11 @@ from PIL import Image
 
 from schemas.errors import SourceError
 from schemas.manifest import SKIPPED, UNREADABLE
+from workers.decode import FORMATS
+from workers.index_file import CSV_EXTENSION, folder_of
 from workers.labelled import read_labelled
-from workers.storage import is_url, read_bytes, split_location
+from workers.listing import list_sound_files
+from workers.storage import Directory, read_bytes
 
 logger = logging.getLogger("paire")
 
@@ -94,8 +97,8 @@ def _match(inputs: pd.DataFrame, truth: pd.DataFrame, labels: str) -> "pd.Series
 
     By location first; what then is left on both sides, by name relative to the labels.
     """
-    base = split_location(labels)[1] if not is_url(labels) else labels.rstrip("/")
-    base = posixpath.dirname(base) if base.lower().endswith(".csv") else base
+    is_table = labels.lower().endswith(CSV_EXTENSION)
+    base = folder_of(labels) if is_table else Directory.at(labels).url
     rows = {_plain(location): row for row, location in truth["image_path"].items()}
     matched = inputs["image_path"].map(_plain).map(rows)
     used = set(matched.dropna())
@@ -140,14 +143,11 @@ def _warn(coverage: Coverage, without_mask: "pd.Series[str]") -> None:
 def _with_masks(images: pd.DataFrame, masks: str) -> pd.DataFrame:
     """Return the images with the masks that a folder has for anomalous ones, where the labels name none."""
     try:
-        fs, root = split_location(masks)
-        # A local folder that may not be listed must be an error, not an image without a mask.
-        listing = fs.find(root) if is_url(masks) else fs.find(root, on_error="raise")
-    except (OSError, ValueError) as error:
+        files = {file.name: file.location for file in list_sound_files(masks)}
+    except ValueError as error:
         raise SourceError(f"the masks {masks!r} can not be listed ({error}). Check the path.") from error
-    if not listing:
+    if not files:
         raise SourceError(f"the masks {masks!r} hold no files. Check the path.")
-    files = {posixpath.relpath(path, root): fs.unstrip_protocol(path) if is_url(masks) else path for path in listing}
     wanted = images["is_anomalous"] & images["mask"].isna()
     found = images.loc[wanted, "image_path"].map(lambda path: _find_mask(path, files))
     if len(found) and found.isna().all():
@@ -192,6 +192,18 @@ def normal_mask(image: Mapping[Any, Any]) -> Mask:
     """Return the all-zero mask of a normal image, at its own size."""
     width, height = image["width"], image["height"]
     if pd.isna(width) or pd.isna(height):
-        with Image.open(BytesIO(read_bytes(image["image_path"]))) as opened:
-            width, height = opened.size  # before its EXIF orientation: only the number of pixels matters
+        width, height = _size_of(str(image["image_path"]))
     return np.zeros((int(height), int(width)), bool)
+
+
+def _size_of(image_path: str) -> tuple[int, int]:
+    """Return the width and height of an image before its EXIF orientation: only the number of pixels matters."""
+    try:
+        with Image.open(BytesIO(read_bytes(image_path)), formats=FORMATS) as opened:
+            return opened.size
+    except Exception as error:
+        detail = " ".join(str(error).split())
+        raise SourceError(
+            f"the normal image {image_path!r}, whose size the pixel metrics need, can not be read: {detail} "
+            f"({type(error).__name__}). Put it back, or take it out of the labels."
+        ) from error

@@ -77,7 +77,13 @@ class FeaturesConfig(_Section):
         description="`imagenet` (torchvision's IMAGENET1K_V1, as in the paper, downloaded and cached by torchvision), "
         "a state-dict path or URL, or `random`.",
     )
-    seed: int = Field(0, ge=0, description="Seed of `random` weights.")
+    channels: OptionalCount = Field(
+        None,
+        ge=1,
+        description="Random subset of so many channels, the same at all positions, drawn by `features.seed`, as in "
+        "PaDiM (100 of `resnet18`'s 448, 550 of `wide_resnet50_2`'s 1792); not set: all.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of `random` weights and of the subset of `features.channels`.")
     image_size: int = Field(256, ge=32, le=4096, description="Images are resized to exactly this many pixels squared.")
     pool_kernel: int = Field(10, ge=1, description="k: average-pooling kernel on the first node's grid (Eq. 3).")
     pool_stride: int = Field(4, ge=1, description="s: average-pooling stride on the first node's grid (Eq. 3).")

@@ -16,6 +16,13 @@ LEDGER: Final = "ledger.json"
 LOG: Final = "log.jsonl"
 SUCCESS: Final = "_SUCCESS"
 
+# Later verdicts from the same features: RECUTS/0001, RECUTS/0002, ..., each a run directory without features, with
+# what changed.
+RECUTS: Final = "recuts"
+CHANGES: Final = "changes.parquet"
+CHANGES_LIST: Final = "changes.csv"
+CHANGES_SUMMARY: Final = "changes.json"
+
 # Arrays of a product group's node in distances/.
 DISTANCE: Final = "distance"
 THRESHOLD: Final = "threshold"
@@ -45,6 +52,8 @@ class RunRecord:
         Versions of the packages that the result depends on.
     hosts
         Workers per host.
+    base
+        The run whose features were judged anew; empty for a run that extracted its own.
     """
 
     run_id: str
@@ -56,6 +65,7 @@ class RunRecord:
     weights_digest: str
     versions: dict[str, str] = field(default_factory=dict)
     hosts: dict[str, int] = field(default_factory=dict)
+    base: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON-ready data."""
@@ -70,8 +80,21 @@ class RunRecord:
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name)
         ]
+        if self.base != other.base:
+            lines.append(f"cut from the features of run: {self.base!r} -> {other.base!r}")
         for name in ("catalog_digest", "weights_digest"):
             if getattr(self, name) != getattr(other, name):
                 what = "archive" if name == "catalog_digest" else "backbone weights"
                 lines.append(f"{what}: {getattr(self, name)[:12]} -> {getattr(other, name)[:12]}")
         return lines
+
+
+def version_name(number: int) -> str:
+    """Return the directory of a version below ``recuts/``; a number of more digits just takes them."""
+    return f"{number:04d}"
+
+
+def version_number(name: str) -> int | None:
+    """Return the version that a directory below ``recuts/`` is; None for a name that is no version's."""
+    is_number = name.isascii() and name.isdigit() and int(name) > 0
+    return int(name) if is_number and version_name(int(name)) == name else None

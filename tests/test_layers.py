@@ -13,6 +13,9 @@ SCHEMAS, WORKERS, PIPELINE = (
 )
 CLUSTER = {"dask", "distributed"}
 STAGES = ("catalog", "extract", "statistics", "trim", "manifest", "publish", "score")
+# What strings stages together: the judging that jobs share, and the jobs.
+JUDGE, JOBS = "pipeline.judge", ("run", "recut", "scoring", "trust")
+COMMANDS = {"pipeline.cli", "pipeline.demo"}
 
 
 def imported(path: Path) -> set[str]:
@@ -57,9 +60,19 @@ def test_workers_import_no_cluster_and_not_the_pipeline(path: Path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_of_the_pipeline_imports_no_other_stage_nor_what_strings_them_together(stage: str) -> None:
-    own, strings = f"pipeline.{stage}", {"pipeline.run", "pipeline.cli", "pipeline.demo"}
+    others = {f"pipeline.{other}" for other in (*STAGES, *JOBS)} - {f"pipeline.{stage}"}
     modules = imported(ROOT / "pipeline" / f"{stage}.py")
-    assert not modules & ({f"pipeline.{other}" for other in STAGES} - {own} | strings)
+    assert not modules & {*others, JUDGE, *COMMANDS}
+
+
+@pytest.mark.parametrize("job", ["judge", *JOBS])
+def test_a_job_imports_no_other_job_and_what_jobs_share_imports_none(job: str) -> None:
+    others = {f"pipeline.{other}" for other in JOBS} - {f"pipeline.{job}"}
+    assert not imported(ROOT / "pipeline" / f"{job}.py") & {*others, *COMMANDS}
+
+
+def test_what_jobs_share_knows_nothing_of_where_features_come_from() -> None:
+    assert not imported(ROOT / "pipeline" / "judge.py") & {"pipeline.catalog", "pipeline.extract", "pipeline.score"}
 
 
 @pytest.mark.parametrize("path", [*SCHEMAS, *WORKERS, *PIPELINE], ids=named)

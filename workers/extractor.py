@@ -1,4 +1,4 @@
-"""From pixels to patch features (paper, section 3.1): backbone, resize, concatenate, average-pool."""
+"""From pixels to patch features (paper, section 3.1): backbone, resize, concatenate, average-pool, choose channels."""
 
 from contextlib import nullcontext
 from functools import lru_cache
@@ -39,7 +39,8 @@ class PatchExtractor:
         Raises
         ------
         ConfigError
-            When the backbone or a node does not exist, or the grid is smaller than the pooling kernel.
+            When the backbone or a node does not exist, the grid is smaller than the pooling kernel, or there are
+            fewer channels than are to be chosen.
         WeightsError
             When the weights can not be had or do not fit.
         DeviceError
@@ -56,7 +57,7 @@ class PatchExtractor:
             torch.backends.cuda.matmul.allow_tf32 = False
         self._mean = torch.tensor(IMAGENET_MEAN, device=self._device).view(1, 3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=self._device).view(1, 3, 1, 1)
-        self.geometry = self._measure_geometry()
+        self.geometry, self._chosen = self._measure_geometry()
 
     @torch.inference_mode()
     def extract(self, pixels: NDArray[np.float32]) -> NDArray[Any]:
@@ -70,7 +71,7 @@ class PatchExtractor:
         Returns
         -------
         ndarray
-            (images, rows, columns, channels) in the configured dtype (Eqs. 1-3).
+            (images, rows, columns, channels) in the configured dtype (Eqs. 1-3); the chosen channels only.
 
         Raises
         ------
@@ -78,6 +79,8 @@ class PatchExtractor:
             When a feature is not finite or overflows the dtype.
         """
         pooled = F.avg_pool2d(self._concatenated(pixels), self._config.pool_kernel, self._config.pool_stride)
+        if self._chosen is not None:
+            pooled = pooled.index_select(1, self._chosen)
         return self._to_storage(pooled.permute(0, 2, 3, 1).float().cpu().numpy())
 
     def _concatenated(self, pixels: NDArray[np.float32]) -> torch.Tensor:
@@ -109,7 +112,8 @@ class PatchExtractor:
         return features.astype(dtype)
 
     @torch.inference_mode()
-    def _measure_geometry(self) -> FeatureGeometry:
+    def _measure_geometry(self) -> tuple[FeatureGeometry, torch.Tensor | None]:
+        """Return the grid of positions, and the indices of the chosen channels; None for all."""
         size, kernel, stride = self._config.image_size, self._config.pool_kernel, self._config.pool_stride
         blank = np.zeros((1, size, size, 3), np.float32)
         try:
@@ -125,15 +129,54 @@ class PatchExtractor:
                 f"features.pool_kernel = {kernel} is larger than the {grid_rows} x {grid_columns} grid of node "
                 f"{self._config.nodes[0]!r}. Use a smaller kernel, an earlier first node or a larger image_size."
             )
-        return FeatureGeometry(
+        chosen = None
+        if self._config.channels is not None:
+            chosen = choose_channels(channels, self._config.channels, self._config.seed)
+        geometry = FeatureGeometry(
             rows=(grid_rows - kernel) // stride + 1,
             columns=(grid_columns - kernel) // stride + 1,
-            channels=channels,
+            channels=channels if chosen is None else len(chosen),
             grid_rows=grid_rows,
             grid_columns=grid_columns,
             pool_kernel=kernel,
             pool_stride=stride,
         )
+        return geometry, None if chosen is None else torch.from_numpy(chosen).to(self._device)
+
+
+def choose_channels(channels: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Draw a random subset of channels (PaDiM: Defard et al. 2020, arXiv:2011.08785, section III-A).
+
+    The channels are ranked by the raw output of PCG64, which NumPy keeps the same on every platform and in every
+    version, unlike what `numpy.random.Generator` makes of it: a map is scored with the channels that it was fitted on.
+    So the subsets of one seed also lie within one another.
+
+    Parameters
+    ----------
+    channels
+        How many there are.
+    count
+        How many to draw.
+    seed
+        Of the draw.
+
+    Returns
+    -------
+    ndarray
+        (count,) int64, ascending.
+
+    Raises
+    ------
+    ConfigError
+        When there are fewer than are to be drawn.
+    """
+    if count > channels:
+        raise ConfigError(
+            f"features.channels = {count}, but the backbone's nodes have only {channels} channels. Choose {channels} "
+            "or fewer, name more nodes, or leave it out for all channels."
+        )
+    ranks = np.random.PCG64(seed).random_raw(channels)
+    return np.sort(np.argsort(ranks, kind="stable")[:count])
 
 
 def _cut(model: torch.nn.Module, features: FeaturesConfig) -> torch.nn.Module:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ from schemas.config import InputConfig
 from schemas.errors import SourceError
 from schemas.names import DEFAULT_GROUP
 from workers.decode import FORMATS
+from workers.index_file import CSV_EXTENSION, IndexFormat, folder_of, read_index, resolve
+from workers.listing import list_sound_files
 from workers.storage import is_url, read_bytes, split_location
 
 MVTEC, BTAD, KSDD2, CSV = "mvtec", "btad", "ksdd2", "csv"
@@ -42,6 +44,14 @@ _ENTRIES_SHOWN = 10
 _LOOKED_FOR = (
     "Looked for train/good (an MVTec AD category), train/ok (a BTAD product), train/N_GT.png or test/N_GT.png "
     "(KolektorSDD2), or a .csv file with the columns image_path and label_index"
+)
+
+_LABELS = IndexFormat(
+    kind="labels file",
+    required=("image_path", "label_index"),
+    optional=("split", "defect", "mask_path", "group"),
+    advice="Write a UTF-8 CSV with the columns 'image_path' and 'label_index': each row names an image and its label, "
+    "0 (normal) or 1 (anomalous).",
 )
 
 
@@ -131,10 +141,10 @@ def find_labelled(source: str) -> LabelledSource:
     if not fs.exists(root):
         raise SourceError(f"source {source!r} does not exist. Give a folder or a .csv file of labelled images.")
     if fs.isfile(root):
-        if root.lower().endswith(".csv"):
+        if root.lower().endswith(CSV_EXTENSION):
             return LabelledSource(location, CSV)
         raise SourceError(f"source {source!r} is a file whose layout is unknown. {_LOOKED_FOR}.")
-    names = _list_files(fs, root, source)
+    names = [file.name for file in list_sound_files(source)]
     files = tuple(name for name in names if name.lower().endswith(_IMAGE_EXTENSIONS))
     kinds = [kind for kind, folder in _NORMAL_FOLDERS.items() if any(f.startswith(f"train/{folder}/") for f in files)]
     kinds += [KSDD2] if any(_KSDD2_MASK.fullmatch(name) for name in files) else []
@@ -146,22 +156,6 @@ def find_labelled(source: str) -> LabelledSource:
             "folder of one category."
         )
     return LabelledSource(location, kinds[0], files)
-
-
-def _list_files(fs: Any, root: str, source: str) -> list[str]:
-    """Return the paths of all files of a folder relative to it, sorted."""
-    try:
-        paths = fs.find(root) if is_url(source) else fs.find(root, on_error="raise")
-    except OSError as error:
-        raise SourceError(
-            f"{error.filename or root!r} can not be listed ({type(error).__name__}), so images would be missing. "
-            "Grant access to it."
-        ) from error
-    names = sorted(posixpath.relpath(path, root) for path in paths)
-    for name in names:
-        if not _is_text(name):
-            raise SourceError(f"the file name {name!r} in {source!r} is not valid UTF-8. Rename it.")
-    return names
 
 
 def _from_defect_folders(source: LabelledSource) -> Iterator[_Listed]:
@@ -216,21 +210,14 @@ def _has_defect(mask_path: str) -> bool:
 
 
 def _from_csv(location: str) -> pd.DataFrame:
-    rows = _read_csv(location)
-    missing = [name for name in ("image_path", "label_index") if name not in rows.columns]
-    if missing:
-        raise SourceError(
-            f"the labels {location!r} have columns {', '.join(map(repr, rows.columns))} but no "
-            f"{' and no '.join(map(repr, missing))}. Each row names an image and its label, 0 (normal) or 1."
-        )
-    base = posixpath.dirname(location)
+    rows, folder = read_index(location, _LABELS), folder_of(location)
     label = pd.to_numeric(rows["label_index"], errors="coerce")
     table = pd.DataFrame(
         {
-            "image_path": [_resolve(base, path) for path in rows["image_path"]],
+            "image_path": [resolve(folder, path) for path in rows["image_path"]],
             "label_index": label.where(label.isin([0, 1]), -1).astype("int64"),
             "defect": _column(rows, "defect", UNNAMED_DEFECT).where(label == 1, ""),
-            "mask_path": [_resolve(base, path) for path in _column(rows, "mask_path", "").where(label == 1, "")],
+            "mask_path": [resolve(folder, path) for path in _column(rows, "mask_path", "").where(label == 1, "")],
             "split": rows.get("split", ""),
             "group": _column(rows, "group", DEFAULT_GROUP),
         }
@@ -247,23 +234,6 @@ def _from_csv(location: str) -> pd.DataFrame:
     return table
 
 
-def _read_csv(location: str) -> pd.DataFrame:
-    """Return a CSV as text throughout: a group may well be called 'NA' or '007'."""
-    try:
-        rows = pd.read_csv(
-            BytesIO(read_bytes(location)), dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=None
-        )
-        if not isinstance(rows.index, pd.RangeIndex):
-            raise ValueError("its rows have more fields than its header")
-    except (ValueError, OSError) as error:
-        detail = " ".join(str(error).split())
-        raise SourceError(
-            f"the labels {location!r} are not a readable table ({detail}). Write a UTF-8 CSV with the columns "
-            "image_path and label_index."
-        ) from error
-    return rows.fillna("")  # fields missing at the end of a row
-
-
 def _column(rows: pd.DataFrame, name: str, default: str) -> pd.Series:
     """Return an optional column, with the default where it says nothing."""
     column = rows[name] if name in rows.columns else pd.Series("", index=rows.index, dtype=str)
@@ -277,20 +247,3 @@ def _refuse(location: str, rows: pd.DataFrame, wrong: pd.Series, name: str, what
             f"row {first} (from 0) of the labels {location!r}: {name} {rows[name][first]!r} {what} "
             f"({int(wrong.sum())} such rows). {remedy}."
         )
-
-
-def _resolve(base: str, path: str) -> str:
-    """Return a path of a CSV in that folder as an absolute path or URL; an empty one stays empty."""
-    if not path or is_url(path):
-        return path
-    if is_url(base):
-        return f"{base}/{posixpath.normpath(path)}"
-    return posixpath.normpath(posixpath.join(base, path))
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,7 +1,6 @@
 """The command line: exit codes, one line of error, JSON alone on stdout. As a process where a process matters."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import pipeline.run
 from pipeline.cli import main
 from schemas.errors import EXIT_CONFLICT, EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_UNREADABLE, EXIT_USAGE
 from tests.archives import part_pixels, png, tiny_config, write_parts
+from tests.pipeline.loggers import restored_loggers
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,16 +103,10 @@ def run(archive: Path, config_file: Path, tmp_path_factory: pytest.TempPathFacto
 def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator["Here"]:
     """Return the command inside this process, where a process of its own would only take longer."""
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
-    names = ("paire", "distributed", "asyncio", "tornado")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     threads = torch.get_num_threads()
-    yield Here(capfd, monkeypatch)
+    with restored_loggers():
+        yield Here(capfd, monkeypatch)
     torch.set_num_threads(threads)
-    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.propagate = propagate
-        logger.handlers = handlers
 
 
 class Here:

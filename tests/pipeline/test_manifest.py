@@ -1,6 +1,7 @@
 """The manifest of hand-made verdicts: every column of every kind of row."""
 
 import math
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -9,7 +10,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.manifest import GroupVerdict, Judgement, build_manifest, take_census
+from pipeline.manifest import GroupVerdict, Judgement, build_manifest, read_outcomes, take_census
+from schemas import catalog as catalog_table
+from schemas.errors import LedgerError
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.manifest import COLUMNS, DECISIONS
@@ -301,3 +304,31 @@ def test_a_catalog_without_candidates_is_a_manifest_of_skipped_rows() -> None:
     skipped = catalog().query("row.isna()").reset_index(drop=True)
     table = to_arrow(build_manifest(skipped, {}, GEOMETRY, run_id="r", config_digest="c", weights_digest="w"), COLUMNS)
     assert table.column("decision").to_pylist() == ["skipped"] * 3
+
+
+# --- and back
+
+
+def read_back() -> pd.DataFrame:
+    buffer = BytesIO()
+    pq.write_table(to_arrow(manifest(), COLUMNS), buffer)
+    return pd.read_parquet(BytesIO(buffer.getvalue()))
+
+
+def test_a_manifest_has_all_that_reading_the_images_established() -> None:
+    buffer = BytesIO()
+    pq.write_table(to_arrow(catalog(), catalog_table.COLUMNS), buffer)
+    stored = pd.read_parquet(BytesIO(buffer.getvalue()))
+    assert read_outcomes(read_back(), stored) == {group: list(images) for group, images in OUTCOMES.items()}
+
+
+def test_outcomes_come_in_row_order_whatever_the_order_of_the_tables() -> None:
+    assert read_outcomes(read_back()[::-1], catalog().sample(frac=1, random_state=0)) == read_outcomes(
+        read_back(), catalog()
+    )
+
+
+@pytest.mark.parametrize("change", [lambda frame: frame.iloc[1:], lambda frame: pd.concat([frame, frame.iloc[:1]])])
+def test_a_manifest_that_is_not_the_catalog_s_is_refused(change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    with pytest.raises(LedgerError, match="expected one for each"):
+        read_outcomes(change(read_back()), catalog())

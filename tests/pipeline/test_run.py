@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+import pipeline.judge
 import pipeline.run
 from pipeline.manifest import build_manifest
 from pipeline.run import CleanResult, clean
@@ -415,15 +417,19 @@ def test_an_empty_directory_may_become_a_run(tmp_path: Path) -> None:
     assert_balanced(quick_run_on(tmp_path / "archive", tmp_path / "run"))
 
 
-@pytest.mark.parametrize("stage", ["build_ledger", "extract_features"])
+@pytest.mark.parametrize(
+    ("module", "stage"),
+    [(pipeline.judge, "build_ledger"), (pipeline.run, "extract_features")],
+    ids=["judge", "extract"],
+)
 def test_an_interrupted_run_is_finished_by_the_same_command(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, stage: str
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.run, stage, interrupt)
+        patch.setattr(module, stage, interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_on(run.source, tmp_path / "run")
     assert not (tmp_path / "run" / "_SUCCESS").exists()
@@ -444,7 +450,7 @@ def test_a_ledger_that_does_not_balance_is_not_published(
     def forgetful(*args: Any, **options: Any) -> pd.DataFrame:
         return build_manifest(*args, **options).iloc[1:].reset_index(drop=True)
 
-    monkeypatch.setattr(pipeline.run, "build_manifest", forgetful)
+    monkeypatch.setattr(pipeline.judge, "build_manifest", forgetful)
     with pytest.raises(LedgerError, match="1 lost"):
         quick_run_on(archive, tmp_path / "run")
     assert not {"_SUCCESS", "manifest.parquet", "ledger.json"} & {path.name for path in (tmp_path / "run").iterdir()}
@@ -454,7 +460,7 @@ def test_an_unfinished_run_scores_nothing(archive: Path, tmp_path: Path, monkeyp
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline.run, "write_ledger", interrupt)
+    monkeypatch.setattr(pipeline.judge, "write_ledger", interrupt)
     with pytest.raises(KeyboardInterrupt):
         quick_run_on(archive, tmp_path / "run")
     with pytest.raises(GaussianMapError, match="not finished"):

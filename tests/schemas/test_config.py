@@ -21,6 +21,7 @@ ALTERNATIVES = {
     "features.backbone": ("resnet18", True),
     "features.nodes": ("layer1", True),
     "features.weights": ("random", True),
+    "features.channels": ("100", True),
     "features.seed": ("1", True),
     "features.image_size": ("224", True),
     "features.pool_kernel": ("5", True),
@@ -116,7 +117,8 @@ def test_a_setting_is_converted_to_its_options_type(setting: str, value: object)
 
 @pytest.mark.parametrize("nothing", ["null", "none", "None", ""])
 @pytest.mark.parametrize(
-    "name", ["input.group_by", "cluster.scheduler", "cluster.workers", "cluster.threads_per_worker"]
+    "name",
+    ["input.group_by", "features.channels", "cluster.scheduler", "cluster.workers", "cluster.threads_per_worker"],
 )
 def test_null_on_the_command_line_unsets_every_option_that_may_be_unset(name: str, nothing: str) -> None:
     section, key = name.split(".")
@@ -203,6 +205,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_name_and_value(setting: str) ->
         "features.pool_stride=0",
         "features.batch_size=0",
         "features.seed=-1",
+        "features.channels=0",
         "features.weights=",
         "input.max_pixels=0",
         "input.sixteen_bit_white=65536",

@@ -3,8 +3,12 @@
 import dataclasses
 import json
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from schemas.config import Config, flatten, parse_config
-from schemas.run import RUNNING, RunRecord
+from schemas.run import RUNNING, RunRecord, version_name, version_number
 
 RECORD = RunRecord(
     run_id="20220313T000000-abcd",
@@ -53,3 +57,43 @@ def test_an_option_that_one_of_them_lacks_is_a_difference() -> None:
 
 def test_a_record_read_back_from_json_is_equal() -> None:
     assert RunRecord(**json.loads(json.dumps(RECORD.to_json()))) == RECORD
+
+
+def test_a_record_of_before_there_were_recuts_is_that_of_a_whole_run() -> None:
+    written = RECORD.to_json()
+    del written["base"]
+    assert RunRecord(**written) == RECORD
+    assert RECORD.base == ""
+
+
+def test_a_version_cut_from_a_run_is_not_the_run() -> None:
+    version = dataclasses.replace(RECORD, base="20220313T000000-abcd")
+    assert RECORD.differences(version) == ["cut from the features of run: '' -> '20220313T000000-abcd'"]
+
+
+@given(st.integers(1, 10**9))
+@settings(max_examples=50, deadline=None)
+def test_a_version_is_found_again_by_its_name(number: int) -> None:
+    assert version_number(version_name(number)) == number
+    assert len(version_name(number)) >= 4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "0",
+        "0000",
+        "1",
+        "00001",
+        "-001",
+        "+001",
+        "1.5",
+        "0001 ",
+        "\u0660\u0660\u0660\u0661",
+        "\u00b2\u00b3\u00b9\u00b9",
+        "run",
+    ],
+)
+def test_what_is_no_version_s_name_is_no_version(name: str) -> None:
+    assert version_number(name) is None

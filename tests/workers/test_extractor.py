@@ -1,5 +1,6 @@
 """Patch features: their geometry, a literal torch computation of them, precision, range, and one model per process."""
 
+import dataclasses
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch.nn.functional import avg_pool2d, interpolate
 
@@ -16,11 +19,14 @@ from schemas.config import FeaturesConfig, parse_config
 from schemas.errors import ConfigError, FeatureRangeError, WeightsError
 from schemas.features import FeatureGeometry
 from tests.archives import part_pixels, tiny_config
-from workers.extractor import PatchExtractor, shared_extractor
+from workers.extractor import PatchExtractor, choose_channels, shared_extractor
 from workers.weights import build_model
 
 RESNET = ("features.backbone=resnet18",)
 SQUEEZENET = ("features.backbone=squeezenet1_1", "features.nodes=features.4,features.7,features.12")
+
+
+PADIM_SUBSET = [3, 11, 20, 92, 113, 150, 196, 269, 333, 340, 365, 403]
 
 
 def features(*settings: str) -> FeaturesConfig:
@@ -181,6 +187,57 @@ def test_a_feature_that_is_no_number_is_an_error_in_any_precision(tmp_path: Path
     )
     with pytest.raises(FeatureRangeError, match="not finite"):
         extractor.extract(images(1, 64))
+
+
+# --- a random subset of channels
+
+
+def test_a_subset_of_channels_is_that_of_all_features_at_every_position() -> None:
+    every = PatchExtractor(tiny_config().features)
+    some = PatchExtractor(tiny_config("features.channels=10", "features.seed=0").features)
+    chosen = choose_channels(every.geometry.channels, 10, 0)
+    pixels = images(3, 64)
+    assert dataclasses.replace(some.geometry, channels=every.geometry.channels) == every.geometry
+    assert some.geometry.channels == 10
+    np.testing.assert_array_equal(some.extract(pixels), every.extract(pixels)[..., chosen])
+
+
+def test_the_subset_is_the_same_on_every_machine_and_in_every_version() -> None:
+    # A published map is scored with the channels that it was fitted on: these numbers must never change.
+    assert choose_channels(448, 12, 0).tolist() == PADIM_SUBSET
+    assert choose_channels(448, 12, 1).tolist() != PADIM_SUBSET
+
+
+def test_all_channels_may_be_chosen() -> None:
+    assert choose_channels(7, 7, 3).tolist() == list(range(7))
+    extractor = PatchExtractor(tiny_config("features.channels=128").features)
+    pixels = images(1, 64)
+    np.testing.assert_array_equal(extractor.extract(pixels), PatchExtractor(tiny_config().features).extract(pixels))
+
+
+@given(channels=st.integers(1, 300), seed=st.integers(0, 2**32), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_subset_has_so_many_different_channels_in_order_and_smaller_ones_lie_within_it(
+    channels: int, seed: int, data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(1, channels))
+    chosen = choose_channels(channels, count, seed).tolist()
+    assert chosen == sorted(set(chosen) & set(range(channels)))
+    assert len(chosen) == count
+    assert set(choose_channels(channels, data.draw(st.integers(1, count)), seed)) <= set(chosen)
+
+
+def test_every_channel_is_chosen_about_as_often() -> None:
+    seeds = 400
+    counts = np.bincount(np.concatenate([choose_channels(40, 10, seed) for seed in range(seeds)]), minlength=40)
+    # Five standard deviations of a binomial around its mean.
+    spread = 5 * np.sqrt(seeds * 0.25 * 0.75)
+    assert np.abs(counts - seeds * 0.25).max() < spread
+
+
+def test_more_channels_than_there_are_is_an_error_that_gives_both_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"features\.channels = 129, .* only 128 channels"):
+        PatchExtractor(tiny_config("features.channels=129").features)
 
 
 @pytest.mark.parametrize("nodes", ["layer9", "layer1,layer9", "", "layer1,", "conv1.weight"])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from schemas.errors import SourceError
 from schemas.names import DEFAULT_GROUP
 from tests.archives import png
+from tests.workers.folders import lock
 from workers.labelled import COLUMNS, UNNAMED_DEFECT, find_labelled, read_labelled
 
 BLACK = png(np.zeros((4, 5), np.uint8))
@@ -166,14 +167,21 @@ def test_a_source_that_is_missing_or_of_another_kind_is_an_error(tmp_path: Path,
         find_labelled(name if "://" in name else str(tmp_path / name))
 
 
-def test_a_folder_that_may_not_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise PermissionError(13, "Permission denied", "train/locked")
-
-    write(tmp_path, "train/good/0.png")
-    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.find", refuse)
-    with pytest.raises(SourceError, match=r"train/locked' can not be listed \(PermissionError\)"):
+@pytest.mark.parametrize("locked", [".", "train/good", "test"])
+def test_a_folder_that_may_not_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    write(tmp_path, "train/good/0.png", "test/cut/0.png")
+    lock(monkeypatch, tmp_path / locked)
+    with pytest.raises(SourceError, match=r"can not be listed \(PermissionError\)"):
         find_labelled(str(tmp_path))
+
+
+def test_a_linked_folder_is_an_error_and_not_a_smaller_set(tmp_path: Path) -> None:
+    write(tmp_path, "set/train/good/0.png", "elsewhere/0.png")
+    (tmp_path / "set" / "test").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SourceError, match=r"'test' in .* a link to a folder, which is not followed"):
+        find_labelled(str(tmp_path / "set"))
 
 
 def test_a_name_that_is_not_text_is_an_error(tmp_path: Path) -> None:
@@ -235,6 +243,8 @@ def test_anything_else_is_no_label(tmp_path: Path, label: str) -> None:
         pytest.param("image_path,label_index\na,0,1\nb,1,1\n", "more fields than its header", id="every row longer"),
         pytest.param("image_path,label_index\na,0\nb,1,1\n", "not a readable table", id="one row longer"),
         pytest.param("image_path,label_index\na\n", "label_index '' is no label", id="one row shorter"),
+        pytest.param('image_path,label_index\n"a,0\n', "not a readable table", id="an open quote"),
+        pytest.param("image_path,label_index,image_path\na,0,b\n", "more than one column 'image_path'", id="twice"),
     ],
 )
 def test_a_malformed_csv_is_a_one_line_error(tmp_path: Path, text: str | bytes, message: str) -> None:

@@ -1,0 +1,162 @@
+"""A finished run, opened to be judged anew: what it has established, and whether its features are all there."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+
+import pandas as pd
+import zarr
+
+from pipeline.manifest import read_outcomes
+from pipeline.record import read_record
+from schemas import run as layout
+from schemas.catalog import catalog_digest
+from schemas.config import Config, parse_config
+from schemas.errors import ConfigError, SourceError
+from schemas.features import CHUNK_IMAGES, FeatureGeometry
+from schemas.image import ImageOutcome
+from schemas.names import storage_name
+from schemas.run import RunRecord
+from workers.gaussian_map import GaussianMap
+from workers.storage import Directory
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has published its manifest.
+
+    Attributes
+    ----------
+    directory
+        Where it lies.
+    record
+        Whose it is.
+    config
+        Its configuration.
+    """
+
+    directory: Directory
+    record: RunRecord
+    config: Config
+
+    @classmethod
+    def open(cls, location: str) -> "FinishedRun":
+        """Open a run directory, path or URL.
+
+        Raises
+        ------
+        SourceError
+            When there is no finished run, or its record can not be read.
+        ConfigError
+            When its configuration is not one of this version.
+        """
+        directory = Directory.at(location)
+        try:
+            is_finished = directory.exists(layout.SUCCESS)
+        except ValueError as error:
+            raise SourceError(f"run {location!r}: {error}. Give the directory of a finished run.") from error
+        if not is_finished:
+            raise SourceError(
+                f"{directory.url} is no finished run: it has no {layout.SUCCESS}. Finish it with the command that "
+                "began it, or give another run directory."
+            )
+        try:
+            record = read_record(directory)
+            text = directory.read(layout.CONFIG).decode()
+        except (OSError, ValueError) as error:
+            raise SourceError(
+                f"{directory.url} is no run that can be read ({error}). Give the directory of a finished run."
+            ) from error
+        try:
+            return cls(directory, record, parse_config(text, origin=f"{directory.url}/{layout.CONFIG}"))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{directory.url}/{layout.CONFIG} was written by another version of paire: {error} Use the version "
+                f"that made the run ({record.versions.get('paire', 'unknown')}), or clean the archive anew."
+            ) from error
+
+    @property
+    def features(self) -> Directory:
+        """The feature store."""
+        return self.directory / layout.FEATURES
+
+    @cached_property
+    def catalog(self) -> pd.DataFrame:
+        """The inputs, with the columns of ``schemas.catalog``; raises SourceError when they are not the run's."""
+        catalog = read_table(self.directory, layout.CATALOG)
+        catalog["row"] = catalog["row"].astype("Int64")
+        if catalog_digest(catalog) != self.record.catalog_digest:
+            raise SourceError(
+                f"{self.directory.url}/{layout.CATALOG} is not the catalog that the run was made of (its digest is not "
+                f"that of {layout.RUN_RECORD}). Restore it, or clean the archive anew."
+            )
+        return catalog
+
+    @cached_property
+    def manifest(self) -> pd.DataFrame:
+        """The manifest."""
+        return read_table(self.directory, layout.MANIFEST)
+
+    @cached_property
+    def outcomes(self) -> dict[str, list[ImageOutcome]]:
+        """What reading the images had established: group to outcomes in row order."""
+        return read_outcomes(self.manifest, self.catalog)
+
+    @cached_property
+    def geometry(self) -> FeatureGeometry:
+        """The grid of positions of the features; raises GaussianMapError when there is no map to say it."""
+        return GaussianMap.open((self.directory / layout.MODEL).url).description.geometry
+
+    def require_features(self) -> None:
+        """Check that every group's features are stored, all of them, in the shape that the catalog and the map say.
+
+        Raises
+        ------
+        SourceError
+            When they are not.
+        """
+        try:
+            store = self.directory.zarr_group(layout.FEATURES)
+        except (FileNotFoundError, ValueError) as error:
+            raise SourceError(
+                f"{self.features.url} is not there: nothing can be judged anew without features. Restore it, or make a "
+                "new run with `paire clean`."
+            ) from error
+        for group, outcomes in self.outcomes.items():
+            problem = self._problem(store, group, outcomes)
+            if problem:
+                raise SourceError(
+                    f"{self.features.url}: the features of group {group!r} {problem}. Restore them, or make a new run "
+                    "with `paire clean`."
+                )
+
+    def _problem(self, store: zarr.Group, group: str, outcomes: list[ImageOutcome]) -> str:
+        """Say what is wrong with one group's features; empty when nothing is."""
+        array = store.get(storage_name(group))
+        if not isinstance(array, zarr.Array):
+            return "are missing"
+        expected = self.geometry.array_shape(len(outcomes))
+        if array.shape != expected:
+            return f"have shape {array.shape}, but its images and the Gaussian map say {expected}"
+        # Zarr reads a chunk that is not there as zeros; it writes every chunk that holds anything else.
+        readable = {outcome.row // CHUNK_IMAGES for outcome in outcomes if outcome.is_readable}
+        chunks = len(readable) * self.geometry.rows
+        if array.nchunks_initialized < chunks:
+            return f"are incomplete: {array.nchunks_initialized} chunks are stored, at least {chunks} expected"
+        return ""
+
+
+def read_table(directory: Directory, name: str) -> pd.DataFrame:
+    """Read a parquet table of a run directory.
+
+    Raises
+    ------
+    SourceError
+        When it is not there or not readable.
+    """
+    try:
+        return pd.read_parquet(BytesIO(directory.read(name)))
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"{directory.url}/{name} can not be read ({type(error).__name__}). Restore it, or clean the archive anew."
+        ) from error

@@ -1,0 +1,141 @@
+"""A run's rule applied once more without some of the images that it kept, so that those can stand for new ones.
+
+An image that the Gaussians were fitted on is close to them because it was, and would say nothing of a defect in it:
+under the paper's ridge all fitted images lie at one distance, whatever they show. So the images that defects are
+planted into are left out of a fit of the same kind, on all others that were kept, and its thresholds are found by the
+rule of the run's strategy, from the distances under that very fit:
+
+- ``grow``: the law of the scores of the fitted images, each measured without itself, at ``target_false_reject``.
+- ``concentrate``: robust deviations above the median of such scores.
+- ``paire`` and ``trim-once``: the slopes of the sorted distances beyond the fitted images, as the run finds the
+  thresholds of the map that it publishes.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cluster import Cluster
+from pipeline.grow import robust_limit
+from pipeline.progress import Reporter
+from pipeline.statistics import GroupStatistics
+from schemas import run as layout
+from schemas.config import Config
+from schemas.errors import SourceError
+from workers.calibration import fit_score_law
+from workers.gaussian_map import MapDescription, create_group_map, create_map, write_thresholds
+from workers.storage import Directory
+
+Mask = NDArray[np.bool_]
+
+# Strategies with a rule that can be tried; `none` keeps everything.
+RULES: Final = ("paire", "trim-once", "concentrate", "grow")
+# Those whose thresholds say nothing of the images that were fitted.
+KEEPS_FITTED: Final = ("paire", "trim-once")
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """A group's Gaussian map without some of its kept images.
+
+    Attributes
+    ----------
+    model
+        URL of the map.
+    fitted
+        Images it was fitted on.
+    positions_with_threshold
+        Positions at which anything can be rejected.
+    """
+
+    model: str
+    fitted: int
+    positions_with_threshold: int
+
+
+def require_rule(config: Config) -> None:
+    """Check that the run's strategy has a rule that rejects images.
+
+    Raises
+    ------
+    SourceError
+        When it has none.
+    """
+    if config.trim.strategy not in RULES:
+        raise SourceError(
+            f"the run was made with trim.strategy = {config.trim.strategy!r}, which keeps every image: there is no "
+            f"rule to try. Give a run of another strategy: {', '.join(RULES)}."
+        )
+
+
+def fit_holdout(
+    group: str,
+    measured: Mask,
+    fitted: Mask,
+    *,
+    features: Directory,
+    scratch: Directory,
+    description: MapDescription,
+    config: Config,
+    cluster: Cluster,
+    reporter: Reporter,
+) -> Holdout:
+    """Fit on some of a group's images, find the thresholds by the run's rule, and write both as a map.
+
+    Parameters
+    ----------
+    group
+        Product group.
+    measured
+        (images,) bool: the images that took part in the run.
+    fitted
+        (images,) bool: the kept ones, without those that are held out.
+    features
+        The run's feature store; only read.
+    scratch
+        Where to write; a group before this one is replaced.
+    description
+        That of the run's own map.
+    config
+        The configuration of the run.
+    cluster, reporter
+        As for the jobs.
+    """
+    geometry, model = description.geometry, scratch / layout.MODEL
+    scratch.remove(layout.DISTANCES)
+    statistics = GroupStatistics(cluster, group, measured, geometry, config, features, scratch / layout.DISTANCES)
+    thresholds = _thresholds(statistics, group, fitted, (geometry.rows, geometry.columns), config, reporter)
+    create_map(model, description)
+    create_group_map(model, group, geometry, int(fitted.sum()))
+    with reporter.phase(f"{group}: hold out, publish", geometry.rows, "rows", brief=True) as phase:
+        statistics.publish(fitted, model, phase=phase)
+    write_thresholds(model, group, thresholds)
+    scratch.write(layout.SUCCESS, b"")  # for whoever opens the map
+    return Holdout(model.url, int(fitted.sum()), int(np.isfinite(thresholds).sum()))
+
+
+def _thresholds(
+    statistics: GroupStatistics,
+    group: str,
+    fitted: Mask,
+    grid: tuple[int, int],
+    config: Config,
+    reporter: Reporter,
+) -> NDArray[np.float64]:
+    """Return the thresholds (rows, columns) of the strategy's rule under a fit on some images."""
+    options = config.trim
+    with reporter.phase(f"{group}: hold out", grid[0], "rows", brief=True) as phase:
+        match options.strategy:
+            case "paire" | "trim-once":
+                return statistics.measure(fitted, is_first=False, phase=phase).thresholds
+            case "concentrate":
+                scores = statistics.score(fitted, smoothing=None, phase=phase)
+                return statistics.thresholds_at(robust_limit(scores[fitted], options.deviations))
+            case "grow":
+                scores = statistics.score(fitted, smoothing=config.smoothing(), phase=phase)
+                threshold = fit_score_law(scores[fitted]).threshold(options.target_false_reject)
+                return np.full(grid, np.exp(threshold))
+            case other:
+                raise AssertionError(f"no rule of strategy {other!r}")

@@ -1,0 +1,235 @@
+"""From stored features to a published verdict: what the jobs that judge an archive share.
+
+`clean` comes here with features that it has just extracted, `recut` with those of an earlier run. Nothing below knows
+which, so the same features and the same options always give the same verdicts.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from pipeline.cluster import Cluster
+from pipeline.grow import Scores, concentrate, grow
+from pipeline.manifest import Census, GroupVerdict, Judgement, build_manifest, take_census
+from pipeline.progress import Phase, Reporter
+from pipeline.publish import write_iterations, write_ledger, write_manifest
+from pipeline.record import write_record
+from pipeline.statistics import GroupStatistics, PassResult
+from pipeline.trim import CYCLE, MAX_ITERATIONS, Mask, Trimming, trim
+from schemas import run as layout
+from schemas.config import Config
+from schemas.features import FeatureGeometry
+from schemas.image import ImageOutcome
+from schemas.ledger import build_ledger
+from schemas.run import RunRecord
+from workers.gaussian_map import MapDescription, create_group_map, create_map, write_thresholds
+from workers.selection import MIN_FITTED
+from workers.storage import Directory
+
+logger = logging.getLogger("paire")
+
+# A smaller share of clean images than this is worth a warning: the paper's rule keeps about half.
+FEW_CLEAN = 0.25
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How the judging of one group ended; ``trimming`` is None where it could not be judged."""
+
+    verdict: GroupVerdict
+    trimming: Trimming | None
+
+    def iterations(self, group: str) -> list[dict[str, Any]]:
+        """Return the group's rows of ``iterations.parquet``."""
+        steps = self.trimming.iterations if self.trimming else ()
+        return [{"group": group, **dataclasses.asdict(step)} for step in steps]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges every group of an archive and publishes what it found.
+
+    Attributes
+    ----------
+    run
+        The directory to publish into; the record and the catalog are there already.
+    features
+        The feature store to judge from.
+    geometry
+        The grid of positions of those features.
+    config
+        The configuration.
+    record
+        Whose verdicts they are.
+    cluster
+        Where to compute.
+    reporter
+        Shows progress.
+    """
+
+    run: Directory
+    features: Directory
+    geometry: FeatureGeometry
+    config: Config
+    record: RunRecord
+    cluster: Cluster
+    reporter: Reporter
+
+    def judge(self, catalog: pd.DataFrame, outcomes: Mapping[str, list[ImageOutcome]]) -> dict[str, Any]:
+        """Judge all groups; write distances, Gaussian map, iterations, manifest, ledger and the finished record.
+
+        Parameters
+        ----------
+        catalog
+            The inputs, with the columns of ``schemas.catalog``.
+        outcomes
+            Group to what reading its candidates established, in row order.
+
+        Returns
+        -------
+        dict
+            The ledger.
+
+        Raises
+        ------
+        LedgerError
+            When the books do not balance; then there is neither manifest nor ledger.
+        """
+        self.run.zarr_group(layout.DISTANCES, "w")
+        create_map(self._model, self._map_description())
+        endings = {group: self._judge_group(group, images) for group, images in outcomes.items()}
+        return self._publish(catalog, endings)
+
+    def _judge_group(self, group: str, outcomes: list[ImageOutcome]) -> _Ending:
+        """Find one group's clean set, gather the evidence, publish the Gaussians."""
+        census = take_census(outcomes)
+        count = int(census.measured.sum())
+        if count < MIN_FITTED:
+            reason = (
+                f"group {group!r} has {count} different readable images; at least {MIN_FITTED} are needed to judge any"
+            )
+            logger.warning("%s: none of them is judged", reason)
+            return _Ending(GroupVerdict(outcomes, census, not_judged=reason), None)
+        statistics = self._statistics(group, census)
+        trimming = self._find_clean_set(group, census.measured, statistics)
+        statistics.store_verdict(trimming.thresholds, trimming.history)
+        evidence = statistics.evidence(trimming.thresholds, smoothing=self.config.smoothing())
+        self._publish_gaussians(group, statistics, trimming)
+        judgement = Judgement(trimming.clean, trimming.last_changed, evidence)
+        return _Ending(GroupVerdict(outcomes, census, judgement), trimming)
+
+    def _statistics(self, group: str, census: Census) -> GroupStatistics:
+        return GroupStatistics(
+            self.cluster,
+            group,
+            census.measured,
+            self.geometry,
+            self.config,
+            self.features,
+            self.run / layout.DISTANCES,
+        )
+
+    def _find_clean_set(self, group: str, measured: Mask, statistics: GroupStatistics) -> Trimming:
+        """Run the passes of the configured strategy."""
+        options, grid = self.config.trim, (self.geometry.rows, self.geometry.columns)
+
+        def measure(fitted: Mask, number: int) -> PassResult:
+            with self._rows_phase(f"{group}: pass {number}") as phase:
+                return statistics.measure(fitted, is_first=number == 1, phase=phase)
+
+        def score(fitted: Mask, number: int) -> Scores:
+            smoothing = self.config.smoothing() if options.strategy == "grow" else None
+            with self._rows_phase(f"{group}: pass {number}") as phase:
+                return statistics.score(fitted, smoothing=smoothing, phase=phase)
+
+        if options.strategy == "grow":
+            return grow(score, measured, options, grid=grid, name=group)
+        if options.strategy == "concentrate":
+            return concentrate(score, statistics.thresholds_at, measured, options, grid=grid, name=group)
+        return trim(measure, measured, options, name=group)
+
+    def _publish_gaussians(self, group: str, statistics: GroupStatistics, trimming: Trimming) -> None:
+        """Fit on the clean set and write the group's part of the Gaussian map."""
+        thresholds = trimming.thresholds
+        if self.config.trim.strategy in {"paire", "trim-once"} and (trimming.clean != trimming.fitted).any():
+            # The paper's thresholds belong to one fit, and the set that is published was not fitted yet.
+            with self._rows_phase(f"{group}: calibrate") as phase:
+                thresholds = statistics.calibrate(trimming.clean, phase=phase)
+        create_group_map(self._model, group, self.geometry, int(trimming.clean.sum()))
+        with self._rows_phase(f"{group}: publish") as phase:
+            statistics.publish(trimming.clean, self._model, phase=phase)
+        write_thresholds(self._model, group, thresholds)
+
+    def _publish(self, catalog: pd.DataFrame, endings: Mapping[str, _Ending]) -> dict[str, Any]:
+        """Write the tables and the books."""
+        manifest = build_manifest(
+            catalog,
+            {group: ending.verdict for group, ending in endings.items()},
+            self.geometry,
+            run_id=self.record.run_id,
+            config_digest=self.record.config_digest,
+            weights_digest=self.record.weights_digest,
+        )
+        ledger = build_ledger(manifest, catalog, {group: _ledger_entry(ending) for group, ending in endings.items()})
+        write_iterations(self.run, [row for group, ending in endings.items() for row in ending.iterations(group)])
+        write_manifest(self.run, manifest)
+        write_ledger(self.run, ledger)
+        write_record(self.run, dataclasses.replace(self.record, state=layout.DONE))
+        logger.info("published %s", self.run.url)
+        return ledger
+
+    @property
+    def _model(self) -> Directory:
+        return self.run / layout.MODEL
+
+    def _map_description(self) -> MapDescription:
+        return MapDescription(
+            run_id=self.record.run_id,
+            config_digest=self.record.config_digest,
+            features=self.config.features,
+            weights_digest=self.record.weights_digest,
+            geometry=self.geometry,
+            estimator=self.config.estimator(),
+            smoothing=self.config.smoothing(),
+            sixteen_bit_white=self.config.input.sixteen_bit_white,
+        )
+
+    def _rows_phase(self, name: str) -> AbstractContextManager[Phase]:
+        return self.reporter.phase(name, self.geometry.rows, "rows", brief=True)
+
+
+def _ledger_entry(ending: _Ending) -> dict[str, Any]:
+    """Return how a group ended, for the ledger."""
+    verdict, trimming = ending.verdict, ending.trimming
+    if trimming is None:
+        return {"iterations": 0, "stop_reason": "not judged", "floor_applied": False, "warnings": [verdict.not_judged]}
+    return {
+        "iterations": len(trimming.iterations),
+        "stop_reason": trimming.stop_reason,
+        "floor_applied": trimming.iterations[-1].floor_applied,
+        "warnings": _warnings(trimming, verdict.census),
+    }
+
+
+def _warnings(trimming: Trimming, census: Census) -> list[str]:
+    """Say what makes a group's verdicts less trustworthy; empty when nothing does."""
+    last, warnings = trimming.iterations[-1], []
+    if last.floor_applied:
+        warnings.append(
+            "the floor chose the clean set: fewer images than trim.min_clean_fraction passed all thresholds"
+        )
+    if trimming.stop_reason in {CYCLE, MAX_ITERATIONS}:
+        warnings.append(f"the clean set did not settle: {trimming.stop_reason}")
+    if last.n_clean < FEW_CLEAN * int(census.measured.sum()):
+        warnings.append(
+            f"only {last.n_clean} images are clean: check that the group holds one product in one pose, or try "
+            "trim.strategy=grow"
+        )
+    if not last.n_positions_trimmed:
+        warnings.append("no position has a threshold: no image was found to differ from the others")
+    return warnings

@@ -1,0 +1,221 @@
+"""The recutting job: another strategy or other parameters over the features of a finished run.
+
+Extraction is what takes a night; judging takes moments. A recut writes a new version beside the run, which stays as it
+was published, and says which images it decides otherwise.
+"""
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from pipeline.cluster import open_cluster
+from pipeline.finished import FinishedRun, read_table
+from pipeline.judge import Judge
+from pipeline.locations import with_absolute_weights
+from pipeline.log import recorded
+from pipeline.progress import Reporter
+from pipeline.publish import write_changes
+from pipeline.record import new_record, read_record
+from pipeline.versions import claim_version, find_version, list_versions, version_of
+from schemas import run as layout
+from schemas.changes import count_changes, find_changes
+from schemas.config import Config, flatten
+from schemas.errors import ConfigError, SourceError
+from schemas.run import RunRecord
+from workers.storage import Directory
+
+logger = logging.getLogger("paire")
+
+
+@dataclass(frozen=True)
+class RecutResult:
+    """What ``paire recut`` ended with.
+
+    Attributes
+    ----------
+    run
+        URL of the directory that has these verdicts: a version's, or the run's own where its settings are asked for.
+    run_id
+        The version's own.
+    version
+        Its number; 0 is the run itself.
+    base
+        Id of the run that it was cut from.
+    ledger
+        As in ``ledger.json``.
+    changes
+        ``against``, the number of the version compared with, and counts as in `schemas.changes.count_changes`.
+    was_done
+        The version had been finished before; nothing was computed.
+    """
+
+    run: str
+    run_id: str
+    version: int
+    base: str
+    ledger: dict[str, Any]
+    changes: dict[str, Any]
+    was_done: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return dataclasses.asdict(self)
+
+
+def recut(
+    run: str, wanted: Config, *, against: int = 0, scheduler: str | None = None, reporter: Reporter | None = None
+) -> RecutResult:
+    """Judge the features of a finished run anew and publish the verdicts as a version of it, with what changed.
+
+    The verdicts, the evidence, the passes and the Gaussian map are those of `clean` with the same options. A version
+    of the same options that is finished is returned as it is; an unfinished one is started over.
+
+    Parameters
+    ----------
+    run
+        The run directory, path or URL.
+    wanted
+        The options that are set in it take the place of the run's; see `recut_config`.
+    against
+        The version to compare with; 0 is the run itself.
+    scheduler, reporter
+        As for `clean`.
+
+    Raises
+    ------
+    PaireError
+        Whatever the user can mend; see ``schemas.errors``. Nothing has been written then but an unfinished version.
+    """
+    reporter = reporter or Reporter()
+    base = _open_base(run)
+    config = recut_config(base, wanted)
+    before = _manifest_of(base, against)
+    record = new_record(base.record.source, base.catalog, config, base.record.weights_digest)
+    version, was_done = _find(base, record)
+    if was_done:
+        directory = version_of(base.directory, version)
+        logger.info("%s has these settings already; nothing to do", directory.url)
+    else:
+        base.require_features()
+        record = dataclasses.replace(record, base=base.record.run_id)
+        version = version or claim_version(base.directory, record)
+        directory = version_of(base.directory, version)
+        _judge_anew(base, config, directory, before, against, scheduler, reporter)
+    _, summary = _compare(before, directory, against)
+    return RecutResult(
+        run=directory.url,
+        run_id=read_record(directory).run_id,
+        version=version,
+        base=base.record.run_id,
+        ledger=json.loads(directory.read(layout.LEDGER)),
+        changes=summary,
+        was_done=was_done,
+    )
+
+
+def recut_config(base: FinishedRun, wanted: Config) -> Config:
+    """Return the run's configuration with what is set in another one.
+
+    Only the sections ``gaussian``, ``trim`` and ``cluster`` can be other than the run's. Of ``input`` and ``features``
+    the options that no result depends on are ignored: a recut reads no images.
+
+    Raises
+    ------
+    ConfigError
+        When an option that the features depend on is set otherwise than in the run.
+    """
+    wanted = with_absolute_weights(wanted)
+    mine, features = base.config, flatten(base.config.decisive())
+    for section in ("input", "features"):
+        was, now = getattr(mine, section), getattr(wanted, section)
+        for key in sorted(now.model_fields_set):
+            if f"{section}.{key}" in features and getattr(was, key) != getattr(now, key):
+                raise ConfigError(
+                    f"{section}.{key} = {getattr(now, key)!r}, but the features of {base.directory.url} were made with "
+                    f"{getattr(was, key)!r}. Leave it out, or make a new run with `paire clean`."
+                )
+    updates = {
+        section: getattr(mine, section).model_copy(update=getattr(wanted, section).model_dump(exclude_unset=True))
+        for section in ("gaussian", "trim", "cluster")
+    }
+    return mine.model_copy(update=updates)
+
+
+def _open_base(location: str) -> FinishedRun:
+    """Open the run to recut, which has features of its own."""
+    base = FinishedRun.open(location)
+    if base.record.base:
+        run = base.directory.url.rpartition(f"/{layout.RECUTS}/")[0] or f"of run {base.record.base}"
+        raise SourceError(
+            f"{base.directory.url} is a version cut from {run} and has no features of its own. Recut the run itself; "
+            f"to start from this version's options add --config {base.directory.url}/{layout.CONFIG}."
+        )
+    return base
+
+
+def _manifest_of(base: FinishedRun, number: int) -> pd.DataFrame:
+    """Return the manifest of a finished version, or of the run itself for number 0."""
+    if number == 0:
+        return base.manifest
+    directory = version_of(base.directory, number)
+    if number < 0 or not directory.exists(layout.SUCCESS):
+        finished = [
+            str(known)
+            for known in list_versions(base.directory)
+            if version_of(base.directory, known).exists(layout.SUCCESS)
+        ]
+        raise ConfigError(
+            f"--against {number}: {base.directory.url} has no finished version of that number. Finished versions: "
+            f"{', '.join(['0 (the run itself)', *finished])}."
+        )
+    return read_table(directory, layout.MANIFEST)
+
+
+def _find(base: FinishedRun, record: RunRecord) -> tuple[int, bool]:
+    """Return the version that a job is, 0 for the run itself or none yet, and whether it is finished."""
+    if not base.record.differences(record):
+        return 0, True
+    number = find_version(base.directory, dataclasses.replace(record, base=base.record.run_id)) or 0
+    return number, bool(number) and version_of(base.directory, number).exists(layout.SUCCESS)
+
+
+def _judge_anew(
+    base: FinishedRun,
+    config: Config,
+    directory: Directory,
+    before: pd.DataFrame,
+    against: int,
+    scheduler: str | None,
+    reporter: Reporter,
+) -> None:
+    """Fill a version's directory, whose record is there already."""
+    record = read_record(directory)
+    with recorded(directory):
+        directory.write(layout.CONFIG, config.to_yaml().encode())
+        directory.write(layout.CATALOG, base.directory.read(layout.CATALOG))
+        with open_cluster(config.cluster, scheduler) as cluster:
+            record = dataclasses.replace(record, hosts=cluster.hosts)
+            judge = Judge(directory, base.features, base.geometry, config, record, cluster, reporter)
+            judge.judge(base.catalog, base.outcomes)
+        changes, summary = _compare(before, directory, against)
+        write_changes(directory, changes, summary)
+        total = summary["total"]
+        logger.info(
+            "compared with %s: %d added, %d removed, %d unchanged",
+            version_of(base.directory, against).url,
+            total["added"],
+            total["removed"],
+            total["unchanged"],
+        )
+    # Last, and after the log: whoever sees it may read everything.
+    directory.write(layout.SUCCESS, b"")
+
+
+def _compare(before: pd.DataFrame, directory: Directory, against: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return which decisions of a version are other than before, and how many."""
+    changes = find_changes(before, read_table(directory, layout.MANIFEST))
+    return changes, {"against": against, **count_changes(changes, before)}

@@ -1,0 +1,125 @@
+"""Judging hand-made features: verdicts and books without an archive or a backbone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.cluster import Cluster, open_cluster
+from pipeline.judge import Judge
+from pipeline.progress import Reporter
+from pipeline.record import new_record
+from schemas.config import Config
+from schemas.features import FeatureGeometry
+from schemas.image import ImageOutcome
+from schemas.names import sample_id, storage_name
+from schemas.run import FEATURES
+from tests.archives import tiny_config
+from tests.pipeline.test_against_reference import planted
+from workers.gaussian_map import GaussianMap
+from workers.storage import Directory
+
+CHANNELS = 48
+GEOMETRY = FeatureGeometry(2, 3, CHANNELS, 2, 3, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with open_cluster(tiny_config().cluster) as opened:
+        yield opened
+
+
+def catalog_of(counts: dict[str, int]) -> pd.DataFrame:
+    """Return a catalog of so many images in each group."""
+    rows = [(f"{group}/{row:03d}.png", group, row) for group, count in sorted(counts.items()) for row in range(count)]
+    frame = pd.DataFrame(rows, columns=["file_name", "group", "row"]).astype({"row": "Int64"})
+    ids = [sample_id(name) for name in frame["file_name"]]
+    return frame.assign(sample_id=ids, image_path=frame["file_name"], reason="")
+
+
+def judged(
+    cluster: Cluster, run: Path, features: dict[str, NDArray[Any]], config: Config, *, store: Path | None = None
+) -> dict[str, Any]:
+    """Store features, judge them, return the ledger."""
+    directory, stored = Directory.at(run), Directory.at(store or run / FEATURES)
+    root = stored.zarr_group("", "w")
+    for group, values in features.items():
+        root.create_array(storage_name(group), data=values, chunks=GEOMETRY.chunk_shape(len(values)))
+    catalog = catalog_of({group: len(values) for group, values in features.items()})
+    outcomes = {
+        group: [ImageOutcome(row, f"{group}{row}", 10, 30, 20) for row in range(len(values))]
+        for group, values in features.items()
+    }
+    record = new_record("archive", catalog, config, "weights")
+    return Judge(directory, stored, GEOMETRY, config, record, cluster, Reporter()).judge(catalog, outcomes)
+
+
+def manifest(run: Path) -> pd.DataFrame:
+    return pd.read_parquet(run / "manifest.parquet").drop(columns="run_id")
+
+
+@pytest.mark.parametrize("strategy", ["paire", "trim-once", "none", "grow", "concentrate"])
+def test_where_the_features_lie_does_not_matter(cluster: Cluster, tmp_path: Path, strategy: str) -> None:
+    features, config = {"all": planted(24, 3, CHANNELS, seed=1)}, tiny_config(f"trim.strategy={strategy}")
+    inside = judged(cluster, tmp_path / "inside", features, config)
+    outside = judged(cluster, tmp_path / "outside", features, config, store=tmp_path / "elsewhere")
+    assert inside == outside
+    pd.testing.assert_frame_equal(manifest(tmp_path / "inside"), manifest(tmp_path / "outside"), check_exact=True)
+    assert not (tmp_path / "outside" / FEATURES).exists()
+
+
+def test_each_group_is_judged_by_itself_and_one_too_small_not_at_all(cluster: Cluster, tmp_path: Path) -> None:
+    features = {"a": planted(12, 1, CHANNELS, seed=2), "b": planted(15, 2, CHANNELS, seed=3)}
+    tiny = {"tiny": planted(2, 0, CHANNELS, seed=4)}
+    together = judged(cluster, tmp_path / "run", features | tiny, tiny_config())
+    for name, values in features.items():
+        alone = judged(cluster, tmp_path / name, {name: values}, tiny_config())
+        assert together["groups"][name] == alone["groups"][name]
+    assert together["groups"]["tiny"] == {
+        **dict.fromkeys(("clean", "anomalous", "duplicate", "unreadable"), 0),
+        "inputs": 2,
+        "skipped": 2,
+        "iterations": 0,
+        "stop_reason": "not judged",
+        "floor_applied": False,
+        "warnings": ["group 'tiny' has 2 different readable images; at least 3 are needed to judge any"],
+    }
+    passes = pd.read_parquet(tmp_path / "run" / "iterations.parquet")
+    assert passes["group"].value_counts().to_dict() == {
+        name: together["groups"][name]["iterations"] for name in features
+    }
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "done"
+    (tmp_path / "run" / "_SUCCESS").touch()  # the job's to write, once all else is
+    assert GaussianMap.open(str(tmp_path / "run" / "model")).groups == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        pytest.param(("trim.strategy=none",), "no position has a threshold", id="nothing trimmed"),
+        pytest.param(("trim.max_iterations=1", "trim.stop_fraction=1"), "did not settle", id="cut off"),
+        pytest.param(("trim.min_clean_fraction=1",), "the floor chose the clean set", id="floor"),
+        pytest.param(("trim.strategy=trim-once", "trim.tau=0.01", "trim.eta=1e9"), "images are clean:", id="few"),
+    ],
+)
+def test_the_ledger_warns_of_verdicts_that_are_less_trustworthy(
+    cluster: Cluster, tmp_path: Path, settings: tuple[str, ...], warning: str
+) -> None:
+    features = {"all": planted(60, 18, CHANNELS, seed=5)}
+    ledger = judged(cluster, tmp_path / "run", features, tiny_config(*settings))
+    assert any(warning in text for text in ledger["groups"]["all"]["warnings"])
+
+
+def test_nothing_but_planted_images_is_found_and_nothing_is_warned_of(cluster: Cluster, tmp_path: Path) -> None:
+    values = planted(80, 0, CHANNELS, seed=6)
+    values[:4, 1, 2] += 9
+    ledger = judged(cluster, tmp_path / "run", {"all": values}, tiny_config("trim.strategy=grow"))
+    anomalous = np.flatnonzero(manifest(tmp_path / "run")["decision"] == "anomalous").tolist()
+    assert anomalous[:4] == [0, 1, 2, 3]
+    assert ledger["groups"]["all"]["clean"] >= 70
+    assert ledger["groups"]["all"]["warnings"] == []

@@ -1,0 +1,121 @@
+"""Everything in a folder that is no folder: listed whole, or refused.
+
+An archive, a labelled set and a folder of masks must not become smaller because a folder in them may not be read, so
+whoever lists files lists them here.
+"""
+
+import os
+import posixpath
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from schemas.errors import SourceError
+from workers.storage import is_url, split_location
+
+
+class ListedFile(NamedTuple):
+    """Something in a folder that is no folder.
+
+    Attributes
+    ----------
+    name
+        Path relative to the folder.
+    location
+        Absolute path or URL.
+    fault
+        Why it can not be taken as a file, in words; empty for a file.
+    """
+
+    name: str
+    location: str
+    fault: str = ""
+
+
+def list_files(folder: str) -> list[ListedFile]:
+    """List everything in a folder and below it that is no folder, sorted by path.
+
+    A link to a file is a file, and so is one to nowhere, which reading will say. A link to a folder is not followed,
+    because it may lead back. A name that is not text has a fault, and its bytes escaped.
+
+    Parameters
+    ----------
+    folder
+        Path or URL.
+
+    Raises
+    ------
+    SourceError
+        When the folder, or one in it, can not be listed.
+    ValueError
+        When the location's protocol can not be used.
+    """
+    fs, root = split_location(folder)
+    found = _remote_files(fs, root) if is_url(folder) else _local_files(root)
+    return [_as_text(posixpath.relpath(path, root), location, fault) for path, location, fault in found]
+
+
+def list_sound_files(folder: str) -> list[ListedFile]:
+    """List a folder as `list_files`, and refuse it when something in it is no file."""
+    files = list_files(folder)
+    for file in files:
+        if file.fault:
+            raise SourceError(
+                f"{file.name!r} in {folder!r} can not be taken: {file.fault}. Files would be missing: correct or "
+                "remove it."
+            )
+    return files
+
+
+def _as_text(name: str, location: str, fault: str) -> ListedFile:
+    """Return an entry whose texts can be written anywhere."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return ListedFile(_escaped(name), _escaped(location), "its file name is not valid UTF-8; rename it")
+    return ListedFile(name, location, fault)
+
+
+def _escaped(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _remote_files(fs: Any, root: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the path and URL of every file of a URL, and nothing against it."""
+    try:
+        paths = sorted(fs.find(root))
+    except (OSError, ValueError) as error:
+        raise _refusal(fs.unstrip_protocol(root), error) from error
+    for path in paths:
+        yield path, fs.unstrip_protocol(path), ""
+
+
+def _local_files(root: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the path, twice, of everything in a folder that is no folder, and why it is no file."""
+    found, folders = [], [root]
+    while folders:
+        for entry in _entries(folders.pop()):
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif entry.is_dir():
+                found.append((entry.path, "a link to a folder, which is not followed"))
+            elif entry.is_file() or entry.is_symlink():
+                found.append((entry.path, ""))
+            else:
+                found.append((entry.path, "neither a file nor a folder, but a pipe, socket or device"))
+    for path, fault in sorted(found):
+        yield path, path, fault
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise _refusal(folder, error) from error
+
+
+def _refusal(folder: str, error: Exception) -> SourceError:
+    return SourceError(
+        f"{folder!r} can not be listed ({type(error).__name__}), so files would be missing. Check the path and grant "
+        "access to it, or name the files in an index or labels file instead."
+    )
