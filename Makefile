@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test lint format docs study-bottle clean
+.PHONY: help venv demo test lint format docs study clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -38,8 +38,8 @@ format: venv  ## Format the code
 docs: venv  ## Bring the README's reference tables up to date
 	$(BIN)/python -m tests.readme
 
-study-bottle: venv  ## Figures of the README on real images: BOTTLE=path/to/mvtec/bottle WEIGHTS=squeezenet1_1.pth STRATEGY=paire
-	$(BIN)/python -m tests.studies.bottle $(BOTTLE) --weights $(WEIGHTS) --strategy $(or $(STRATEGY),paire)
+study: venv  ## Make docs/study.md anew: BOTTLE=path/to/mvtec/bottle KOLEKTOR=path/to/kolektor_sdd WEIGHTS=squeezenet1_1.pth STUDY='--seeds 2'
+	$(BIN)/python -m tests.studies.cleaning $(BOTTLE) $(KOLEKTOR) --weights $(WEIGHTS) $(STUDY)
 
 clean:  ## Remove what make made, the environment too
 	rm -rf $(VENV) demo-run build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.log import one_line
-from pipeline.options import Computing, Output, computes, groups_by_path, speaks
+from pipeline.options import Computing, Output, computes, groups_by_path, may_accept, speaks
 from schemas.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, PaireError
 from schemas.manifest import DECISIONS
 from schemas.scores import SCORES
@@ -36,14 +36,17 @@ def cli() -> None:
 @click.argument("source")
 @click.option("--out", required=True, metavar="RUN", help="Run directory, path or URL.")
 @groups_by_path
+@may_accept
 @computes
 @speaks
-def clean(source: str, out: str, group_by: str | None, computing: Computing, output: Output) -> None:
+def clean(
+    source: str, out: str, group_by: str | None, accept_untrustworthy: bool, computing: Computing, output: Output
+) -> None:
     """Say of every image in SOURCE whether other models may train on it.
 
     SOURCE is a folder, an fsspec URL, or a .csv or .parquet index with the column image_path and optionally group.
     """
-    config = computing.config(group_by=group_by)
+    config = computing.config(group_by=group_by, accept_untrustworthy=accept_untrustworthy)
     from pipeline.run import clean as run_clean
 
     result = run_clean(source, out, config, scheduler=computing.scheduler, reporter=output.reporter())
@@ -109,14 +112,15 @@ def score(
     metavar="N",
     help="Version to compare with; 0 is RUN itself.",
 )
+@may_accept
 @computes
 @speaks
-def recut(run: str, against: int, computing: Computing, output: Output) -> None:
+def recut(run: str, against: int, accept_untrustworthy: bool, computing: Computing, output: Output) -> None:
     """Judge a finished RUN anew with other options: a new version in RUN/recuts, and which decisions changed.
 
     Only options of gaussian and trim can change; they start from the run's. No image is read again.
     """
-    wanted = computing.config()
+    wanted = computing.config(accept_untrustworthy=accept_untrustworthy)
     from pipeline.recut import recut as run_recut
 
     result = run_recut(run, wanted, against=against, scheduler=computing.scheduler, reporter=output.reporter())

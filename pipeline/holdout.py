@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster
 from pipeline.grow import robust_limit
-from pipeline.progress import Reporter
+from pipeline.progress import Phase, Reporter
 from pipeline.statistics import GroupStatistics
 from schemas import run as layout
 from schemas.config import Config
 from schemas.errors import SourceError
-from workers.calibration import fit_score_law
-from workers.gaussian_map import MapDescription, create_group_map, create_map, write_thresholds
+from workers.gaussian_map import GaussianMap, create_group_map, create_map, write_thresholds
 from workers.storage import Directory
 
 Mask = NDArray[np.bool_]
@@ -77,7 +76,7 @@ def fit_holdout(
     *,
     features: Directory,
     scratch: Directory,
-    description: MapDescription,
+    published: GaussianMap,
     config: Config,
     cluster: Cluster,
     reporter: Reporter,
@@ -96,46 +95,39 @@ def fit_holdout(
         The run's feature store; only read.
     scratch
         Where to write; a group before this one is replaced.
-    description
-        That of the run's own map.
+    published
+        The run's own map.
     config
         The configuration of the run.
     cluster, reporter
         As for the jobs.
     """
-    geometry, model = description.geometry, scratch / layout.MODEL
+    geometry, smoothing = published.description.geometry, published.smoothing(group)
+    model = scratch / layout.MODEL
     scratch.remove(layout.DISTANCES)
     statistics = GroupStatistics(cluster, group, measured, geometry, config, features, scratch / layout.DISTANCES)
-    thresholds = _thresholds(statistics, group, fitted, (geometry.rows, geometry.columns), config, reporter)
-    create_map(model, description)
+    with reporter.phase(f"{group}: hold out", geometry.rows, "rows", brief=True) as phase:
+        thresholds = _thresholds(statistics, fitted, smoothing, config, phase)
+    create_map(model, published.description)
     create_group_map(model, group, geometry, int(fitted.sum()))
     with reporter.phase(f"{group}: hold out, publish", geometry.rows, "rows", brief=True) as phase:
         statistics.publish(fitted, model, phase=phase)
-    write_thresholds(model, group, thresholds)
+    write_thresholds(model, group, thresholds, smoothing=smoothing)
     scratch.write(layout.SUCCESS, b"")  # for whoever opens the map
     return Holdout(model.url, int(fitted.sum()), int(np.isfinite(thresholds).sum()))
 
 
 def _thresholds(
-    statistics: GroupStatistics,
-    group: str,
-    fitted: Mask,
-    grid: tuple[int, int],
-    config: Config,
-    reporter: Reporter,
+    statistics: GroupStatistics, fitted: Mask, smoothing: int, config: Config, phase: Phase
 ) -> NDArray[np.float64]:
     """Return the thresholds (rows, columns) of the strategy's rule under a fit on some images."""
-    options = config.trim
-    with reporter.phase(f"{group}: hold out", grid[0], "rows", brief=True) as phase:
-        match options.strategy:
-            case "paire" | "trim-once":
-                return statistics.measure(fitted, is_first=False, phase=phase).thresholds
-            case "concentrate":
-                scores = statistics.score(fitted, smoothing=None, phase=phase)
-                return statistics.thresholds_at(robust_limit(scores[fitted], options.deviations))
-            case "grow":
-                scores = statistics.score(fitted, smoothing=config.smoothing(), phase=phase)
-                threshold = fit_score_law(scores[fitted]).threshold(options.target_false_reject)
-                return np.full(grid, np.exp(threshold))
-            case other:
-                raise AssertionError(f"no rule of strategy {other!r}")
+    match config.trim.strategy:
+        case "paire" | "trim-once":
+            return statistics.measure(fitted, is_first=False, phase=phase).thresholds
+        case "concentrate":
+            scores = statistics.score(fitted, smoothing=None, phase=phase)
+            return statistics.thresholds_at(robust_limit(scores[fitted], config.trim.deviations))
+        case "grow":
+            return statistics.calibrate_law(fitted, smoothing=smoothing, phase=phase)
+        case other:
+            raise AssertionError(f"no rule of strategy {other!r}")

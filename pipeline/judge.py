@@ -14,13 +14,13 @@ from typing import Any
 import pandas as pd
 
 from pipeline.cluster import Cluster
+from pipeline.examination import Examination, Examiner, weigh_small_groups
 from pipeline.grow import Scores, concentrate, grow
 from pipeline.manifest import Census, GroupVerdict, Judgement, build_manifest, take_census
 from pipeline.progress import Phase, Reporter
 from pipeline.publish import write_iterations, write_ledger, write_manifest
-from pipeline.record import write_record
 from pipeline.statistics import GroupStatistics, PassResult
-from pipeline.trim import CYCLE, MAX_ITERATIONS, Mask, Trimming, trim
+from pipeline.trim import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Mask, Trimming, trim
 from schemas import run as layout
 from schemas.config import Config
 from schemas.features import FeatureGeometry
@@ -28,6 +28,7 @@ from schemas.image import ImageOutcome
 from schemas.ledger import build_ledger
 from schemas.run import RunRecord
 from workers.gaussian_map import MapDescription, create_group_map, create_map, write_thresholds
+from workers.guard import not_judged
 from workers.selection import MIN_FITTED
 from workers.storage import Directory
 
@@ -43,6 +44,7 @@ class _Ending:
 
     verdict: GroupVerdict
     trimming: Trimming | None
+    examination: Examination
 
     def iterations(self, group: str) -> list[dict[str, Any]]:
         """Return the group's rows of ``iterations.parquet``."""
@@ -81,7 +83,7 @@ class Judge:
     reporter: Reporter
 
     def judge(self, catalog: pd.DataFrame, outcomes: Mapping[str, list[ImageOutcome]]) -> dict[str, Any]:
-        """Judge all groups; write distances, Gaussian map, iterations, manifest, ledger and the finished record.
+        """Judge all groups; write distances, Gaussian map, iterations, manifest and ledger.
 
         Parameters
         ----------
@@ -114,14 +116,16 @@ class Judge:
                 f"group {group!r} has {count} different readable images; at least {MIN_FITTED} are needed to judge any"
             )
             logger.warning("%s: none of them is judged", reason)
-            return _Ending(GroupVerdict(outcomes, census, not_judged=reason), None)
+            examination = Examination(None, (not_judged(reason),))
+            return _Ending(GroupVerdict(outcomes, census, not_judged=reason), None, examination)
         statistics = self._statistics(group, census)
         trimming = self._find_clean_set(group, census.measured, statistics)
-        statistics.store_verdict(trimming.thresholds, trimming.history)
-        evidence = statistics.evidence(trimming.thresholds, smoothing=self.config.smoothing())
+        statistics.store_verdict(trimming.thresholds, trimming.history, smoothing=trimming.smoothing)
+        evidence = statistics.evidence(trimming.thresholds, smoothing=trimming.smoothing)
         self._publish_gaussians(group, statistics, trimming)
         judgement = Judgement(trimming.clean, trimming.last_changed, evidence)
-        return _Ending(GroupVerdict(outcomes, census, judgement), trimming)
+        examination = self._examine(group, census.measured, trimming)
+        return _Ending(GroupVerdict(outcomes, census, judgement), trimming, examination)
 
     def _statistics(self, group: str, census: Census) -> GroupStatistics:
         return GroupStatistics(
@@ -142,15 +146,18 @@ class Judge:
             with self._rows_phase(f"{group}: pass {number}") as phase:
                 return statistics.measure(fitted, is_first=number == 1, phase=phase)
 
-        def score(fitted: Mask, number: int) -> Scores:
-            smoothing = self.config.smoothing() if options.strategy == "grow" else None
+        def score(fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Scores:
             with self._rows_phase(f"{group}: pass {number}") as phase:
-                return statistics.score(fitted, smoothing=smoothing, phase=phase)
+                return statistics.score(fitted, smoothing=smoothing, nearest=nearest, phase=phase)
+
+        def deviate(fitted: Mask, number: int) -> Scores:
+            with self._rows_phase(f"{group}: pass {number}") as phase:
+                return statistics.score(fitted, smoothing=None, phase=phase)
 
         if options.strategy == "grow":
             return grow(score, measured, options, grid=grid, name=group)
         if options.strategy == "concentrate":
-            return concentrate(score, statistics.thresholds_at, measured, options, grid=grid, name=group)
+            return concentrate(deviate, statistics.thresholds_at, measured, options, grid=grid, name=group)
         return trim(measure, measured, options, name=group)
 
     def _publish_gaussians(self, group: str, statistics: GroupStatistics, trimming: Trimming) -> None:
@@ -160,10 +167,23 @@ class Judge:
             # The paper's thresholds belong to one fit, and the set that is published was not fitted yet.
             with self._rows_phase(f"{group}: calibrate") as phase:
                 thresholds = statistics.calibrate(trimming.clean, phase=phase)
+        elif trimming.stop_reason == AMBIGUOUS:
+            # The half was chosen under fits of each position on images of its own.
+            with self._rows_phase(f"{group}: calibrate") as phase:
+                thresholds = statistics.calibrate_law(trimming.clean, smoothing=trimming.smoothing, phase=phase)
         create_group_map(self._model, group, self.geometry, int(trimming.clean.sum()))
         with self._rows_phase(f"{group}: publish") as phase:
             statistics.publish(trimming.clean, self._model, phase=phase)
-        write_thresholds(self._model, group, thresholds)
+        write_thresholds(self._model, group, thresholds, smoothing=trimming.smoothing)
+
+    def _examine(self, group: str, measured: Mask, trimming: Trimming) -> Examination:
+        """Let the breakdown guard look at how a group came out."""
+        examiner = Examiner(self.cluster, self.run, self.features, self.geometry, self.config)
+        with self._rows_phase(f"{group}: examine") as phase:
+            examination = examiner.examine(group, measured, trimming, phase=phase)
+        for finding in examination.findings:
+            logger.warning("%s: %s", group, finding.sentence)
+        return examination
 
     def _publish(self, catalog: pd.DataFrame, endings: Mapping[str, _Ending]) -> dict[str, Any]:
         """Write the tables and the books."""
@@ -175,12 +195,19 @@ class Judge:
             config_digest=self.record.config_digest,
             weights_digest=self.record.weights_digest,
         )
-        ledger = build_ledger(manifest, catalog, {group: _ledger_entry(ending) for group, ending in endings.items()})
+        examinations = weigh_small_groups(
+            {group: ending.examination for group, ending in endings.items()},
+            {group: int(ending.verdict.census.measured.sum()) for group, ending in endings.items()},
+            self.config,
+        )
+        ledger = build_ledger(
+            manifest,
+            catalog,
+            {group: {**_ledger_entry(ending), **examinations[group].to_json()} for group, ending in endings.items()},
+        )
         write_iterations(self.run, [row for group, ending in endings.items() for row in ending.iterations(group)])
         write_manifest(self.run, manifest)
         write_ledger(self.run, ledger)
-        write_record(self.run, dataclasses.replace(self.record, state=layout.DONE))
-        logger.info("published %s", self.run.url)
         return ledger
 
     @property
@@ -195,7 +222,6 @@ class Judge:
             weights_digest=self.record.weights_digest,
             geometry=self.geometry,
             estimator=self.config.estimator(),
-            smoothing=self.config.smoothing(),
             sixteen_bit_white=self.config.input.sixteen_bit_white,
         )
 
@@ -212,7 +238,10 @@ def _ledger_entry(ending: _Ending) -> dict[str, Any]:
         "iterations": len(trimming.iterations),
         "stop_reason": trimming.stop_reason,
         "floor_applied": trimming.iterations[-1].floor_applied,
-        "warnings": _warnings(trimming, verdict.census),
+        "warnings": [
+            *_warnings(trimming, verdict.census),
+            *(finding.sentence for finding in ending.examination.findings),
+        ],
     }
 
 
@@ -225,6 +254,11 @@ def _warnings(trimming: Trimming, census: Census) -> list[str]:
         )
     if trimming.stop_reason in {CYCLE, MAX_ITERATIONS}:
         warnings.append(f"the clean set did not settle: {trimming.stop_reason}")
+    if trimming.stop_reason == AMBIGUOUS:
+        warnings.append(
+            "no clear boundary between clean and anomalous images: only the better half is kept, and some of it may be "
+            "anomalous"
+        )
     if last.n_clean < FEW_CLEAN * int(census.measured.sum()):
         warnings.append(
             f"only {last.n_clean} images are clean: check that the group holds one product in one pose, or try "

@@ -57,8 +57,10 @@ class Computing:
     settings: tuple[str, ...]
     scheduler: str | None
 
-    def config(self, *, defaults: Sequence[str] = (), group_by: str | None = None) -> Config:
-        """Return the configuration: the command's own defaults, the settings, and the value of ``--group-by``."""
+    def config(
+        self, *, defaults: Sequence[str] = (), group_by: str | None = None, accept_untrustworthy: bool = False
+    ) -> Config:
+        """Return the configuration: the command's own defaults, the settings, and the options that stand for some."""
         text = None
         if self.config_path is not None:
             try:
@@ -70,6 +72,8 @@ class Computing:
         settings = (*defaults, *self.settings)
         if group_by is not None:
             settings = (*settings, f"input.group_by={group_by}")
+        if accept_untrustworthy:
+            settings = (*settings, "guard.accept_untrustworthy=true")
         return parse_config(text, settings, origin=self.config_path or "configuration")
 
 
@@ -109,3 +113,10 @@ def computes(command: Command) -> Command:
 def groups_by_path(command: Command) -> Command:
     """Add ``--group-by``, passed as ``group_by``."""
     return click.option("--group-by", metavar="TEMPLATE", help="Group by path, like '{line}/{camera}/**'.")(command)
+
+
+def may_accept(command: Command) -> Command:
+    """Add ``--accept-untrustworthy``, passed as ``accept_untrustworthy``."""
+    return click.option(
+        "--accept-untrustworthy", is_flag=True, help="Publish the result even if the breakdown guard does not trust it."
+    )(command)

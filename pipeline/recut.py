@@ -20,6 +20,7 @@ from pipeline.log import recorded
 from pipeline.progress import Reporter
 from pipeline.publish import write_changes
 from pipeline.record import new_record, read_record
+from pipeline.release import conclude, reconsider, release
 from pipeline.versions import claim_version, find_version, list_versions, version_of
 from schemas import run as layout
 from schemas.changes import count_changes, find_changes
@@ -104,7 +105,9 @@ def recut(
         record = dataclasses.replace(record, base=base.record.run_id)
         version = version or claim_version(base.directory, record)
         directory = version_of(base.directory, version)
-        _judge_anew(base, config, directory, before, against, scheduler, reporter)
+        was_done = reconsider(directory, read_record(directory), config.guard) is not None
+        if not was_done:
+            _judge_anew(base, config, directory, before, against, scheduler, reporter)
     _, summary = _compare(before, directory, against)
     return RecutResult(
         run=directory.url,
@@ -121,7 +124,8 @@ def recut_config(base: FinishedRun, wanted: Config) -> Config:
     """Return the run's configuration with what is set in another one.
 
     Only the sections ``gaussian``, ``trim`` and ``cluster`` can be other than the run's. Of ``input`` and ``features``
-    the options that no result depends on are ignored: a recut reads no images.
+    the options that no result depends on are ignored: a recut reads no images. ``guard`` is the other one's alone: who
+    accepted the run has not seen the version.
 
     Raises
     ------
@@ -142,7 +146,7 @@ def recut_config(base: FinishedRun, wanted: Config) -> Config:
         section: getattr(mine, section).model_copy(update=getattr(wanted, section).model_dump(exclude_unset=True))
         for section in ("gaussian", "trim", "cluster")
     }
-    return mine.model_copy(update=updates)
+    return mine.model_copy(update={**updates, "guard": wanted.guard})
 
 
 def _open_base(location: str) -> FinishedRun:
@@ -200,7 +204,7 @@ def _judge_anew(
         with open_cluster(config.cluster, scheduler) as cluster:
             record = dataclasses.replace(record, hosts=cluster.hosts)
             judge = Judge(directory, base.features, base.geometry, config, record, cluster, reporter)
-            judge.judge(base.catalog, base.outcomes)
+            ledger = judge.judge(base.catalog, base.outcomes)
         changes, summary = _compare(before, directory, against)
         write_changes(directory, changes, summary)
         total = summary["total"]
@@ -211,8 +215,9 @@ def _judge_anew(
             total["removed"],
             total["unchanged"],
         )
-    # Last, and after the log: whoever sees it may read everything.
-    directory.write(layout.SUCCESS, b"")
+        conclude(directory, record, ledger, config.guard)
+    # Last, and after the log: whoever sees _SUCCESS may read everything.
+    release(directory, ledger, config.guard)
 
 
 def _compare(before: pd.DataFrame, directory: Directory, against: int) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -18,6 +18,7 @@ from pipeline.log import recorded
 from pipeline.progress import Reporter
 from pipeline.publish import write_table
 from pipeline.record import claim, new_record
+from pipeline.release import conclude, reconsider, release
 from schemas import catalog as catalog_table
 from schemas import run as layout
 from schemas.config import Config, FeaturesConfig
@@ -76,8 +77,11 @@ def clean(
 
     Raises
     ------
+    UntrustworthyError
+        When the breakdown guard does not trust the result and ``guard`` does not accept it. It is written then but for
+        ``_SUCCESS``, and the same job with ``guard.accept_untrustworthy`` publishes it as it is.
     PaireError
-        Whatever the user can mend; see ``schemas.errors``.
+        Whatever else the user can mend; see ``schemas.errors``.
     """
     reporter = reporter or Reporter()
     run, source = Directory.at(out), absolute_source(source)
@@ -100,6 +104,9 @@ def clean(
     if run.exists(layout.SUCCESS):
         logger.info("%s is done already; nothing to do", run.url)
         return CleanResult(run.url, record.run_id, json.loads(run.read(layout.LEDGER)), was_done=True)
+    accepted = reconsider(run, record, config.guard)
+    if accepted is not None:
+        return CleanResult(run.url, record.run_id, accepted, was_done=True)
     with recorded(run):
         run.write(layout.CONFIG, config.to_yaml().encode())
         write_table(run, layout.CATALOG, catalog, catalog_table.COLUMNS)
@@ -108,8 +115,9 @@ def clean(
             features = run / layout.FEATURES
             outcomes = _extract(cluster, catalog, features, geometry, config, weights_digest, reporter)
             ledger = Judge(run, features, geometry, config, record, cluster, reporter).judge(catalog, outcomes)
-    # Last, and after the log: whoever sees it may read everything.
-    run.write(layout.SUCCESS, b"")
+        conclude(run, record, ledger, config.guard)
+    # Last, and after the log: whoever sees _SUCCESS may read everything.
+    release(run, ledger, config.guard)
     return CleanResult(run.url, record.run_id, ledger)
 
 

@@ -4,7 +4,7 @@ Tasks are (row of positions) x (segment of images). Segments are fixed by the co
 so a result depends on neither the number of workers nor who finishes first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,9 @@ from schemas.config import Config
 from schemas.features import FeatureGeometry
 from schemas.names import storage_name
 from schemas.run import CLEAN_SETS, DISTANCE, THRESHOLD
+from workers.calibration import fit_score_law
 from workers.gaussian import uses_dual
 from workers.gaussian_map import write_row
-from workers.moments import merge
 from workers.passes import (
     ArrayRef,
     Fit,
@@ -32,12 +32,14 @@ from workers.passes import (
     fit_row_primal,
     judge_row,
     measure_segment,
+    merge_rows,
+    nearest_images,
     row_thresholds,
     score_row,
     score_segment,
+    take_images,
 )
-from workers.selection import Evidence, gather_evidence
-from workers.smoothing import smooth
+from workers.selection import MIN_FITTED, Evidence, gather_evidence
 from workers.storage import Directory
 
 Mask = NDArray[np.bool_]
@@ -135,7 +137,15 @@ class GroupStatistics:
             margin = np.fmax(margin, verdict.margin)
         return PassResult(np.stack([verdict.thresholds for verdict in found]), margin)
 
-    def score(self, fitted: Mask, *, smoothing: int | None, phase: Phase) -> NDArray[np.float64]:
+    def score(
+        self,
+        fitted: Mask,
+        *,
+        smoothing: int | None,
+        phase: Phase,
+        nearest: float = 1.0,
+        into: str = DISTANCE,
+    ) -> NDArray[np.float64]:
         """Fit on some images, measure all that take part, the fitted ones without themselves, and score each image.
 
         Parameters
@@ -147,22 +157,22 @@ class GroupStatistics:
             log distance in robust deviations at its position.
         phase
             Counts rows of positions.
+        nearest
+            Below 1, fit a second time, each position on this share of the images that are nearest there.
+        into
+            The distance array to write.
 
         Returns
         -------
         ndarray
             (images,) float64; NaN where an image does not take part.
         """
-        distances = ArrayRef(self._directory, "", DISTANCE)
+        distances = ArrayRef(self._directory, "", into)
         window = self._window()
         by_segment: list[list[Future]] = [[] for _ in self._segments(fitted)]
         by_row = []
         for row in range(self._geometry.rows):
-            gaussians = self._fit(window, row, fitted, leaves_one_out=True)
-            receipts = [
-                window.submit(measure_segment, gaussians, self._features, distances, row, segment, left_out.mask)
-                for segment, left_out in zip(self._segments(self._measured), self._segments(fitted), strict=True)
-            ]
+            receipts = self._measure_without_themselves(window, distances, row, fitted, nearest)
             receipts[-1].add_done_callback(lambda _: phase.advance())
             for segment_receipts, receipt in zip(by_segment, receipts, strict=True):
                 segment_receipts.append(receipt)
@@ -175,6 +185,27 @@ class GroupStatistics:
             for segment, receipts in zip(self._segments(self._measured), by_segment, strict=True)
         ]
         return np.concatenate(window.gather(scores))
+
+    def _measure_without_themselves(
+        self, window: TaskWindow, distances: ArrayRef, row: int, fitted: Mask, nearest: float
+    ) -> list[Future]:
+        """Submit the distances of one row of positions for `score`; returns each segment's receipt."""
+        gaussians = self._fit(window, row, fitted, leaves_one_out=True)
+        receipts = [
+            window.submit(measure_segment, gaussians, self._features, distances, row, segment, left_out.mask)
+            for segment, left_out in zip(self._segments(self._measured), self._segments(fitted), strict=True)
+        ]
+        if nearest >= 1.0:
+            return receipts
+        # Leaving one out needs one image more than a fit does.
+        count = min(int(fitted.sum()), max(MIN_FITTED + 1, round(nearest * int(fitted.sum()))))
+        chosen = window.submit(nearest_images, distances, row, fitted, count, receipts)
+        parts = [window.submit(take_images, chosen, segment.start, segment.stop) for segment in self._segments(fitted)]
+        gaussians = self._fit(window, row, fitted, leaves_one_out=True, count=count, chosen=chosen, parts=parts)
+        return [
+            window.submit(measure_segment, gaussians, self._features, distances, row, segment, part)
+            for segment, part in zip(self._segments(self._measured), parts, strict=True)
+        ]
 
     def thresholds_at(self, score: float) -> NDArray[np.float64]:
         """Return the distances (rows, columns) that a score in robust deviations means in the stored distances."""
@@ -191,6 +222,14 @@ class GroupStatistics:
         self._directory.remove("calibration")
         return thresholds
 
+    def calibrate_law(self, fitted: Mask, *, smoothing: int, phase: Phase) -> NDArray[np.float64]:
+        """Return, as `calibrate` does, the thresholds that clean images exceed at ``trim.target_false_reject``."""
+        self._create_distances("calibration")
+        scores = self.score(fitted, smoothing=smoothing, phase=phase, into="calibration")
+        self._directory.remove("calibration")
+        threshold = fit_score_law(scores[fitted]).threshold(self._config.trim.target_false_reject)
+        return np.full((self._geometry.rows, self._geometry.columns), np.exp(threshold))
+
     def publish(self, fitted: Mask, model: Directory, *, phase: Phase) -> None:
         """Fit on the final clean set and write the Gaussians into the map, whose arrays are there already."""
         window = self._window()
@@ -201,34 +240,53 @@ class GroupStatistics:
             receipts.append(receipt)
         window.gather(receipts)
 
-    def store_verdict(self, thresholds: NDArray[np.float64], history: Mask) -> None:
-        """Keep, beside the distances, the thresholds (rows, columns) and the clean set after each pass."""
+    def store_verdict(self, thresholds: NDArray[np.float64], history: Mask, *, smoothing: int) -> None:
+        """Keep, beside the distances, the thresholds (rows, columns) and the clean set after each pass.
+
+        The attribute ``smoothing`` says how the distances meet the thresholds.
+        """
         node = self._directory.zarr_group("", "r+")
         for name, values in ((THRESHOLD, thresholds), (CLEAN_SETS, history)):
             node.create_array(name, data=values, compressors=None, overwrite=True)
+        node.attrs["smoothing"] = smoothing
 
     def evidence(self, thresholds: NDArray[np.float64], *, smoothing: int) -> Evidence:
         """Return each image's evidence from the stored distances, read one segment of images at a time."""
         array = ArrayRef(self._directory, "", DISTANCE).open()
         return Evidence.concatenate(
             [
-                gather_evidence(smooth(np.asarray(array[start:stop])[mask], smoothing), thresholds)
+                gather_evidence(np.asarray(array[start:stop])[mask], thresholds, smoothing=smoothing)
                 for start, stop, mask in self._segments(self._measured)
             ]
         )
 
-    def _fit(self, window: TaskWindow, row: int, fitted: Mask, *, leaves_one_out: bool = False) -> Future:
-        """Submit the fit of one row of positions; returns a future of its Gaussians."""
+    def _fit(
+        self,
+        window: TaskWindow,
+        row: int,
+        fitted: Mask,
+        *,
+        leaves_one_out: bool = False,
+        count: int | None = None,
+        chosen: Future | None = None,
+        parts: Sequence[Future | None] = (),
+    ) -> Future:
+        """Submit the fit of one row of positions; returns a future of its Gaussians.
+
+        With ``chosen``, and ``parts`` of it for each segment, every column is fitted on ``count`` images of its own.
+        """
         fit = Fit(self._config.gaussian, self._config.estimator(), leaves_one_out)
-        if uses_dual(int(fitted.sum()), self._geometry.channels):
-            return window.submit(fit_row_dual, self._features, row, Segment(0, len(fitted), fitted), fit)
+        segments = list(self._segments(fitted))
+        if uses_dual(count or int(fitted.sum()), self._geometry.channels):
+            return window.submit(fit_row_dual, self._features, row, Segment(0, len(fitted), fitted), fit, chosen)
         moments = None
-        for segment in self._segments(fitted):
-            part = window.submit(accumulate_segment, self._features, row, segment)
-            moments = part if moments is None else window.submit(merge, moments, part)
+        parts = parts or [None] * len(segments)
+        for segment, part in zip(segments, parts, strict=True):
+            more = window.submit(accumulate_segment, self._features, row, segment, part)
+            moments = more if moments is None else window.submit(merge_rows, moments, more)
         fourth = [
-            window.submit(accumulate_fourth, self._features, row, segment, moments)
-            for segment in self._segments(fitted)
+            window.submit(accumulate_fourth, self._features, row, segment, moments, part)
+            for segment, part in zip(segments, parts, strict=True)
             if fit.estimator == "ledoit-wolf"
         ]
         return window.submit(fit_row_primal, moments, fit, fourth)

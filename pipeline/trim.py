@@ -27,6 +27,7 @@ CYCLE = "cycle"
 MAX_ITERATIONS = "maximum of iterations"
 SINGLE = "single pass"
 NO_TRIMMING = "no trimming"
+AMBIGUOUS = "no clear boundary"
 
 
 class Measurement(Protocol):
@@ -69,6 +70,8 @@ class Trimming:
         (images,) int16: the last pass that changed the image's verdict; 0 for never.
     thresholds
         (rows, columns) float64: those of the last pass, which decided.
+    smoothing
+        Side of the square of positions that log distances are averaged over before they meet the thresholds.
     history
         (passes, images) bool: the clean set after each pass.
     iterations
@@ -84,6 +87,7 @@ class Trimming:
     history: Mask
     iterations: tuple[Iteration, ...]
     stop_reason: str
+    smoothing: int = 1
 
 
 @dataclass
@@ -147,7 +151,7 @@ class PassLog:
         self._show()
         return was_seen
 
-    def result(self, thresholds: NDArray[np.float64], stop_reason: str) -> Trimming:
+    def result(self, thresholds: NDArray[np.float64], stop_reason: str, *, smoothing: int = 1) -> Trimming:
         """Return how it ended."""
         return Trimming(
             clean=self.clean,
@@ -157,6 +161,7 @@ class PassLog:
             history=np.stack(self._history),
             iterations=tuple(self._iterations),
             stop_reason=stop_reason,
+            smoothing=smoothing,
         )
 
     def _show(self) -> None:

@@ -42,7 +42,7 @@ from schemas import run as layout
 from schemas.config import Config
 from schemas.errors import ConfigError, RunConflictError, SourceError
 from workers.extractor import shared_extractor
-from workers.gaussian_map import GaussianMap, MapDescription
+from workers.gaussian_map import GaussianMap
 from workers.recall import CONFIDENCE, CONTRASTS, DEFECTS, SIZES, GroupTrust
 from workers.storage import Directory
 from workers.trial import LeftOutError, Subject, Trials, read_ground, run_trials
@@ -170,14 +170,14 @@ def trust(
     features = _feature_store(finished)
     config = _run_options(finished, config)
     require_rule(config)
-    description = GaussianMap.open((finished.directory / layout.MODEL).url).description
+    published = GaussianMap.open((finished.directory / layout.MODEL).url)
     samples, not_tried = draw_samples(finished, group, images, seed)
     directory = _claim_output(finished, out)
     scratch = directory / SCRATCH
     try:
         with open_cluster(config.cluster, scheduler) as cluster:
             check_extractor(cluster, config, finished.record.weights_digest)
-            job = _TrustJob(features, scratch, description, config, cluster, seed, reporter)
+            job = _TrustJob(features, scratch, published, config, cluster, seed, reporter)
             tried = [job.try_group(sample) for sample in samples]
         result = _summarise(finished, directory, tried, not_tried, seed)
         directory.write(TABLE, result.table().to_csv(index=False).encode())
@@ -204,7 +204,7 @@ class _TrustJob:
 
     features: Directory
     scratch: Directory
-    description: MapDescription
+    published: GaussianMap
     config: Config
     cluster: Cluster
     seed: int
@@ -218,7 +218,7 @@ class _TrustJob:
             sample.fitted,
             features=self.features,
             scratch=self.scratch,
-            description=self.description,
+            published=self.published,
             config=self.config,
             cluster=self.cluster,
             reporter=self.reporter,
@@ -235,7 +235,7 @@ class _TrustJob:
                     sample.group,
                     holdout.model,
                     self.config,
-                    self.description.weights_digest,
+                    self.published.description.weights_digest,
                     self.seed,
                 )
                 task.add_done_callback(partial(_advance, phase, len(block) * (1 + len(DEFECTS))))

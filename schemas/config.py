@@ -17,8 +17,10 @@ from schemas.errors import ConfigError
 
 
 def _split_commas(value: object) -> object:
-    """Let ``--set features.nodes=a,b,c`` mean a list."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    """Let ``--set features.nodes=a,b,c`` mean a list, and nothing an empty one."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip() for part in value.split(",")] if value.strip() else []
 
 
 def _none_if_unset(value: object) -> object:
@@ -29,6 +31,7 @@ def _none_if_unset(value: object) -> object:
 OptionalText = Annotated[str | None, BeforeValidator(_none_if_unset)]
 OptionalCount = Annotated[int | None, BeforeValidator(_none_if_unset)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Condition = Literal["contamination", "positions", "kinds", "poses", "images"]
 
 
 class _Section(BaseModel):
@@ -147,6 +150,19 @@ class TrimConfig(_Section):
     )
 
 
+class GuardConfig(_Section):
+    """What is done about a result that the breakdown guard does not trust; no verdict depends on it."""
+
+    accept_untrustworthy: bool = Field(
+        False, description="Publish whatever the breakdown guard finds, as `--accept-untrustworthy` does."
+    )
+    accept_conditions: Annotated[tuple[Condition, ...], BeforeValidator(_split_commas)] = Field(
+        (),
+        description="Conditions that the breakdown guard warns of and that never stop the run: `contamination`, "
+        "`positions`, `kinds`, `poses`, `images`.",
+    )
+
+
 class ClusterConfig(_Section):
     """The local Dask cluster that is started when no scheduler is named; never changes a result."""
 
@@ -168,6 +184,7 @@ class Config(_Section):
     features: FeaturesConfig = FeaturesConfig()
     gaussian: GaussianConfig = GaussianConfig()
     trim: TrimConfig = TrimConfig()
+    guard: GuardConfig = GuardConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     def estimator(self) -> str:
@@ -176,18 +193,14 @@ class Config(_Section):
         chosen: str = self.gaussian.estimator
         return own.get(self.trim.strategy, "ridge") if chosen == "auto" else chosen
 
-    def smoothing(self) -> int:
-        """Return the side of the square of positions that log distances are averaged over; 1 for none."""
-        return self.trim.smoothing if self.trim.strategy == "grow" else 1
-
     def decisive(self) -> dict[str, Any]:
-        """Return the options that the result depends on: not where and how fast it is computed, nor the failure budget.
+        """Return the options that verdicts depend on: not where and how fast they are computed, nor what ends a run.
 
         Of weights in a file only that they are one: where it lies does not matter, what is in it has its own digest.
         """
         options: dict[str, Any] = self.model_dump(
             mode="json",
-            exclude={"cluster": True, "features": {"device"}, "input": {"max_unreadable_fraction"}},
+            exclude={"cluster": True, "guard": True, "features": {"device"}, "input": {"max_unreadable_fraction"}},
         )
         if not is_reserved_weights(self.features.weights):
             options["features"]["weights"] = "file"
@@ -261,7 +274,7 @@ def reference() -> str:
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for section, key, field in _options():
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-        shown = "not set" if default is None else f"`{str(default).lower() if default is True else default}`"
+        shown = "not set" if default in (None, "") else f"`{str(default).lower() if default is True else default}`"
         rows.append(f"| `{section}.{key}` | {shown} | {field.description} |")
     return "\n".join(rows) + "\n"
 

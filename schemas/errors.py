@@ -8,6 +8,7 @@ on their way from a worker.
 EXIT_UNEXPECTED = 1
 EXIT_USAGE = 2
 EXIT_UNREADABLE = 3
+EXIT_UNTRUSTWORTHY = 4
 EXIT_CONFLICT = 5
 EXIT_INTERRUPTED = 75
 
@@ -70,6 +71,12 @@ class UnreadableBudgetError(PaireError, RuntimeError):
     """More inputs are unreadable than the failure budget allows."""
 
     exit_code = EXIT_UNREADABLE
+
+
+class UntrustworthyError(PaireError, RuntimeError):
+    """The breakdown guard found that a result is not to be trusted, and nobody has accepted it."""
+
+    exit_code = EXIT_UNTRUSTWORTHY
 
 
 class RunConflictError(PaireError, FileExistsError):

@@ -8,6 +8,9 @@ Arrays of a product group, all float64, one chunk per position so that a scorer 
 - ``variance`` (rows, columns, rank): variances along those directions, without the ridge; dual form only.
 - ``ridge`` (rows, columns): the variance in all other directions; dual form only.
 - ``thresholds`` (rows, columns): the threshold at each position, +inf where none was found.
+
+The attribute ``smoothing`` of a product group says over how large squares of positions log distances are averaged
+before they meet the thresholds.
 """
 
 from typing import Final
@@ -20,6 +23,7 @@ FACTOR: Final = "factor"
 VARIANCE: Final = "variance"
 RIDGE: Final = "ridge"
 THRESHOLDS: Final = "thresholds"
+SMOOTHING: Final = "smoothing"
 
 DUAL: Final = "dual"
 PRIMAL: Final = "primal"

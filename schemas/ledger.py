@@ -1,6 +1,16 @@
-"""The ledger: the run's books. Every input is counted once, under exactly one decision."""
+"""The ledger: the run's books. Every input is counted once, under exactly one decision.
 
-from collections.abc import Mapping
+The entry of each group also says how its judging ended and whether that is to be trusted:
+
+- ``iterations``, ``stop_reason``, ``floor_applied``: how many passes there were and why there was no further one.
+- ``warnings``: sentences on what makes the verdicts less trustworthy.
+- ``contamination``: ``share``, the estimated share of images that do not follow the law of the clean ones, with its
+  95 % interval ``lower`` to ``upper``; null where there is no estimate.
+- ``findings``: of the breakdown guard, each with its ``condition``, its ``sentence`` and whether it ``stops``, which
+  makes the result untrustworthy.
+"""
+
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pandas as pd
@@ -19,7 +29,7 @@ def build_ledger(
     manifest, catalog
         One row per input each.
     outcomes_by_group
-        How each group ended (iterations, stop reason, warnings), copied into its entry.
+        How each group ended (see the head of this file), copied into its entry.
 
     Returns
     -------
@@ -44,6 +54,27 @@ def build_ledger(
         for group, part in manifest.groupby("group", sort=True)
     }
     return {"total": _count(manifest, len(catalog)), "groups": groups}
+
+
+def stopping_sentences(ledger: Mapping[str, Any], *, accepted: Collection[str] = ()) -> dict[str, list[str]]:
+    """Return what makes groups untrustworthy: group to the sentences of its stopping findings; no group without any.
+
+    Parameters
+    ----------
+    ledger
+        As `build_ledger` made it.
+    accepted
+        Conditions that do not count.
+    """
+    stopping = {
+        group: [
+            finding["sentence"]
+            for finding in entry.get("findings", ())
+            if finding["stops"] and finding["condition"] not in accepted
+        ]
+        for group, entry in ledger["groups"].items()
+    }
+    return {group: sentences for group, sentences in stopping.items() if sentences}
 
 
 def _count(part: pd.DataFrame, inputs: int) -> dict[str, int]:

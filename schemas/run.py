@@ -16,6 +16,9 @@ LEDGER: Final = "ledger.json"
 LOG: Final = "log.jsonl"
 SUCCESS: Final = "_SUCCESS"
 
+# Distances under the guard's own fit, while a group is examined.
+EXAMINATION: Final = "examination"
+
 # Later verdicts from the same features: RECUTS/0001, RECUTS/0002, ..., each a run directory without features, with
 # what changed.
 RECUTS: Final = "recuts"
@@ -30,6 +33,8 @@ CLEAN_SETS: Final = "clean"
 
 RUNNING: Final = "running"
 DONE: Final = "done"
+# Judged and written, but for _SUCCESS: the breakdown guard found reasons to stop, and nobody has accepted them.
+UNTRUSTWORTHY: Final = "untrustworthy"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class RunRecord:
     run_id
         UTC start time and a random part.
     state
-        ``running`` or ``done``.
+        ``running``, ``done`` or ``untrustworthy``.
     source
         The archive, as given.
     options
@@ -54,6 +59,8 @@ class RunRecord:
         Workers per host.
     base
         The run whose features were judged anew; empty for a run that extracted its own.
+    accepted_untrustworthy
+        It was published although the breakdown guard found reasons to stop; they are in ``ledger.json``.
     """
 
     run_id: str
@@ -66,6 +73,7 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     hosts: dict[str, int] = field(default_factory=dict)
     base: str = ""
+    accepted_untrustworthy: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON-ready data."""

@@ -33,6 +33,12 @@ class ScoreLaw:
         """Return the score that clean images exceed with this probability."""
         return self.location + self.scale * gumbel_quantile(1.0 - false_reject)
 
+    def exceedance(self, score: float) -> float:
+        """Return the probability that a clean image exceeds a score."""
+        if not self.scale:
+            return float(score < self.location)
+        return -math.expm1(-math.exp(-(score - self.location) / self.scale))
+
 
 def fit_score_law(scores: NDArray[np.float64]) -> ScoreLaw:
     """Fit the law on the lower half of some scores.
@@ -46,3 +52,26 @@ def fit_score_law(scores: NDArray[np.float64]) -> ScoreLaw:
     deviation = float(np.median(median - scores[scores <= median]))
     scale = deviation / _LOWER_DEVIATION
     return ScoreLaw(median - scale * _MEDIAN, scale)
+
+
+def count_borderline(law: ScoreLaw, scores: NDArray[np.float64], false_reject: float) -> float:
+    """Return how many images too many lie just above the threshold.
+
+    Just above is as far above the threshold as the law's median lies below it. If the scores of anomalies have one
+    mode, and it lies above the threshold, at least as many of them lie above it as within that distance below: the
+    result bounds the anomalies that pass for clean.
+
+    Parameters
+    ----------
+    law
+        Of clean images.
+    scores
+        (images,) float64: the scores of all images that took part.
+    false_reject
+        The rate that sets the threshold.
+    """
+    threshold = law.threshold(false_reject)
+    end = 2 * threshold - law.threshold(0.5)
+    clean = float((scores < threshold).sum()) / (1.0 - false_reject)
+    expected = clean * (law.exceedance(threshold) - law.exceedance(end))
+    return float(((scores >= threshold) & (scores < end)).sum()) - expected

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,18 @@ from pydantic import ValidationError
 from schemas.config import FeaturesConfig
 from schemas.errors import GaussianMapError
 from schemas.features import FeatureGeometry
-from schemas.gaussian_map import DUAL, FACTOR, FORMAT, FORMAT_VERSION, MEAN, PRIMAL, RIDGE, THRESHOLDS, VARIANCE
+from schemas.gaussian_map import (
+    DUAL,
+    FACTOR,
+    FORMAT,
+    FORMAT_VERSION,
+    MEAN,
+    PRIMAL,
+    RIDGE,
+    SMOOTHING,
+    THRESHOLDS,
+    VARIANCE,
+)
 from schemas.names import storage_name
 from schemas.run import SUCCESS
 from workers.gaussian import DualGaussian, FittedGaussian, Gaussian, PrimalGaussian, uses_dual
@@ -41,8 +52,6 @@ class MapDescription:
         The grid of positions.
     estimator
         The covariance estimator.
-    smoothing
-        Side of the square of positions that log distances are averaged over before they meet the thresholds.
     sixteen_bit_white
         The value of a 16-bit grey image that was shown as white.
     """
@@ -53,7 +62,6 @@ class MapDescription:
     weights_digest: str
     geometry: FeatureGeometry
     estimator: str
-    smoothing: int = 1
     sixteen_bit_white: int = 65535
 
     def to_attributes(self) -> dict[str, Any]:
@@ -67,7 +75,6 @@ class MapDescription:
             "weights_digest": self.weights_digest,
             "geometry": dataclasses.asdict(self.geometry),
             "estimator": self.estimator,
-            "smoothing": self.smoothing,
             "sixteen_bit_white": self.sixteen_bit_white,
         }
 
@@ -83,7 +90,6 @@ class MapDescription:
             weights_digest=str(attributes["weights_digest"]),
             geometry=FeatureGeometry(**attributes["geometry"]),
             estimator=str(attributes["estimator"]),
-            smoothing=int(attributes["smoothing"]),
             sixteen_bit_white=int(attributes["sixteen_bit_white"]),
         )
 
@@ -132,9 +138,21 @@ def write_row(directory: Directory, group: str, row: int, fitted: tuple[FittedGa
     return row
 
 
-def write_thresholds(directory: Directory, group: str, thresholds: NDArray[np.float64]) -> None:
-    """Write a product group's thresholds (rows, columns), which completes its map."""
-    _array(directory.zarr_group(storage_name(group), "r+"), THRESHOLDS)[:] = thresholds
+def write_thresholds(directory: Directory, group: str, thresholds: NDArray[np.float64], *, smoothing: int) -> None:
+    """Write a product group's thresholds, which completes its map.
+
+    Parameters
+    ----------
+    directory, group
+        The map and the product group.
+    thresholds
+        (rows, columns) float64.
+    smoothing
+        Side of the square of positions that log distances are averaged over before they meet the thresholds.
+    """
+    node = directory.zarr_group(storage_name(group), "r+")
+    _array(node, THRESHOLDS)[:] = thresholds
+    node.attrs[SMOOTHING] = smoothing
 
 
 class GaussianMap:
@@ -150,10 +168,11 @@ class GaussianMap:
         The product groups it can score.
     """
 
-    def __init__(self, directory: Directory, description: MapDescription, groups: tuple[str, ...]) -> None:
+    def __init__(self, directory: Directory, description: MapDescription, smoothing: Mapping[str, int]) -> None:
         self.url = directory.url
         self.description = description
-        self.groups = groups
+        self.groups = tuple(sorted(smoothing))
+        self._smoothing = smoothing
         self._directory = directory
         # As many rows as one group has: blocks arrive sorted by group.
         self._cached_rows = lru_cache(maxsize=description.geometry.rows)(self._read_row)
@@ -187,13 +206,13 @@ class GaussianMap:
             )
         try:
             description = MapDescription.from_attributes(dict(root.attrs))
-            groups = tuple(sorted(str(node.attrs["group"]) for _, node in root.groups()))
+            smoothing = {str(node.attrs["group"]): int(str(node.attrs[SMOOTHING])) for _, node in root.groups()}
         except (KeyError, TypeError, ValueError, ValidationError) as error:
             raise GaussianMapError(
                 f"{directory.url} is not a Gaussian map that this version reads (expected {FORMAT} version "
                 f"{FORMAT_VERSION}; {type(error).__name__}: {error}). Use the version of paire that wrote it."
             ) from error
-        return cls(directory, description, groups)
+        return cls(directory, description, smoothing)
 
     def require_group(self, group: str | None) -> str:
         """Return the group to score under; None is the only one there is.
@@ -217,6 +236,10 @@ class GaussianMap:
     def thresholds(self, group: str) -> NDArray[np.float64]:
         """Return the thresholds (rows, columns) float64 of a group."""
         return np.asarray(_array(self._node(group), THRESHOLDS)[:])
+
+    def smoothing(self, group: str) -> int:
+        """Return the side of the square of positions that a group's distances are averaged over before thresholds."""
+        return self._smoothing[group]
 
     def distances(self, group: str, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the Mahalanobis distances of patch features to a group's map.

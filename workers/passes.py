@@ -25,6 +25,8 @@ from workers.threshold import position_threshold
 NORMAL_DEVIATION = 1.4826
 
 RowGaussians = tuple[FittedGaussian, ...]
+# One Moments of one position for each column: columns may be fitted on different images.
+RowMoments = tuple[Moments, ...]
 
 
 class Fit(NamedTuple):
@@ -51,7 +53,7 @@ class ArrayRef:
 
 
 class Segment(NamedTuple):
-    """Images ``start`` to ``stop`` of a group's arrays; ``mask`` (stop - start,) says which of them to use."""
+    """Images ``start`` to ``stop`` of a group's arrays; ``mask`` (stop - start,) says which of them take part."""
 
     start: int
     stop: int
@@ -65,67 +67,134 @@ class RowVerdict(NamedTuple):
     margin: NDArray[np.float64]
 
 
-def accumulate_segment(features: ArrayRef, row: int, segment: Segment) -> Moments:
-    """Return the moments of a segment's fitted images, chunk by chunk in order."""
+def accumulate_segment(
+    features: ArrayRef, row: int, segment: Segment, chosen: NDArray[np.bool_] | None = None
+) -> RowMoments:
+    """Return the moments of a segment's fitted images at one row of positions, chunk by chunk in order.
+
+    Parameters
+    ----------
+    features, row
+        What to read.
+    segment
+        The images, masked to those that are fitted.
+    chosen
+        (segment's images, columns) bool: those fitted at each column; None for the segment's mask at all of them.
+    """
     array = features.open()
-    total = Moments.empty(array.shape[2], array.shape[3])
+    used = segment.mask if chosen is None else chosen
+    total: RowMoments = tuple(Moments.empty(1, array.shape[3]) for _ in range(array.shape[2]))
     for start, values in _chunks(array, row, segment):
-        mask = segment.mask[start - segment.start : start - segment.start + len(values)]
+        mask = used[start - segment.start : start - segment.start + len(values)]
         if mask.any():
-            total = merge(total, _accumulate_columns(values[mask]))
+            total = merge_rows(total, _accumulate_columns(values, mask))
     return total
 
 
-def _accumulate_columns(samples: NDArray[Any]) -> Moments:
-    """Return the moments of samples (images, columns, channels), the columns at once."""
-    parts = map_in_threads(lambda column: accumulate(samples[:, column : column + 1]), range(samples.shape[1]))
-    return Moments(
-        len(samples), np.concatenate([part.mean for part in parts]), np.concatenate([part.scatter for part in parts])
-    )
+def _accumulate_columns(values: NDArray[Any], mask: NDArray[np.bool_]) -> RowMoments:
+    """Return the moments of the masked ones of some features (images, columns, channels), the columns at once."""
+
+    def accumulate_column(column: int) -> Moments:
+        return accumulate(_fitted_at(values, mask, column)[:, np.newaxis])
+
+    return tuple(map_in_threads(accumulate_column, range(values.shape[1])))
 
 
-def fit_row_dual(features: ArrayRef, row: int, segment: Segment, fit: Fit) -> RowGaussians:
-    """Fit one row of positions on the masked images of the segment, no more of them than channels."""
+def merge_rows(left: RowMoments, right: RowMoments) -> RowMoments:
+    """Return the moments of two disjoint sets of images together, column by column."""
+    return tuple(merge(*pair) for pair in zip(left, right, strict=True))
+
+
+def fit_row_dual(
+    features: ArrayRef, row: int, segment: Segment, fit: Fit, chosen: NDArray[np.bool_] | None = None
+) -> RowGaussians:
+    """Fit one row of positions on the masked or chosen images (see `accumulate_segment`), at most one a channel."""
     array = features.open()
-    chosen = [
-        values[mask]
-        for start, values in _chunks(array, row, segment)
-        if (mask := segment.mask[start - segment.start : start - segment.start + len(values)]).any()
-    ]
-    samples = np.concatenate(chosen)
+    used = segment.mask if chosen is None else chosen
+    parts: list[list[NDArray[Any]]] = [[] for _ in range(array.shape[2])]
+    for start, values in _chunks(array, row, segment):
+        mask = used[start - segment.start : start - segment.start + len(values)]
+        for column, part in enumerate(parts):
+            part.append(_fitted_at(values, mask, column))
     return tuple(
         map_in_threads(
-            lambda column: fit_dual(samples[:, column], fit.config, fit.estimator, leaves_one_out=fit.leaves_one_out),
-            range(samples.shape[1]),
+            lambda part: fit_dual(np.concatenate(part), fit.config, fit.estimator, leaves_one_out=fit.leaves_one_out),
+            parts,
         )
     )
 
 
-def fit_row_primal(moments: Moments, fit: Fit, fourth_moments: list[NDArray[np.float64]]) -> RowGaussians:
+def _fitted_at(values: NDArray[Any], mask: NDArray[np.bool_], column: int) -> NDArray[Any]:
+    """Return the features (fitted, channels) at a column; ``mask`` is (images,) or (images, columns)."""
+    fitted: NDArray[Any] = values[mask if mask.ndim == 1 else mask[:, column], column]
+    return fitted
+
+
+def fit_row_primal(moments: RowMoments, fit: Fit, fourth_moments: list[NDArray[np.float64]]) -> RowGaussians:
     """Fit one row of positions from its moments; the segments' fourth moments are empty unless they are needed."""
     fourth = sum(fourth_moments[1:], fourth_moments[0]) if fourth_moments else None
 
     def fit_column(column: int) -> FittedGaussian:
-        here = slice(column, column + 1)
         return fit_primal(
-            Moments(moments.count, moments.mean[here], moments.scatter[here]),
+            moments[column],
             fit.config,
             fit.estimator,
-            fourth_moments=None if fourth is None else fourth[here],
+            fourth_moments=None if fourth is None else fourth[column : column + 1],
             leaves_one_out=fit.leaves_one_out,
         )[0]
 
-    return tuple(map_in_threads(fit_column, range(len(moments.mean))))
+    return tuple(map_in_threads(fit_column, range(len(moments))))
 
 
-def accumulate_fourth(features: ArrayRef, row: int, segment: Segment, moments: Moments) -> NDArray[np.float64]:
+def accumulate_fourth(
+    features: ArrayRef, row: int, segment: Segment, moments: RowMoments, chosen: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
     """Return the sum of |x - mean|^4 (columns,) over a segment's fitted images."""
-    total = np.zeros(len(moments.mean))
+    used = segment.mask if chosen is None else chosen
+    total = np.zeros(len(moments))
     for start, values in _chunks(features.open(), row, segment):
-        used = values[segment.mask[start - segment.start : start - segment.start + len(values)]]
-        centred = used.astype(np.float64) - moments.mean
-        total += (np.einsum("ijk,ijk->ij", centred, centred) ** 2).sum(axis=0)
+        mask = used[start - segment.start : start - segment.start + len(values)]
+        for column, part in enumerate(moments):
+            centred = _fitted_at(values, mask, column).astype(np.float64) - part.mean[0]
+            total[column] += (np.einsum("ij,ij->i", centred, centred) ** 2).sum()
     return total
+
+
+def nearest_images(
+    distances: ArrayRef, row: int, candidates: NDArray[np.bool_], count: int, receipts: list[int]
+) -> NDArray[np.bool_]:
+    """Return which images are nearest at each column of a row, earlier ones first among equals.
+
+    Parameters
+    ----------
+    distances
+        The stored distances, written by the tasks whose receipts are awaited.
+    row
+        The row of positions.
+    candidates
+        (images,) bool: the images to choose among.
+    count
+        How many of them to choose at each column.
+    receipts
+        What `measure_segment` returned for every segment of the row.
+
+    Returns
+    -------
+    ndarray
+        (images, columns) bool.
+    """
+    assert sum(receipts) >= int(candidates.sum())
+    values = np.asarray(distances.open()[:, row])
+    rows = np.flatnonzero(candidates)
+    nearest = rows[np.argsort(values[rows], axis=0, kind="stable")[:count]]
+    chosen = np.zeros(values.shape, bool)
+    np.put_along_axis(chosen, nearest, values=True, axis=0)
+    return chosen
+
+
+def take_images(chosen: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.bool_]:
+    """Return a segment's part (stop - start, columns) of the chosen images (images, columns)."""
+    return chosen[start:stop]
 
 
 def measure_segment(
@@ -149,7 +218,8 @@ def measure_segment(
     segment
         The images, masked to those that take part.
     left_out
-        (segment's images,) bool: fitted images, to be measured without themselves; None measures all as they are.
+        (segment's images,) or (segment's images, columns) bool: fitted images, to be measured without themselves; None
+        measures all as they are.
 
     Returns
     -------
@@ -175,7 +245,9 @@ def _measure_columns(
 
     def measure(column: int) -> NDArray[np.float64]:
         fitted, values = gaussians[column], samples[:, column]
-        return fitted.gaussian.mahalanobis(values) if left_out is None else fitted.leave_one_out(values, left_out)
+        if left_out is None:
+            return fitted.gaussian.mahalanobis(values)
+        return fitted.leave_one_out(values, left_out if left_out.ndim == 1 else left_out[:, column])
 
     return map_in_threads(measure, range(len(gaussians)))
 

@@ -15,8 +15,7 @@ from workers.decode import DecodedImage, decode_image, prepare_pixels
 from workers.extract import ImageRef, extract_block
 from workers.extractor import PatchExtractor, shared_extractor
 from workers.gaussian_map import GaussianMap
-from workers.selection import Evidence, gather_evidence
-from workers.smoothing import smooth
+from workers.selection import gather_evidence
 from workers.storage import read_bytes
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
@@ -139,8 +138,7 @@ def scoring_config(
 def score_features(gaussian_map: GaussianMap, group: str, features: NDArray[Any]) -> Scores:
     """Score patch features (images, rows, columns, channels)."""
     maps = gaussian_map.distances(group, features)
-    smoothed = smooth(maps, gaussian_map.description.smoothing)
-    evidence: Evidence = gather_evidence(smoothed, gaussian_map.thresholds(group))
+    evidence = gather_evidence(maps, gaussian_map.thresholds(group), smoothing=gaussian_map.smoothing(group))
     return Scores(
         anomaly_score=evidence.score,
         margin=evidence.margin,

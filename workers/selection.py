@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.config import TrimConfig
+from workers.smoothing import smooth
 
 # A covariance of fewer samples is no estimate of anything.
 MIN_FITTED = 3
@@ -128,7 +129,7 @@ class Evidence:
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def gather_evidence(distances: NDArray[np.float64], thresholds: NDArray[np.float64]) -> Evidence:
+def gather_evidence(distances: NDArray[np.float64], thresholds: NDArray[np.float64], *, smoothing: int = 1) -> Evidence:
     """Return the evidence of whole distance maps.
 
     Parameters
@@ -137,8 +138,12 @@ def gather_evidence(distances: NDArray[np.float64], thresholds: NDArray[np.float
         (images, rows, columns) float64.
     thresholds
         (rows, columns) float64.
+    smoothing
+        Side of the square of positions that distances are averaged over before they meet the thresholds. The score is
+        the largest distance as it is (paper, section 3.4).
     """
+    smoothed = smooth(distances, smoothing)
     evidence = Evidence.empty(len(distances))
     for row in range(thresholds.shape[0]):
-        evidence = evidence.with_row(row, distances[:, row], thresholds[row])
-    return evidence
+        evidence = evidence.with_row(row, smoothed[:, row], thresholds[row])
+    return replace(evidence, score=distances.max(axis=(1, 2)))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.grow import concentrate, grow
 from pipeline.run import clean
 from pipeline.scoring import score
+from pipeline.trim import AMBIGUOUS, UNCHANGED
 from schemas.config import GaussianConfig, TrimConfig, parse_config
 from schemas.manifest import CLEAN
 from tests.archives import tiny_config, write_parts
@@ -37,20 +38,37 @@ class Synthetic:
             direction = rng.normal(size=channels) @ mixing
             self.features[index, row : row + 3, column : column + 3] += 3.0 * direction
 
-    def score(self, fitted: Mask, _: int) -> NDArray[np.float64]:
+    def score(self, fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> NDArray[np.float64]:
         """Return each image's largest smoothed log distance, fitted ones left out of their fit."""
         flat = self.features.reshape(len(self.features), -1, self.features.shape[-1])
-        config, distances = GaussianConfig(), np.empty(flat.shape[:2])
+        distances = np.empty(flat.shape[:2])
         for position in range(flat.shape[1]):
-            samples = flat[fitted, position]
-            gaussian = (
-                fit_dual(samples, config, "relative-ridge", leaves_one_out=True)
-                if uses_dual(len(samples), flat.shape[2])
-                else fit_primal(accumulate(samples[:, np.newaxis]), config, "relative-ridge", leaves_one_out=True)[0]
-            )
-            distances[:, position] = gaussian.leave_one_out(flat[:, position], fitted)
-        scores: NDArray[np.float64] = np.log(smooth(distances.reshape(-1, *GRID), 3).max(axis=(1, 2)))
+            here = flat[:, position]
+            measured = leave_one_out(here, fitted)
+            if nearest < 1.0:
+                rows = np.flatnonzero(fitted)
+                chosen = np.zeros_like(fitted)
+                count = max(3, round(nearest * len(rows)))
+                chosen[rows[np.argsort(measured[rows], kind="stable")[:count]]] = True
+                measured = leave_one_out(here, chosen)
+            distances[:, position] = measured
+        # The grid is small: squares of 5 x 5 positions would be all of it.
+        side = min(smoothing, 3)
+        scores: NDArray[np.float64] = np.log(smooth(distances.reshape(-1, *GRID), side).max(axis=(1, 2)))
         return scores
+
+    def deviate(self, fitted: Mask, number: int) -> NDArray[np.float64]:
+        return self.score(fitted, number, smoothing=3)
+
+
+def leave_one_out(samples: NDArray[np.float64], fitted: Mask) -> NDArray[np.float64]:
+    config, chosen = GaussianConfig(), samples[fitted]
+    gaussian = (
+        fit_dual(chosen, config, "relative-ridge", leaves_one_out=True)
+        if uses_dual(*chosen.shape)
+        else fit_primal(accumulate(chosen[:, np.newaxis]), config, "relative-ridge", leaves_one_out=True)[0]
+    )
+    return gaussian.leave_one_out(samples, fitted)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1, 0.3])
@@ -65,7 +83,7 @@ def test_nearly_every_clean_image_is_kept_and_no_bad_one_at_any_noise(images: in
 def test_every_clean_image_is_below_the_threshold_and_no_other() -> None:
     group = Synthetic(100, 20, 0.1)
     trimming = grow(group.score, np.ones(100, bool), TrimConfig(strategy="grow"), grid=GRID)
-    scores = group.score(trimming.fitted, 0)
+    scores = group.score(trimming.fitted, 0, smoothing=trimming.smoothing)
     np.testing.assert_array_equal(trimming.clean, scores < np.log(trimming.thresholds[0, 0]))
     assert (trimming.thresholds == trimming.thresholds[0, 0]).all()
     np.testing.assert_array_equal(trimming.history[-1], trimming.clean)
@@ -85,7 +103,7 @@ def test_images_that_take_no_part_are_never_clean() -> None:
     group, measured = Synthetic(60, 12, 0.1), np.arange(60) % 5 != 0
     for trimming in (
         grow(group.score, measured, TrimConfig(), grid=GRID),
-        concentrate(group.score, lambda value: np.full(GRID, value), measured, TrimConfig(), grid=GRID),
+        concentrate(group.deviate, lambda value: np.full(GRID, value), measured, TrimConfig(), grid=GRID),
     ):
         assert not trimming.clean[~measured].any()
 
@@ -97,7 +115,7 @@ def test_a_tiny_group_is_no_error(images: int) -> None:
 
 
 def test_equal_scores_keep_a_half_at_the_start_and_end() -> None:
-    trimming = grow(lambda *_: np.zeros(20), np.ones(20, bool), TrimConfig(), grid=GRID)
+    trimming = grow(lambda *_, **__: np.zeros(20), np.ones(20, bool), TrimConfig(), grid=GRID)
     assert len(trimming.clean) == 20
     assert len(trimming.iterations) <= 3
 
@@ -105,7 +123,7 @@ def test_equal_scores_keep_a_half_at_the_start_and_end() -> None:
 def test_concentration_settles_and_grows() -> None:
     group = Synthetic(150, 20, 0.1)
     trimming = concentrate(
-        group.score,
+        group.deviate,
         lambda value: np.full(GRID, value),
         np.ones(150, bool),
         TrimConfig(deviations=3.0),
@@ -123,8 +141,7 @@ def test_the_manifest_follows_from_the_stored_distances(tmp_path: Path, strategy
     manifest = pd.read_parquet(tmp_path / "run" / "manifest.parquet").sort_values("file_name")
     store = zarr.open_group(str(tmp_path / "run" / "distances" / "all"), mode="r")
     distance, threshold = (np.asarray(store[name]) for name in ("distance", "threshold"))
-    side = 5 if strategy == "grow" else 1
-    margin = (smooth(distance, side) / threshold).max(axis=(1, 2))
+    margin = (smooth(distance, int(str(store.attrs["smoothing"]))) / threshold).max(axis=(1, 2))
     np.testing.assert_allclose(manifest["margin"], margin, rtol=1e-9)
     is_clean = (manifest["decision"] == CLEAN).to_numpy()
     last = pd.read_parquet(tmp_path / "run" / "iterations.parquet").iloc[-1]
@@ -161,3 +178,21 @@ def test_an_estimator_is_part_of_the_published_map(tmp_path: Path, estimator: st
 def test_each_strategy_has_an_estimator_of_its_own(strategy: str, estimator: str) -> None:
     assert parse_config(None, [f"trim.strategy={strategy}"]).estimator() == estimator
     assert parse_config(None, [f"trim.strategy={strategy}", "gaussian.estimator=oas"]).estimator() == "oas"
+
+
+def test_without_a_boundary_only_the_better_half_is_kept() -> None:
+    # Bad scores at all heights: wherever the threshold lies, some are just above it and some just below.
+    rng = np.random.default_rng(4)
+    scores = np.concatenate([rng.gumbel(size=160), np.linspace(0, 10, 40)])
+    trimming = grow(lambda *_, **__: scores, np.ones(200, bool), TrimConfig(strategy="grow"), grid=GRID)
+    assert (trimming.stop_reason, trimming.smoothing) == (AMBIGUOUS, 1)
+    assert trimming.clean.sum() == 100
+    assert scores[trimming.clean].max() < np.log(trimming.thresholds[0, 0]) < scores[~trimming.clean].min()
+
+
+def test_bad_scores_beyond_a_gap_leave_the_boundary_clear() -> None:
+    scores = np.concatenate([np.random.default_rng(4).gumbel(size=160), np.linspace(10, 20, 40)])
+    trimming = grow(lambda *_, **__: scores, np.ones(200, bool), TrimConfig(strategy="grow"), grid=GRID)
+    assert trimming.stop_reason == UNCHANGED
+    assert trimming.clean[:160].sum() >= 155
+    assert not trimming.clean[160:].any()

@@ -15,10 +15,10 @@ from schemas.errors import SourceError
 from schemas.features import FeatureGeometry
 from schemas.names import storage_name
 from tests.archives import tiny_config
-from tests.workers.maps import describe
+from tests.workers.maps import describe, finish, new_map
 from workers.calibration import fit_score_law
 from workers.gaussian import FittedGaussian, fit_dual
-from workers.gaussian_map import GaussianMap
+from workers.gaussian_map import GaussianMap, create_group_map, write_thresholds
 from workers.smoothing import smooth
 from workers.storage import Directory
 from workers.threshold import position_threshold
@@ -69,12 +69,16 @@ def hold_out(
         dtype="float32",
     )
     array[:] = features.astype(np.float32)
+    model = new_map(Directory.at(folder / "run"), describe(GEOMETRY))
+    create_group_map(model, GROUP, GEOMETRY, IMAGES)
+    write_thresholds(model, GROUP, np.ones((ROWS, COLUMNS)), smoothing=config.trim.smoothing)
+    finish(Directory.at(folder / "run"))
     holdout = fit_holdout(
         GROUP,
         *masks,
         features=store,
         scratch=Directory.at(folder / "scratch"),
-        description=describe(GEOMETRY),
+        published=GaussianMap.open(model.url),
         config=config,
         cluster=cluster,
         reporter=Reporter(),

@@ -36,13 +36,15 @@ def write_group(
     geometry: FeatureGeometry,
     samples: NDArray[np.floating],
     thresholds: NDArray[np.float64],
+    *,
+    smoothing: int = 1,
 ) -> list[tuple[Gaussian, ...]]:
     """Fit a product group on samples (images, rows, columns, channels) and write it; returns its Gaussians by row."""
     create_group_map(model, group, geometry, len(samples))
     rows = [fit_row(samples[:, row]) for row in range(geometry.rows)]
     for row, gaussians in enumerate(rows):
         assert write_row(model, group, row, gaussians) == row
-    write_thresholds(model, group, thresholds)
+    write_thresholds(model, group, thresholds, smoothing=smoothing)
     return [tuple(fitted.gaussian for fitted in row) for row in rows]
 
 

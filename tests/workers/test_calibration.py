@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.calibration import fit_score_law, gumbel_quantile
+from workers.calibration import ScoreLaw, count_borderline, fit_score_law, gumbel_quantile
 
 
 def test_the_law_of_gumbel_scores_is_recovered() -> None:
@@ -40,3 +40,28 @@ def test_a_smaller_rate_is_a_higher_threshold(one: float, other: float) -> None:
 
 def test_the_median_of_the_standard_law() -> None:
     assert gumbel_quantile(0.5) == pytest.approx(0.36651292)
+
+
+@pytest.mark.parametrize("score", [-1.0, 0.0, 2.5])
+def test_exceedance_is_the_inverse_of_the_threshold(score: float) -> None:
+    law = ScoreLaw(0.3, 0.7)
+    assert law.threshold(law.exceedance(score)) == pytest.approx(score)
+
+
+def test_a_law_without_spread_exceeds_only_what_lies_below_it() -> None:
+    law = fit_score_law(np.full(9, 2.0))
+    assert (law.exceedance(1.9), law.exceedance(2.0), law.exceedance(2.1)) == (1.0, 0.0, 0.0)
+
+
+def test_clean_scores_alone_have_no_borderline_images_too_many() -> None:
+    scores = np.random.default_rng(5).gumbel(size=100_000)
+    assert abs(count_borderline(ScoreLaw(0.0, 1.0), scores, 0.02)) < 200
+
+
+def test_anomalies_just_above_the_threshold_are_counted_and_far_ones_are_not() -> None:
+    scores, law = np.random.default_rng(6).gumbel(size=10_000), ScoreLaw(0.0, 1.0)
+    threshold = law.threshold(0.02)
+    alone = count_borderline(law, scores, 0.02)
+    near, far = np.full(300, threshold + 0.5), np.full(300, 3 * threshold)
+    assert count_borderline(law, np.concatenate([scores, near]), 0.02) == pytest.approx(alone + 300)
+    assert count_borderline(law, np.concatenate([scores, far]), 0.02) == pytest.approx(alone)

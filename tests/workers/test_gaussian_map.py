@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from schemas.config import FeaturesConfig, parse_config
 from schemas.errors import GaussianMapError
 from schemas.features import FeatureGeometry
+from schemas.names import storage_name
 from tests.workers.maps import ESTIMATOR, RIDGE, describe, finish, new_map, write_group
 from workers import gaussian_map as module
 from workers.gaussian import Gaussian
@@ -241,7 +242,6 @@ def test_the_map_of_an_unfinished_run_is_an_error_that_says_what_to_do(tmp_path:
         {"geometry": None},
         {"features": {"colour": "red"}},
         {"features": {"image_size": "large"}},
-        {"smoothing": "small"},
     ],
     ids=str,
 )
@@ -250,6 +250,12 @@ def test_a_map_of_a_foreign_format_is_an_error_that_says_what_was_expected(
 ) -> None:
     model = published(Directory.at(tmp_path), GROUP)
     model.zarr_group("", "r+").attrs.update(change)
+    assert "expected paire-gaussian-map version 1" in refusal(model.url)
+
+
+def test_a_group_without_a_readable_smoothing_is_an_error(tmp_path: Path) -> None:
+    model = published(Directory.at(tmp_path), GROUP)
+    model.zarr_group(storage_name(GROUP), "r+").attrs["smoothing"] = "small"
     assert "expected paire-gaussian-map version 1" in refusal(model.url)
 
 

@@ -14,17 +14,21 @@ from numpy.typing import NDArray
 
 from schemas.config import GaussianConfig, TrimConfig
 from schemas.features import CHUNK_IMAGES
-from workers.gaussian import fit_dual
-from workers.moments import accumulate, finalize, merge
+from workers.gaussian import fit_dual, fit_primal
+from workers.moments import accumulate, finalize
 from workers.passes import (
     ArrayRef,
     Fit,
+    RowMoments,
     Segment,
     accumulate_segment,
     fit_row_dual,
     fit_row_primal,
     judge_row,
     measure_segment,
+    merge_rows,
+    nearest_images,
+    take_images,
 )
 from workers.selection import margins
 from workers.storage import Directory
@@ -73,6 +77,10 @@ def stored(reference: ArrayRef) -> NDArray[Any]:
     return np.asarray(reference.open()[:])
 
 
+def row_moments(samples: NDArray[np.floating]) -> RowMoments:
+    return tuple(accumulate(samples[:, column : column + 1]) for column in range(samples.shape[1]))
+
+
 @given(
     seed=st.integers(0, 1000), cuts=st.lists(st.sampled_from([1, 100, 255, 256, 257, 511, 512, 513, 699]), max_size=4)
 )
@@ -81,19 +89,55 @@ def test_moments_of_segments_merged_in_order_equal_numpy_cov(
     features: ArrayRef, values: NDArray[np.float16], seed: int, cuts: list[int]
 ) -> None:
     mask = some(seed)
-    moments = reduce(merge, [accumulate_segment(features, ROW, segment) for segment in segments(mask, cuts)])
-    assert moments.count == mask.sum()
-    mean, covariance = finalize(moments)
-    for column in range(COLUMNS):
+    moments = reduce(merge_rows, [accumulate_segment(features, ROW, segment) for segment in segments(mask, cuts)])
+    assert len(moments) == COLUMNS
+    for column, part in enumerate(moments):
+        assert part.count == mask.sum()
+        mean, covariance = finalize(part)
         chosen = values[mask, ROW, column].astype(np.float64)
-        np.testing.assert_allclose(mean[column], chosen.mean(axis=0), rtol=1e-12)
-        np.testing.assert_allclose(covariance[column], np.cov(chosen, rowvar=False), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(mean[0], chosen.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(covariance[0], np.cov(chosen, rowvar=False), rtol=1e-10, atol=1e-12)
 
 
 def test_a_segment_without_chosen_images_has_the_moments_of_no_samples(features: ArrayRef) -> None:
     moments = accumulate_segment(features, ROW, Segment(200, 600, np.zeros(400, bool)))
-    assert moments.count == 0
-    assert moments.mean.shape == (COLUMNS, CHANNELS)
+    assert [part.count for part in moments] == [0] * COLUMNS
+    assert {part.mean.shape for part in moments} == {(1, CHANNELS)}
+
+
+def test_columns_can_be_fitted_on_images_of_their_own(
+    features: ArrayRef, distances: ArrayRef, values: NDArray[np.float16]
+) -> None:
+    chosen = np.random.default_rng(6).permuted(np.arange(IMAGES * COLUMNS).reshape(IMAGES, COLUMNS) % 2 == 0, axis=0)
+    mask = np.ones(IMAGES, bool)
+    parts = [
+        accumulate_segment(features, ROW, segment, take_images(chosen, segment.start, segment.stop))
+        for segment in segments(mask, [300])
+    ]
+    primal = fit_row_primal(reduce(merge_rows, parts), FIT, [])
+    measure_segment(primal, features, distances, ROW, Segment(0, IMAGES, mask), chosen)
+    measured = stored(distances)[:, ROW]
+    few = chosen & (np.cumsum(chosen, axis=0) <= CHANNELS)
+    dual = fit_row_dual(features, ROW, Segment(0, IMAGES, mask), FIT, few)
+    for column in range(COLUMNS):
+        here = values[:, ROW, column]
+        own = fit_primal(accumulate(here[chosen[:, column], np.newaxis]), FIT.config, FIT.estimator)[0]
+        np.testing.assert_allclose(measured[:, column], own.leave_one_out(here, chosen[:, column]), rtol=1e-9)
+        own = fit_dual(here[few[:, column]], FIT.config, FIT.estimator)
+        np.testing.assert_array_equal(dual[column].gaussian.mahalanobis(here), own.gaussian.mahalanobis(here))
+
+
+def test_the_nearest_images_are_those_of_the_smallest_distances_among_the_candidates(distances: ArrayRef) -> None:
+    rng = np.random.default_rng(2)
+    written = rng.random((IMAGES, COLUMNS)).round(2)  # with ties
+    candidates = some(3)
+    written[~candidates] = np.nan
+    distances.open("r+")[:, ROW] = written
+    chosen = nearest_images(distances, ROW, candidates, 100, [int(candidates.sum())])
+    assert not chosen[~candidates].any()
+    for column in range(COLUMNS):
+        order = sorted(np.flatnonzero(candidates), key=lambda image, c=column: (written[image, c], image))
+        np.testing.assert_array_equal(np.flatnonzero(chosen[:, column]), sorted(order[:100]))
 
 
 def test_a_row_is_fitted_in_the_dual_form_across_chunks(features: ArrayRef, values: NDArray[np.float16]) -> None:
@@ -110,7 +154,7 @@ def test_a_row_is_fitted_in_the_dual_form_across_chunks(features: ArrayRef, valu
 
 def test_a_row_is_fitted_in_the_primal_form_from_its_moments(features: ArrayRef, values: NDArray[np.float16]) -> None:
     mask = some(1)
-    moments = reduce(merge, [accumulate_segment(features, ROW, segment) for segment in segments(mask, [300])])
+    moments = reduce(merge_rows, [accumulate_segment(features, ROW, segment) for segment in segments(mask, [300])])
     for column, fitted in enumerate(fit_row_primal(moments, FIT, [])):
         chosen = values[mask, ROW, column].astype(np.float64)
         precision = np.linalg.inv(np.cov(chosen, rowvar=False) + 1e-6 * np.eye(CHANNELS))
@@ -127,7 +171,7 @@ def test_distances_are_those_of_the_chosen_images_and_nan_elsewhere(
     features: ArrayRef, distances: ArrayRef, values: NDArray[np.float16], cuts: list[int]
 ) -> None:
     mask = some(2)
-    gaussians = fit_row_primal(accumulate(values[mask, ROW]), FIT, [])
+    gaussians = fit_row_primal(row_moments(values[mask, ROW]), FIT, [])
     receipts = [measure_segment(gaussians, features, distances, ROW, segment) for segment in segments(mask, cuts)]
     assert sum(receipts) == mask.sum()
     written = stored(distances)
@@ -140,7 +184,7 @@ def test_distances_are_those_of_the_chosen_images_and_nan_elsewhere(
 def test_measuring_a_segment_writes_its_row_and_its_images_only(
     features: ArrayRef, distances: ArrayRef, values: NDArray[np.float16]
 ) -> None:
-    gaussians = fit_row_primal(accumulate(values[:, ROW]), FIT, [])
+    gaussians = fit_row_primal(row_moments(values[:, ROW]), FIT, [])
     measure_segment(gaussians, features, distances, ROW, Segment(200, 300, np.ones(100, bool)))
     written = stored(distances)
     assert (written[:, 0] == -1).all()
@@ -152,7 +196,7 @@ def test_measuring_a_segment_writes_its_row_and_its_images_only(
 def test_a_segment_without_chosen_images_is_written_as_nan(
     features: ArrayRef, distances: ArrayRef, values: NDArray[np.float16]
 ) -> None:
-    gaussians = fit_row_primal(accumulate(values[:, ROW]), FIT, [])
+    gaussians = fit_row_primal(row_moments(values[:, ROW]), FIT, [])
     assert measure_segment(gaussians, features, distances, ROW, Segment(0, 300, np.zeros(300, bool))) == 0
     assert np.isnan(stored(distances)[:300, ROW]).all()
 
@@ -162,7 +206,7 @@ def test_measuring_again_replaces_what_an_earlier_pass_wrote(
 ) -> None:
     everything = Segment(0, IMAGES, np.ones(IMAGES, bool))
     for fitted in (values[:50, ROW], values[50:100, ROW]):
-        gaussians = fit_row_primal(accumulate(fitted), FIT, [])
+        gaussians = fit_row_primal(row_moments(fitted), FIT, [])
         measure_segment(gaussians, features, distances, ROW, everything)
     np.testing.assert_allclose(
         stored(distances)[:, ROW, 0], gaussians[0].gaussian.mahalanobis(values[:, ROW, 0]), rtol=1e-12

@@ -1,0 +1,190 @@
+"""What the breakdown guard looks at, as Dask tasks: a group's final clean set under a fit of its own, whatever chose it.
+
+The distances that decided are no measure of contamination: those of the paper's rule jump between fitted images and
+others by construction. So the final clean set is fitted once more, with the covariance estimator of the strategy
+`grow`, all images are measured, the fitted ones without themselves, and scored as `grow` scores them. That is one pass,
+into an array that is removed again. The driver holds one number for each image, and no more than a sample's Gram matrix
+besides.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from distributed import Future
+from numpy.typing import NDArray
+
+from pipeline.cluster import Cluster
+from pipeline.progress import Phase
+from pipeline.statistics import GroupStatistics
+from pipeline.tasks import TaskWindow
+from pipeline.trim import Mask, Trimming
+from schemas.config import Config
+from schemas.features import FeatureGeometry
+from schemas.names import storage_name
+from schemas.run import DISTANCE, DISTANCES, EXAMINATION
+from workers.contamination import MIN_SCORES, Contamination, estimate_contamination
+from workers.guard import Exclusions, Finding, count_segment, examine, excuse_small_groups
+from workers.passes import ArrayRef, Segment
+from workers.storage import Directory
+from workers.structure import MIN_SAMPLE, Structure, describe_structure, gram_row, sample_images
+
+# The estimator of `grow`, whose scores the law of clean images was studied on.
+ESTIMATOR = "relative-ridge"
+
+# The guard speaks of the law's upper tail, above its median and lower quartile by far. Whoever asks a strategy to
+# reject more than this has its result examined at this rate.
+LARGEST_RATE = 0.1
+
+# Digits of a share in the ledger: one image in ten thousand.
+SHARE_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What the breakdown guard found of one group.
+
+    Attributes
+    ----------
+    contamination
+        The estimate; None where too few images are clean for any.
+    findings
+        Those that stop first; empty for a group that can be trusted.
+    """
+
+    contamination: Contamination | None
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the group's part of the ledger, JSON-ready."""
+        found, shares = self.contamination, None
+        if found is not None:
+            shares = {name: round(getattr(found, name), SHARE_DIGITS) for name in ("share", "lower", "upper")}
+        return {"contamination": shares, "findings": [dataclasses.asdict(finding) for finding in self.findings]}
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Examines the groups of a run.
+
+    Attributes
+    ----------
+    cluster
+        Where to compute.
+    run
+        The run directory; holds the distances that decided.
+    features
+        The feature store.
+    geometry
+        The grid of positions.
+    config
+        The configuration of the run.
+    """
+
+    cluster: Cluster
+    run: Directory
+    features: Directory
+    geometry: FeatureGeometry
+    config: Config
+
+    def examine(self, group: str, measured: Mask, trimming: Trimming, *, phase: Phase) -> Examination:
+        """Examine how one group came out; the distances that decided are left as they are.
+
+        Parameters
+        ----------
+        group
+            Product group.
+        measured
+            (images,) bool: the images that take part.
+        trimming
+            How its clean set came out.
+        phase
+            Counts rows of positions.
+        """
+        rate = _rate(self.config)
+        contamination = None
+        if int(trimming.clean.sum()) >= MIN_SCORES:
+            scores = self._score(group, measured, trimming.clean, phase)
+            contamination = estimate_contamination(scores, trimming.clean, false_reject=rate)
+        findings = examine(
+            contamination,
+            self._count_exclusions(group, measured, trimming),
+            self._structure(group, measured, trimming.clean),
+            kept=int(trimming.clean.sum()),
+            false_reject=rate,
+            min_clean_fraction=self.config.trim.min_clean_fraction,
+        )
+        return Examination(contamination, findings)
+
+    def _score(self, group: str, measured: Mask, clean: Mask, phase: Phase) -> NDArray[np.float64]:
+        """Return the scores (images,) of all images under a fit on the clean ones."""
+        gaussian = self.config.gaussian.model_copy(update={"estimator": ESTIMATOR})
+        config = self.config.model_copy(update={"gaussian": gaussian})
+        scratch = self.run / EXAMINATION
+        statistics = GroupStatistics(self.cluster, group, measured, self.geometry, config, self.features, scratch)
+        scores = statistics.score(clean, smoothing=config.trim.smoothing, phase=phase)
+        self.run.remove(EXAMINATION)
+        return scores
+
+    def _count_exclusions(self, group: str, measured: Mask, trimming: Trimming) -> Exclusions:
+        """Count what the thresholds exclude of the distances that decided."""
+        distances, window = ArrayRef(self.run / DISTANCES / storage_name(group), "", DISTANCE), self._window()
+        size = self.config.gaussian.segment_images
+        parts: list[Exclusions] = window.gather(
+            [
+                window.submit(
+                    count_segment,
+                    distances,
+                    Segment(start, min(start + size, len(measured)), measured[start : start + size]),
+                    trimming.thresholds,
+                    smoothing=trimming.smoothing,
+                )
+                for start in range(0, len(measured), size)
+            ]
+        )
+        return sum(parts[1:], parts[0])
+
+    def _structure(self, group: str, measured: Mask, clean: Mask) -> Structure | None:
+        """Describe a sample of the images; None where they are too few."""
+        if int(measured.sum()) < MIN_SAMPLE:
+            return None
+        features, sample, window = ArrayRef(self.features, "", storage_name(group)), sample_images(measured), self._window()
+        total: Future | None = None
+        for row in range(self.geometry.rows):
+            products = window.submit(gram_row, features, row, sample)
+            # Added on the workers, row by row in order: one matrix comes back, and always the same.
+            total = products if total is None else window.submit(operator.add, total, products)
+        assert total is not None
+        return describe_structure(window.gather([total])[0], clean[sample])
+
+    def _window(self) -> TaskWindow:
+        return TaskWindow(self.cluster.client, self.cluster.workers)
+
+
+def weigh_small_groups(
+    examinations: Mapping[str, Examination], images: Mapping[str, int], config: Config
+) -> dict[str, Examination]:
+    """Return the examinations of all groups of a run, small groups excused where they are a small part of it.
+
+    Parameters
+    ----------
+    examinations
+        Group to what was found of it.
+    images
+        Group to how many images take part.
+    config
+        The configuration of the run.
+    """
+    findings = {group: examination.findings for group, examination in examinations.items()}
+    excused = excuse_small_groups(findings, images, false_reject=_rate(config))
+    return {
+        group: dataclasses.replace(examination, findings=excused[group]) for group, examination in examinations.items()
+    }
+
+
+def _rate(config: Config) -> float:
+    """Return the rate of false rejects that the guard reckons with."""
+    return min(config.trim.target_false_reject, LARGEST_RATE)

@@ -1,0 +1,71 @@
+"""The study held against the command: the same dirty set cleaned by the whole `paire clean`, on files, by Dask."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from pipeline.recut import recut
+from pipeline.run import clean
+from schemas.manifest import CLEAN
+from schemas.run import MANIFEST
+from tests.studies.cleaning.dirty_sets import DirtySet
+from tests.studies.cleaning.images import GramFile
+from tests.studies.cleaning.judge import clean_digests
+from tests.studies.cleaning.methods import Method
+
+# Threads of this process: a study is no place for a cluster.
+_CLUSTER = ("cluster.workers=1", "cluster.processes=false", "cluster.threads_per_worker=2")
+
+
+class Agreement(NamedTuple):
+    """How many images the command and the study keep of a dirty set, and how many only one of them."""
+
+    strategy: str
+    images: int
+    command: int
+    study: int
+    only_command: int
+    only_study: int
+
+
+def compare_with_command(
+    dirty: DirtySet, gram: GramFile, strategies: Sequence[str], base: Sequence[str], folder: Path
+) -> Iterator[Agreement]:
+    """Yield one agreement for each strategy: the first is cleaned from the images, the others are recut.
+
+    Parameters
+    ----------
+    dirty
+        The set; its files are where its lists say.
+    gram
+        Of its images.
+    strategies
+        Which.
+    base
+        The settings of the features.
+    folder
+        For the run.
+    """
+    run = str(folder / "run")
+    for number, strategy in enumerate(strategies):
+        config = Method(strategy).config([*base, *_CLUSTER])
+        url = recut(run, config).run if number else clean(str(dirty.train_list), run, config).run
+        kept, own = _kept(url), clean_digests(dirty, gram, config)
+        yield Agreement(
+            strategy, len(dirty.train.distinct().digests), len(kept), len(own), len(kept - own), len(own - kept)
+        )
+
+
+def agreement_table(agreements: Sequence[Agreement]) -> str:
+    """Return them as a Markdown table."""
+    lines = ["| strategy | images | kept by the command | by the study | only by the command | only by the study |"]
+    lines.append("|---|---|---|---|---|---|")
+    lines += ["| " + " | ".join(map(str, one)) + " |" for one in agreements]
+    return "\n".join(lines)
+
+
+def _kept(run: str) -> set[str]:
+    manifest = pd.read_parquet(f"{run.removeprefix('file://')}/{MANIFEST}")
+    return set(manifest.loc[manifest["decision"] == CLEAN, "content_sha256"])

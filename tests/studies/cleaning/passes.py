@@ -1,0 +1,125 @@
+"""The production strategies on an archive in memory: each gets the passes it asks for from Gram matrices.
+
+The strategies themselves, thresholds, selection, smoothing and calibration are the packages' own; only where a pass
+of `pipeline.statistics` would run Dask tasks over stored features, this computes the same distances here.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.grow import concentrate, grow
+from pipeline.trim import Mask, Trimming, trim
+from schemas.config import Config
+from tests.studies.cleaning.gram import Fitting, Gram, Rows
+from workers.passes import NORMAL_DEVIATION
+from workers.selection import margins
+from workers.smoothing import smooth
+from workers.threshold import position_threshold
+
+Array = NDArray[np.float64]
+
+
+class Pass(NamedTuple):
+    """What `pipeline.trim.trim` needs to know of a pass: thresholds (rows, columns) and margin (images,)."""
+
+    thresholds: Array
+    margin: Array
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Images to be cleaned, no two of them the same.
+
+    Attributes
+    ----------
+    gram
+        The inner products of these images and others.
+    rows
+        (images,) int64: where these are in it.
+    grid
+        Rows and columns of positions.
+    """
+
+    gram: Gram
+    rows: Rows
+    grid: tuple[int, int]
+
+    def clean(self, config: Config) -> Trimming:
+        """Find the clean set by the configured strategy."""
+        passes = _Passes(self, config)
+        everything = np.ones(len(self.rows), dtype=bool)
+        if config.trim.strategy == "grow":
+            return grow(passes.score, everything, config.trim, grid=self.grid)
+        if config.trim.strategy == "concentrate":
+            return concentrate(passes.robust_score, passes.thresholds_at, everything, config.trim, grid=self.grid)
+        return trim(passes.measure, everything, config.trim)
+
+    def map_distances(self, clean: Mask, images: Rows, config: Config) -> Array:
+        """Return the distances (images, rows, columns) of images under the map published for a clean set.
+
+        Parameters
+        ----------
+        clean
+            (images of the archive,) bool: the images to fit on.
+        images
+            (m,) int64: rows of the images to measure.
+        config
+            Holds the covariance estimator.
+        """
+        fitting = Fitting(config.gaussian, config.estimator())
+        distances = self.gram.distances(self.rows[clean], images, fitting)
+        return distances.reshape(len(images), *self.grid)
+
+
+class _Passes:
+    """The passes over one archive under one configuration; keeps the distances of the last one."""
+
+    def __init__(self, archive: Archive, config: Config) -> None:
+        self._archive, self._config = archive, config
+        self._distances = np.empty((len(archive.rows), *archive.grid))
+
+    def measure(self, fitted: Mask, number: int) -> Pass:
+        """Run one pass of the paper's."""
+        distances = self._measure(fitted, leaves_one_out=False)
+        options, count = self._config.trim, int(fitted.sum())
+        thresholds = np.array(
+            [position_threshold(column, options, fitted=count, is_first=number == 1) for column in distances.T]
+        )
+        return Pass(thresholds.reshape(self._archive.grid), margins(distances, thresholds).max(axis=1))
+
+    def score(self, fitted: Mask, number: int) -> Array:
+        """Return each image's largest smoothed log distance, as `workers.passes.score_segment` has it."""
+        self._measure(fitted, leaves_one_out=True)
+        scores: Array = np.log(smooth(self._distances, self._config.smoothing()).max(axis=(1, 2)))
+        return scores
+
+    def robust_score(self, fitted: Mask, number: int) -> Array:
+        """Return each image's largest log distance in robust deviations, as `workers.passes.score_row` has it."""
+        self._measure(fitted, leaves_one_out=True)
+        median, spread = self._standardisation()
+        scores: Array = ((np.log(self._distances) - median) / spread).max(axis=(1, 2))
+        return scores
+
+    def thresholds_at(self, score: float) -> Array:
+        """Return the distances (rows, columns) at which `robust_score` gives a score in the last pass."""
+        median, spread = self._standardisation()
+        thresholds: Array = np.exp(median + score * spread)
+        return thresholds
+
+    def _measure(self, fitted: Mask, *, leaves_one_out: bool) -> Array:
+        """Return the distances (images, positions)."""
+        rows = self._archive.rows
+        fitting = Fitting(self._config.gaussian, self._config.estimator(), leaves_one_out)
+        distances = self._archive.gram.distances(rows[fitted], rows, fitting)
+        self._distances = distances.reshape(self._distances.shape)
+        return distances
+
+    def _standardisation(self) -> tuple[Array, Array]:
+        """Return the median and the robust deviation of the log distances at each position."""
+        logs = np.log(self._distances)
+        median = np.median(logs, axis=0)
+        spread = NORMAL_DEVIATION * np.median(np.abs(logs - median), axis=0)
+        return median, np.maximum(spread, np.finfo(np.float64).eps)

@@ -1,0 +1,233 @@
+"""The breakdown guard: every condition on a constructed case, silence on groups that can be trusted."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from schemas.config import TrimConfig
+from workers.calibration import ScoreLaw, fit_score_law
+from workers.contamination import Contamination, estimate_contamination
+from workers.guard import (
+    Exclusions,
+    Finding,
+    count_exclusions,
+    examine,
+    false_reject_range,
+    near_half,
+    positions_disagree,
+    several_kinds,
+    too_few,
+    unaligned,
+)
+from workers.structure import Structure, describe_structure, gram
+from workers.threshold import position_threshold
+
+NO_EXCLUSIONS = Exclusions(200, np.zeros((4, 4), np.int64), 0)
+
+
+def contaminated(share: float, lower: float, upper: float) -> Contamination:
+    return Contamination(share, lower, upper, 200, ScoreLaw(0.0, 1.0))
+
+
+def structured(**changes: float) -> Structure:
+    """Return an unsuspicious structure with some figures changed."""
+    usual = {"images": 200, "leading": 3, "share": 0.3, "kurtosis": 1.0, "tightness": 0.64, "between": 0.1}
+    return Structure(**{**usual, "minority": 0.5, "kept_minority": 0.5, **changes})  # type: ignore[arg-type]
+
+
+def conditions(findings: tuple[Finding, ...]) -> list[str]:
+    return [finding.condition for finding in findings]
+
+
+def judge(scores: NDArray[np.float64], clean: NDArray[np.bool_], structure: Structure | None = None) -> list[str]:
+    found = examine(
+        estimate_contamination(scores, clean),
+        Exclusions(len(scores), np.zeros((4, 4), np.int64), int((~clean).sum())),
+        structure,
+        kept=int(clean.sum()),
+        false_reject=0.02,
+        min_clean_fraction=0.1,
+    )
+    return conditions(found)
+
+
+@pytest.mark.parametrize(("share", "is_found"), [(0.0, False), (0.15, False), (0.3, False), (0.45, True), (0.6, True)])
+def test_contamination_near_half_is_found_and_less_is_not(share: float, is_found: bool) -> None:
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        bad = round(share * 200)
+        scores = np.concatenate([rng.gumbel(3, 0.15, 200 - bad), rng.uniform(4, 6, bad)])
+        assert judge(scores, np.arange(200) < 200 - bad) == (["contamination"] if is_found else [])
+
+
+def test_the_sentence_on_contamination_names_estimate_interval_limit_and_remedy() -> None:
+    found = near_half(contaminated(0.44, 0.37, 0.53))
+    assert found is not None
+    assert found.stops
+    for part in ("44%", "37% to 53%", "below 40%", "--group-by"):
+        assert part in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("share", "upper", "stops"), [(0.39, 0.49, None), (0.39, 0.5, False), (0.4, 0.45, True), (0.4, 0.6, True)]
+)
+def test_an_estimate_near_half_stops_and_a_wide_interval_warns(share: float, upper: float, stops: bool | None) -> None:
+    found = near_half(contaminated(share, 0.3, upper))
+    assert (found and found.stops) == stops
+
+
+def test_an_interval_without_a_law_is_left_to_the_condition_on_the_number_of_images() -> None:
+    assert near_half(Contamination(0.0, 0.0, 1.0, 3, None)) is None
+
+
+def trimmed_positions(distances: NDArray[np.float64]) -> Exclusions:
+    """Return what the paper's thresholds exclude at each position."""
+    flat = distances.reshape(len(distances), -1)
+    thresholds = [position_threshold(column, TrimConfig(), fitted=100, is_first=False) for column in flat.T]
+    return count_exclusions(distances, np.array(thresholds).reshape(distances.shape[1:]), smoothing=1)
+
+
+def spoilt(images: int, per_position: int, *, same: bool) -> NDArray[np.float64]:
+    """Return distances (images, 10, 10) where each position has some far ones, of the same images or of any."""
+    rng = np.random.default_rng(0)
+    distances = rng.normal(15, 0.5, (images, 10, 10))
+    for row, column in np.ndindex(10, 10):
+        chosen = np.arange(per_position) if same else rng.choice(images, per_position, replace=False)
+        distances[chosen, row, column] = rng.uniform(100, 400, per_position)
+    return distances
+
+
+def test_positions_that_exclude_other_images_each_disagree() -> None:
+    exclusions = trimmed_positions(spoilt(200, 10, same=False))
+    found = positions_disagree(exclusions, min_clean_fraction=0.1)
+    assert found is not None
+    assert found.stops
+    assert "median position excludes 5%" in found.sentence
+    assert "--set trim.strategy=grow" in found.sentence
+
+
+def test_positions_that_exclude_the_same_images_agree() -> None:
+    exclusions = trimmed_positions(spoilt(200, 10, same=True))
+    assert exclusions.by_any == 10
+    assert positions_disagree(exclusions, min_clean_fraction=0.1) is None
+
+
+def test_images_that_every_position_excludes_are_contamination_and_no_disagreement() -> None:
+    everywhere = Exclusions(100, np.full((4, 4), 95), 95)
+    assert positions_disagree(everywhere, min_clean_fraction=0.1) is None
+
+
+def test_exclusions_of_segments_add_up() -> None:
+    distances = np.random.default_rng(1).gamma(3, size=(50, 6, 6))
+    thresholds = np.full((6, 6), 3.5)
+    thresholds[0, 0] = np.inf
+    whole = count_exclusions(distances, thresholds, smoothing=3)
+    parts = count_exclusions(distances[:20], thresholds, smoothing=3) + count_exclusions(
+        distances[20:], thresholds, smoothing=3
+    )
+    np.testing.assert_array_equal(parts.by_position, whole.by_position)
+    assert (parts.images, parts.by_any) == (whole.images, whole.by_any)
+    assert whole.by_any > 0
+    assert whole.by_position[0, 0] == 0
+
+
+def test_no_images_exclude_nothing() -> None:
+    assert positions_disagree(Exclusions(0, np.zeros((2, 2), np.int64), 0), min_clean_fraction=0.1) is None
+
+
+@pytest.mark.parametrize(
+    ("minority", "kept_minority", "stops"),
+    [(0.4, 0.4, True), (0.2, 0.0, True), (0.15, 0.0, False), (0.15, 0.1, True), (0.05, 0.0, None)],
+)
+def test_a_second_kind_stops_when_it_is_large_or_kept(
+    minority: float, kept_minority: float, stops: bool | None
+) -> None:
+    found = several_kinds(
+        structured(leading=1, share=0.9, tightness=0.98, between=0.88, minority=minority, kept_minority=kept_minority)
+    )
+    assert (found and found.stops) == stops
+
+
+@pytest.mark.parametrize("changes", [{"tightness": 0.76, "between": 0.6}, {"tightness": 0.98, "between": 0.4}])
+def test_drift_and_a_small_difference_are_no_two_kinds(changes: dict[str, float]) -> None:
+    assert several_kinds(structured(leading=1, share=0.8, **changes)) is None
+
+
+@pytest.mark.parametrize(
+    ("share", "kurtosis", "is_found"), [(0.7, 0.05, True), (0.7, 0.4, False), (0.3, 0.05, False), (0.7, 1.0, False)]
+)
+def test_a_ring_that_carries_the_variance_is_found(share: float, kurtosis: float, is_found: bool) -> None:
+    found = unaligned(structured(leading=2, share=share, kurtosis=kurtosis))
+    assert (found is not None) == is_found
+
+
+def test_parts_turned_freely_are_found_from_their_features() -> None:
+    rng = np.random.default_rng(2)
+    angle = rng.uniform(0, 2 * np.pi, 100)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    values = np.einsum("nk,kpc->npc", circle, rng.normal(size=(2, 9, 8))) + 0.2 * rng.normal(size=(100, 9, 8))
+    structure = describe_structure(gram(values), np.ones(100, bool))
+    assert judge(rng.gumbel(3, 0.1, 100), np.ones(100, bool), structure) == ["poses"]
+
+
+def test_two_products_are_named_once() -> None:
+    values = np.random.default_rng(3).normal(size=(100, 9, 8))
+    values[::2] += 5
+    structure = describe_structure(gram(values), np.ones(100, bool))
+    assert judge(np.random.default_rng(3).gumbel(3, 0.1, 100), np.ones(100, bool), structure) == ["kinds"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_defects_and_drift_are_left_in_peace(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    clean = np.arange(150) < 120
+    values = rng.normal(size=(150, 16, 8)) + 2.0 * np.linspace(-1, 1, 150)[rng.permutation(150), None, None]
+    values[~clean, rng.integers(0, 16, 30)] += 8 * rng.normal(size=(30, 8))
+    scores = np.where(clean, rng.gumbel(3, 0.1, 150), rng.uniform(4, 6, 150))
+    assert judge(scores, clean, describe_structure(gram(values), clean)) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "stops"), [(5, True), (19, True), (20, False), (38, False), (39, None), (200, None)]
+)
+def test_few_clean_images_stop_then_warn_then_suffice(images: int, stops: bool | None) -> None:
+    found = too_few(images, false_reject=0.02)
+    assert (found and found.stops) == stops
+
+
+def test_the_sentence_on_few_images_says_how_many_are_needed_and_that_many_suffice() -> None:
+    found = too_few(12, false_reject=0.02)
+    assert found is not None
+    needed = int(found.sentence.split("; ")[1].split()[0])
+    enough = too_few(needed, false_reject=0.02)
+    assert enough is None or not enough.stops
+
+
+@pytest.mark.parametrize("images", [50, 400])
+def test_the_range_of_the_rate_is_that_of_simulated_laws(images: int) -> None:
+    rng = np.random.default_rng(4)
+    laws = [fit_score_law(rng.gumbel(size=images)) for _ in range(2000)]
+    # In the tail the rate falls as exp(-threshold).
+    spread = np.std([law.threshold(0.02) for law in laws])
+    assert np.log(false_reject_range(images, 0.02)) == pytest.approx(1.96 * spread, rel=0.15)
+
+
+def test_too_few_images_are_not_called_contaminated_as_well() -> None:
+    found = examine(contaminated(0.2, 0.0, 0.6), NO_EXCLUSIONS, None, kept=8, false_reject=0.02, min_clean_fraction=0.1)
+    assert conditions(found) == ["images"]
+
+
+def test_what_stops_comes_first() -> None:
+    found = examine(
+        contaminated(0.5, 0.4, 0.6), NO_EXCLUSIONS, None, kept=30, false_reject=0.02, min_clean_fraction=0.1
+    )
+    assert [(finding.condition, finding.stops) for finding in found] == [("contamination", True), ("images", False)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 10_000), st.integers(1, 10_000), st.floats(0.001, 0.2))
+def test_more_images_know_the_rate_better(one: int, other: int, false_reject: float) -> None:
+    few, many = sorted((one, other))
+    assert false_reject_range(many, false_reject) <= false_reject_range(few, false_reject)
