@@ -1,10 +1,10 @@
-"""What the breakdown guard looks at, as Dask tasks: a group's final clean set under a fit of its own, whatever chose it.
+"""What the breakdown guard looks at, as Dask tasks: a final clean set under a fit of its own, whatever chose it.
 
 The distances that decided are no measure of contamination: those of the paper's rule jump between fitted images and
 others by construction. So the final clean set is fitted once more, with the covariance estimator of the strategy
-`grow`, all images are measured, the fitted ones without themselves, and scored as `grow` scores them. That is one pass,
-into an array that is removed again. The driver holds one number for each image, and no more than a sample's Gram matrix
-besides.
+`grow`, all images are measured, the fitted ones without themselves, and scored as `grow` scores them: one pass, or two
+(see `workers.contamination.fit_and_estimate`), into an array that is removed again. The driver holds one number for
+each image, and a sample's Gram matrix besides.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from distributed import Future
 from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster
-from pipeline.progress import Phase
+from pipeline.progress import Reporter
 from pipeline.statistics import GroupStatistics
 from pipeline.tasks import TaskWindow
 from pipeline.trim import Mask, Trimming
@@ -26,7 +26,7 @@ from schemas.config import Config
 from schemas.features import FeatureGeometry
 from schemas.names import storage_name
 from schemas.run import DISTANCE, DISTANCES, EXAMINATION
-from workers.contamination import MIN_SCORES, Contamination, estimate_contamination
+from workers.contamination import Contamination, fit_and_estimate
 from workers.guard import Exclusions, Finding, count_segment, examine, excuse_small_groups
 from workers.passes import ArrayRef, Segment
 from workers.storage import Directory
@@ -35,9 +35,9 @@ from workers.structure import MIN_SAMPLE, Structure, describe_structure, gram_ro
 # The estimator of `grow`, whose scores the law of clean images was studied on.
 ESTIMATOR = "relative-ridge"
 
-# The guard speaks of the law's upper tail, above its median and lower quartile by far. Whoever asks a strategy to
-# reject more than this has its result examined at this rate.
-LARGEST_RATE = 0.1
+# The rate of false rejects that estimate and limits were studied at, whatever a strategy is asked for: at a larger one
+# the contamination is taken for the law's tail, at a smaller one fewer images stand for more.
+RATE = 0.02
 
 # Digits of a share in the ledger: one image in ten thousand.
 SHARE_DIGITS = 4
@@ -82,6 +82,8 @@ class Examiner:
         The grid of positions.
     config
         The configuration of the run.
+    reporter
+        Shows progress.
     """
 
     cluster: Cluster
@@ -89,8 +91,9 @@ class Examiner:
     features: Directory
     geometry: FeatureGeometry
     config: Config
+    reporter: Reporter
 
-    def examine(self, group: str, measured: Mask, trimming: Trimming, *, phase: Phase) -> Examination:
+    def examine(self, group: str, measured: Mask, trimming: Trimming) -> Examination:
         """Examine how one group came out; the distances that decided are left as they are.
 
         Parameters
@@ -101,33 +104,32 @@ class Examiner:
             (images,) bool: the images that take part.
         trimming
             How its clean set came out.
-        phase
-            Counts rows of positions.
         """
-        rate = _rate(self.config)
-        contamination = None
-        if int(trimming.clean.sum()) >= MIN_SCORES:
-            scores = self._score(group, measured, trimming.clean, phase)
-            contamination = estimate_contamination(scores, trimming.clean, false_reject=rate)
+        contamination = self._estimate(group, measured, trimming.clean)
         findings = examine(
             contamination,
             self._count_exclusions(group, measured, trimming),
             self._structure(group, measured, trimming.clean),
             kept=int(trimming.clean.sum()),
-            false_reject=rate,
+            false_reject=RATE,
             min_clean_fraction=self.config.trim.min_clean_fraction,
         )
         return Examination(contamination, findings)
 
-    def _score(self, group: str, measured: Mask, clean: Mask, phase: Phase) -> NDArray[np.float64]:
-        """Return the scores (images,) of all images under a fit on the clean ones."""
+    def _estimate(self, group: str, measured: Mask, clean: Mask) -> Contamination | None:
+        """Estimate the contamination under fits of the guard's own."""
         gaussian = self.config.gaussian.model_copy(update={"estimator": ESTIMATOR})
         config = self.config.model_copy(update={"gaussian": gaussian})
         scratch = self.run / EXAMINATION
         statistics = GroupStatistics(self.cluster, group, measured, self.geometry, config, self.features, scratch)
-        scores = statistics.score(clean, smoothing=config.trim.smoothing, phase=phase)
+
+        def score(fitted: Mask) -> NDArray[np.float64]:
+            with self.reporter.phase(f"{group}: examine", self.geometry.rows, "rows", brief=True) as phase:
+                return statistics.score(fitted, smoothing=config.trim.smoothing, phase=phase)
+
+        contamination = fit_and_estimate(score, clean, false_reject=RATE)
         self.run.remove(EXAMINATION)
-        return scores
+        return contamination
 
     def _count_exclusions(self, group: str, measured: Mask, trimming: Trimming) -> Exclusions:
         """Count what the thresholds exclude of the distances that decided."""
@@ -151,7 +153,8 @@ class Examiner:
         """Describe a sample of the images; None where they are too few."""
         if int(measured.sum()) < MIN_SAMPLE:
             return None
-        features, sample, window = ArrayRef(self.features, "", storage_name(group)), sample_images(measured), self._window()
+        features, sample = ArrayRef(self.features, "", storage_name(group)), sample_images(measured)
+        window = self._window()
         total: Future | None = None
         for row in range(self.geometry.rows):
             products = window.submit(gram_row, features, row, sample)
@@ -164,9 +167,7 @@ class Examiner:
         return TaskWindow(self.cluster.client, self.cluster.workers)
 
 
-def weigh_small_groups(
-    examinations: Mapping[str, Examination], images: Mapping[str, int], config: Config
-) -> dict[str, Examination]:
+def weigh_small_groups(examinations: Mapping[str, Examination], images: Mapping[str, int]) -> dict[str, Examination]:
     """Return the examinations of all groups of a run, small groups excused where they are a small part of it.
 
     Parameters
@@ -175,16 +176,9 @@ def weigh_small_groups(
         Group to what was found of it.
     images
         Group to how many images take part.
-    config
-        The configuration of the run.
     """
     findings = {group: examination.findings for group, examination in examinations.items()}
-    excused = excuse_small_groups(findings, images, false_reject=_rate(config))
+    excused = excuse_small_groups(findings, images)
     return {
         group: dataclasses.replace(examination, findings=excused[group]) for group, examination in examinations.items()
     }
-
-
-def _rate(config: Config) -> float:
-    """Return the rate of false rejects that the guard reckons with."""
-    return min(config.trim.target_false_reject, LARGEST_RATE)

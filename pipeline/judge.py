@@ -178,9 +178,8 @@ class Judge:
 
     def _examine(self, group: str, measured: Mask, trimming: Trimming) -> Examination:
         """Let the breakdown guard look at how a group came out."""
-        examiner = Examiner(self.cluster, self.run, self.features, self.geometry, self.config)
-        with self._rows_phase(f"{group}: examine") as phase:
-            examination = examiner.examine(group, measured, trimming, phase=phase)
+        examiner = Examiner(self.cluster, self.run, self.features, self.geometry, self.config, self.reporter)
+        examination = examiner.examine(group, measured, trimming)
         for finding in examination.findings:
             logger.warning("%s: %s", group, finding.sentence)
         return examination
@@ -198,7 +197,6 @@ class Judge:
         examinations = weigh_small_groups(
             {group: ending.examination for group, ending in endings.items()},
             {group: int(ending.verdict.census.measured.sum()) for group, ending in endings.items()},
-            self.config,
         )
         ledger = build_ledger(
             manifest,

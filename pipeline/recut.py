@@ -24,7 +24,7 @@ from pipeline.release import conclude, reconsider, release
 from pipeline.versions import claim_version, find_version, list_versions, version_of
 from schemas import run as layout
 from schemas.changes import count_changes, find_changes
-from schemas.config import Config, flatten
+from schemas.config import Config, GuardConfig, flatten
 from schemas.errors import ConfigError, SourceError
 from schemas.run import RunRecord
 from workers.storage import Directory
@@ -88,15 +88,18 @@ def recut(
 
     Raises
     ------
+    UntrustworthyError
+        As for `clean`, of the version.
     PaireError
-        Whatever the user can mend; see ``schemas.errors``. Nothing has been written then but an unfinished version.
+        Whatever else the user can mend; see ``schemas.errors``. Nothing has been written then but an unfinished
+        version.
     """
     reporter = reporter or Reporter()
     base = _open_base(run)
     config = recut_config(base, wanted)
     before = _manifest_of(base, against)
     record = new_record(base.record.source, base.catalog, config, base.record.weights_digest)
-    version, was_done = _find(base, record)
+    version, was_done = _find(base, record, config.guard)
     if was_done:
         directory = version_of(base.directory, version)
         logger.info("%s has these settings already; nothing to do", directory.url)
@@ -105,9 +108,7 @@ def recut(
         record = dataclasses.replace(record, base=base.record.run_id)
         version = version or claim_version(base.directory, record)
         directory = version_of(base.directory, version)
-        was_done = reconsider(directory, read_record(directory), config.guard) is not None
-        if not was_done:
-            _judge_anew(base, config, directory, before, against, scheduler, reporter)
+        _judge_anew(base, config, directory, before, against, scheduler, reporter)
     _, summary = _compare(before, directory, against)
     return RecutResult(
         run=directory.url,
@@ -179,12 +180,15 @@ def _manifest_of(base: FinishedRun, number: int) -> pd.DataFrame:
     return read_table(directory, layout.MANIFEST)
 
 
-def _find(base: FinishedRun, record: RunRecord) -> tuple[int, bool]:
+def _find(base: FinishedRun, record: RunRecord, guard: GuardConfig) -> tuple[int, bool]:
     """Return the version that a job is, 0 for the run itself or none yet, and whether it is finished."""
     if not base.record.differences(record):
         return 0, True
     number = find_version(base.directory, dataclasses.replace(record, base=base.record.run_id)) or 0
-    return number, bool(number) and version_of(base.directory, number).exists(layout.SUCCESS)
+    if not number:
+        return 0, False
+    version = version_of(base.directory, number)
+    return number, version.exists(layout.SUCCESS) or reconsider(version, read_record(version), guard) is not None
 
 
 def _judge_anew(

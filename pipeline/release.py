@@ -43,9 +43,7 @@ def conclude(run: Directory, record: RunRecord, ledger: Mapping[str, Any], guard
     state = layout.UNTRUSTWORTHY if refused else layout.DONE
     is_accepted = bool(found) and not refused
     if is_accepted:
-        logger.warning(
-            "%d of %d groups are not to be trusted, which is accepted", len(found), len(ledger["groups"])
-        )
+        logger.warning("%d of %d groups are not to be trusted, which is accepted", len(found), len(ledger["groups"]))
     write_record(run, dataclasses.replace(record, state=state, accepted_untrustworthy=is_accepted))
     if not refused:
         logger.info("published %s", run.url)

@@ -123,7 +123,7 @@ class TrimConfig(_Section):
         "paire",
         description="How the clean set is found: the paper's (`paire`) and its ablations (`trim-once`: one pass; "
         "`none`: keep all, as PaDiM), `concentrate` (half sample, growth by robust deviations), `grow` (half sample, "
-        "generous growth, pruning at `target_false_reject`).",
+        "generous growth, pruning at `target_false_reject`; only the half where no threshold would be pure).",
     )
     alpha: float = Field(0.05, gt=0, lt=1, description="Window length as a share of N (Eq. 8).")
     beta: float = Field(3.0, gt=0, description="Window length over window step (Eq. 9).")
@@ -274,7 +274,8 @@ def reference() -> str:
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for section, key, field in _options():
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-        shown = "not set" if default in (None, "") else f"`{str(default).lower() if default is True else default}`"
+        written = str(default).lower() if isinstance(default, bool) else default
+        shown = "not set" if written in (None, "") else f"`{written}`"
         rows.append(f"| `{section}.{key}` | {shown} | {field.description} |")
     return "\n".join(rows) + "\n"
 

@@ -28,7 +28,11 @@ COLUMNS = (
     Column("margin", pa.float64(), "largest distance / threshold over all positions; 1 or more is beyond a threshold"),
     Column("worst_row", pa.int16(), "row of the position with the largest margin (largest distance where all are 0)"),
     Column("worst_col", pa.int16(), "column of that position"),
-    Column("distance", pa.float64(), "Mahalanobis distance at that position"),
+    Column(
+        "distance",
+        pa.float64(),
+        "Mahalanobis distance at that position; under strategy `grow` the geometric mean over its neighbourhood",
+    ),
     Column("threshold", pa.float64(), "threshold at that position; infinite where no image was trimmed"),
     Column("bbox_x", pa.int32(), "left edge of that patch in pixels of the original image"),
     Column("bbox_y", pa.int32(), "top edge"),

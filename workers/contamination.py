@@ -6,6 +6,7 @@ What lies beyond, more than the law itself would put there, is contamination (St
 scores under the law and lambda the rate of false rejects).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,7 @@ TAIL_FACTOR = 2.0
 _MEDIAN, _QUARTILE = gumbel_quantile(0.5), gumbel_quantile(0.25)
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,48 @@ class Contamination:
     law: ScoreLaw | None
 
 
+def fit_and_estimate(
+    score: Callable[[Mask], Array], clean: Mask, *, false_reject: float = 0.02
+) -> Contamination | None:
+    """Estimate the share of contamination, whatever strategy chose the clean set.
+
+    A cautious clean set, such as half of the good images, leaves the other half far off in the directions that its fit
+    lacks. So all that follows the law of the scores under that fit is fitted in turn, where it is another set, and the
+    estimate is made from the scores under this second fit. It is fitted on the better half of the images at least: a
+    clean set of a tenth may leave all others beyond its law, and that a half is good is supposed of any archive.
+
+    Parameters
+    ----------
+    score
+        Fits on some images (images,) bool and scores all, as `estimate_contamination` expects.
+    clean
+        (images,) bool: the final clean set.
+    false_reject
+        As for `estimate_contamination`.
+
+    Returns
+    -------
+    Contamination or None
+        None where too few images are clean for any estimate.
+    """
+    if int(clean.sum()) < MIN_SCORES:
+        return None
+    scores = score(clean)
+    found = estimate_contamination(scores, clean, false_reject=false_reject)
+    assert found.law is not None
+    # A score that is NaN is below no threshold.
+    following = scores < found.law.threshold(false_reject)
+    half = max(MIN_SCORES, found.images // 2)
+    if int(following.sum()) < half:
+        following = np.zeros_like(clean)
+        following[np.argsort(scores, kind="stable")[:half]] = True
+    if (following == clean).all():
+        return found
+    return estimate_contamination(score(following), following, false_reject=false_reject)
+
+
 def estimate_contamination(
-    scores: Array, clean: NDArray[np.bool_], *, false_reject: float = 0.02, seed: int = SEED
+    scores: Array, clean: Mask, *, false_reject: float = 0.02, seed: int = SEED
 ) -> Contamination:
     """Estimate the share of contamination from the scores under the final fit.
 

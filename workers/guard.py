@@ -2,8 +2,8 @@
 
 Every strategy supposes one product in one pose, mostly good, in enough images. Where that does not hold it still
 returns a manifest, and nothing in the manifest shows it. Each condition here looks at one of these suppositions; its
-limits are round numbers with a reason. A finding that stops calls the result untrustworthy;
-one that does not is a warning.
+limits are round numbers with a reason. A finding that stops calls the result untrustworthy; one that does not is a
+warning.
 """
 
 import math
@@ -258,6 +258,15 @@ def _images_for(factor: float, false_reject: float) -> int:
     return math.floor((math.log(false_reject_range(1, false_reject)) / math.log(factor)) ** 2) + 1
 
 
+def _few_images(images: int, kept: int, false_reject: float) -> Finding | None:
+    """Find that too few are clean; that stops only where the group itself is too small.
+
+    A cautious strategy keeps little of a good group. What it keeps is good, and how much there is everyone can see.
+    """
+    few, group = too_few(kept, false_reject=false_reject), too_few(images, false_reject=false_reject)
+    return few and replace(few, stops=group is not None and group.stops)
+
+
 def examine(
     contamination: Contamination | None,
     exclusions: Exclusions,
@@ -282,11 +291,13 @@ def examine(
     false_reject, min_clean_fraction
         The options ``trim.target_false_reject`` and ``trim.min_clean_fraction``.
     """
-    few = too_few(kept, false_reject=false_reject)
+    few = _few_images(exclusions.images, kept, false_reject)
+    if few is not None and few.stops:
+        # Of so few, what positions and scores say is chance: that is one reason, not several.
+        return (few,)
     candidates = (
         few,
-        # Too few images also leave the interval open up to a half: that is one reason, not two.
-        None if contamination is None or (few is not None and few.stops) else near_half(contamination),
+        near_half(contamination) if contamination is not None else None,
         positions_disagree(exclusions, min_clean_fraction=min_clean_fraction),
         # Two even kinds also lie at one distance from their mean: said once, by the better name.
         several_kinds(structure) or unaligned(structure),
@@ -306,15 +317,14 @@ def not_judged(reason: str) -> Finding:
 
 
 def excuse_small_groups(
-    findings: Mapping[str, Sequence[Finding]], images: Mapping[str, int], *, false_reject: float
+    findings: Mapping[str, Sequence[Finding]], images: Mapping[str, int]
 ) -> dict[str, tuple[Finding, ...]]:
-    """Let too few images in small groups only warn, where those groups hold at most a tenth of all images.
+    """Let too few images only warn, where the groups that have too few hold at most a tenth of all images.
 
     Every other condition says that something is wrong with a group, and that what is kept of it can not be used. That
     a group is small says nothing bad of its images, and where nearly all that is kept comes from groups that are large
     enough, a model trained on it hardly notices. Where it does not, or the only group is small, there is no result to
-    speak of. Small is a group when the half of its images, which is kept of a good one by any strategy, is too few; a
-    larger one of which too few are kept has another trouble and is not excused.
+    speak of.
 
     Parameters
     ----------
@@ -322,15 +332,14 @@ def excuse_small_groups(
         Group to all that was found of it.
     images
         Group to how many images take part.
-    false_reject
-        As for `too_few`.
     """
-    small = {group for group, found in findings.items() if any(one.condition == "images" for one in found)}
-    small = {group for group in small if (few := too_few(images[group] // 2, false_reject=false_reject)) and few.stops}
+    small = {
+        group for group, found in findings.items() if any(one.condition == "images" and one.stops for one in found)
+    }
     held, total = sum(images[group] for group in small), sum(images.values())
-    excused = small if total and held <= SMALL_GROUPS * total else set()
+    is_excused = total > 0 and held <= SMALL_GROUPS * total
     return {
-        group: _stopping_first(_excuse(one) if group in excused else one for one in found)
+        group: _stopping_first(_excuse(one) if is_excused else one for one in found)
         for group, found in findings.items()
     }
 

@@ -19,7 +19,14 @@ from distributed import LocalCluster
 
 import pipeline.run
 from pipeline.cli import main
-from schemas.errors import EXIT_CONFLICT, EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_UNREADABLE, EXIT_USAGE
+from schemas.errors import (
+    EXIT_CONFLICT,
+    EXIT_INTERRUPTED,
+    EXIT_UNEXPECTED,
+    EXIT_UNREADABLE,
+    EXIT_UNTRUSTWORTHY,
+    EXIT_USAGE,
+)
 from tests.archives import part_pixels, png, tiny_config, write_parts
 from tests.pipeline.loggers import restored_loggers
 
@@ -342,6 +349,27 @@ def test_too_many_unreadable_files_end_with_3(config_file: Path, tmp_path: Path,
     ended = here("clean", tmp_path / "archive", "--out", tmp_path / "run", "--config", config_file, "--quiet")
     assert ended.code == EXIT_UNREADABLE == 3
     assert "'two\\nlines.png'" in ended.error
+
+
+def test_a_result_that_is_not_to_be_trusted_ends_with_4_until_it_is_accepted(
+    archive: Path, config_file: Path, tmp_path: Path, here: Here
+) -> None:
+    command = ("clean", archive, "--out", tmp_path / "run", "--config", config_file, "--quiet")
+    guarded = (*command, "--set", "guard.accept_untrustworthy=false")
+    for _ in range(2):
+        ended = here(*guarded)
+        assert ended.code == EXIT_UNTRUSTWORTHY == 4
+        assert "group 'all': " in ended.error
+        assert "--accept-untrustworthy" in ended.error
+        assert not (tmp_path / "run" / "_SUCCESS").exists()
+    accepted = here(*guarded, "--accept-untrustworthy", "--json")
+    assert (accepted.code, accepted.err) == (0, "")
+    assert json.loads(accepted.out)["was_done"]
+    assert json.loads(accepted.out)["ledger"]["groups"]["all"]["findings"]
+    assert (tmp_path / "run" / "_SUCCESS").exists()
+    recut = ("recut", tmp_path / "run", "--set", "trim.strategy=none", "--quiet")
+    assert here(*recut).code == EXIT_UNTRUSTWORTHY
+    assert here(*recut, "--accept-untrustworthy").code == 0
 
 
 @pytest.mark.parametrize(

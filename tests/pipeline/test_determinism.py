@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.run import clean
-from schemas.run import DISTANCES, FEATURES, ITERATIONS, MANIFEST, MODEL
+from schemas.run import DISTANCES, FEATURES, ITERATIONS, LEDGER, MANIFEST, MODEL
 from tests.archives import tiny_config, write_parts
 from tests.pipeline.test_against_reference import Recorded, planted, run_passes
 
@@ -111,6 +111,7 @@ def test_two_worker_processes_write_the_manifest_that_one_writes(
     config = tiny_config(*SETTINGS, "input.group_by={line}/*")
     clean(str(archive), str(tmp_path / "run"), config, scheduler=two_processes.client.scheduler.address)
     pd.testing.assert_frame_equal(manifest_of(tmp_path / "run"), manifest_of(first_run), check_exact=True)
+    assert (tmp_path / "run" / LEDGER).read_bytes() == (first_run / LEDGER).read_bytes()
     for part in (FEATURES, DISTANCES, MODEL):
         found, expected = arrays(tmp_path / "run", part), arrays(first_run, part)
         assert found.keys() == expected.keys()

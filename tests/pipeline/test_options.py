@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from rich.table import Table
 
 from pipeline.cli import cli
-from pipeline.options import Computing, Output, computes, groups_by_path, speaks
+from pipeline.options import Computing, Output, computes, groups_by_path, may_accept, speaks
 from schemas.errors import ConfigError
 from tests.pipeline.loggers import restored_loggers
 
@@ -25,11 +25,13 @@ def loggers() -> Iterator[None]:
 @click.command()
 @click.argument("name")
 @groups_by_path
+@may_accept
 @computes
 @speaks
-def probe(name: str, group_by: str | None, computing: Computing, output: Output) -> None:
+def probe(name: str, group_by: str | None, accept_untrustworthy: bool, computing: Computing, output: Output) -> None:
     """Show what a command is given."""
-    config = computing.config(defaults=["trim.eta=2.1", "trim.tau=1.5"], group_by=group_by)
+    defaults = ["trim.eta=2.1", "trim.tau=1.5"]
+    config = computing.config(defaults=defaults, group_by=group_by, accept_untrustworthy=accept_untrustworthy)
     result: dict[str, Any] = {"name": name, "scheduler": computing.scheduler, **config.model_dump(mode="json")}
     table = Table("a column for people")
     table.add_row(name)
@@ -53,6 +55,14 @@ def test_settings_go_before_the_commands_own_defaults_and_those_before_the_file(
 def test_the_group_template_goes_before_a_setting() -> None:
     assert given("x", "--set", "input.group_by={a}/*", "--group-by", "{b}/*")["input"]["group_by"] == "{b}/*"
     assert given("x", "--set", "input.group_by={a}/*")["input"]["group_by"] == "{a}/*"
+
+
+@pytest.mark.parametrize("setting", ["true", "false"])
+def test_accepting_by_option_goes_before_a_setting(setting: str) -> None:
+    settings = ("--set", f"guard.accept_untrustworthy={setting}")
+    assert given("x", *settings, "--accept-untrustworthy")["guard"]["accept_untrustworthy"]
+    assert given("x", *settings)["guard"]["accept_untrustworthy"] == (setting == "true")
+    assert not given("x")["guard"]["accept_untrustworthy"]
 
 
 def test_arguments_of_the_command_itself_and_the_scheduler_arrive() -> None:

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from pipeline.run import CleanResult, clean
 from pipeline.scoring import score
 from schemas.config import parse_config
+from schemas.errors import UntrustworthyError
 
 DEFECTS = ("broken_large", "broken_small", "contamination")
 CLUSTER = (
@@ -19,6 +20,9 @@ CLUSTER = (
     "cluster.threads_per_worker=2",
     "cluster.processes=false",
 )
+
+# The paper's rule keeps a tenth of so small an archive, which the breakdown guard rightly refuses.
+ACCEPT = "guard.accept_untrustworthy=true"
 
 # No slope ratio reaches this tau, so that nothing is trimmed and the map is fitted on everything.
 NO_TRIMMING = "trim.tau=1e12"
@@ -77,8 +81,9 @@ def auroc(run: CleanResult, source: str, defective: Sequence[Path], out: Path) -
 def test_planted_defects_are_found_and_the_map_is_better_for_it(shared: Path, bottles: Bottles, tmp_path: Path) -> None:
     archive = index(tmp_path / "archive.csv", [*bottles.good, *bottles.planted])
     new = index(tmp_path / "new.csv", [*bottles.test_good, *bottles.test_defective])
-    trimmed = clean(archive, str(tmp_path / "run"), parse_config(None, (*features(shared), *CLUSTER)))
-    untrimmed = clean(archive, str(tmp_path / "all"), parse_config(None, (*features(shared), *CLUSTER, NO_TRIMMING)))
+    settings = (*features(shared), *CLUSTER, ACCEPT)
+    trimmed = clean(archive, str(tmp_path / "run"), parse_config(None, settings))
+    untrimmed = clean(archive, str(tmp_path / "all"), parse_config(None, (*settings, NO_TRIMMING)))
 
     manifest = pd.read_parquet(tmp_path / "run" / "manifest.parquet")
     total = trimmed.ledger["total"]
@@ -93,3 +98,18 @@ def test_planted_defects_are_found_and_the_map_is_better_for_it(shared: Path, bo
     with_trimming = auroc(trimmed, new, bottles.test_defective, tmp_path / "trimmed scores")
     without = auroc(untrimmed, new, bottles.test_defective, tmp_path / "untrimmed scores")
     assert with_trimming >= without
+
+
+def test_a_real_archive_with_defects_is_trusted_and_one_mixed_with_another_product_is_not(
+    shared: Path, bottles: Bottles, tmp_path: Path
+) -> None:
+    config = parse_config(None, (*features(shared), *CLUSTER, "trim.strategy=grow"))
+    entry = clean(
+        index(tmp_path / "dirty.csv", [*bottles.good, *bottles.planted]), str(tmp_path / "dirty"), config
+    ).ledger["groups"]["all"]
+    assert entry["findings"] == []
+    assert entry["contamination"]["lower"] <= 6 / 66 <= entry["contamination"]["upper"]
+    plates = sorted((shared / "data" / "kolektor_sdd" / "images").glob("*.jpg"))[:30]
+    assert len(plates) == 30
+    with pytest.raises(UntrustworthyError, match="two kinds"):
+        clean(index(tmp_path / "mixed.csv", [*bottles.good, *plates]), str(tmp_path / "mixed"), config)

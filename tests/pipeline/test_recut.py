@@ -20,7 +20,7 @@ from pipeline.run import clean
 from pipeline.scoring import score
 from schemas import changes as changes_table
 from schemas.config import parse_config
-from schemas.errors import ConfigError, SourceError
+from schemas.errors import ConfigError, SourceError, UntrustworthyError
 from tests.archives import part_pixels, png, tiny_config, write_parts
 from workers.storage import Directory
 
@@ -29,6 +29,7 @@ GROUPS = "input.group_by={line}/*"
 BASE = ("features.pool_kernel=16", "features.pool_stride=16", GROUPS)
 ETA = "trim.eta=1.2"  # low: more positions trim than with the default
 NONE = "trim.strategy=none"
+ACCEPT = "guard.accept_untrustworthy=true"  # tiny groups
 
 ALL_OF_A_VERSION = {
     "run.json",
@@ -71,7 +72,7 @@ def manifest(run: Path) -> pd.DataFrame:
 
 
 def recut_to(run: Path, *settings: str, against: int = 0) -> RecutResult:
-    return recut(str(run), parse_config(None, settings), against=against)
+    return recut(str(run), parse_config(None, (*settings, ACCEPT)), against=against)
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,7 @@ def test_the_log_of_a_version_is_its_own(recutted: tuple[Path, RecutResult]) -> 
     _, result = recutted
     lines = [json.loads(line) for line in (Path(result.run) / "log.jsonl").read_text().splitlines()]
     assert any("pass 1" in line["message"] for line in lines)
-    assert lines[-1]["message"].startswith("compared with")
+    assert [line["message"].split()[0] for line in lines[-3:]] == ["compared", "3", "published"]
 
 
 def test_a_version_is_scored_and_evaluated_like_a_run(
@@ -304,7 +305,7 @@ def test_the_settings_of_a_version_are_done_already(recutted: tuple[Path, RecutR
 
 def test_settings_are_laid_over_those_of_the_run(cleaned: Path, archive: Path, tmp_path: Path) -> None:
     clean(str(archive), str(tmp_path / "run"), tiny_config(*BASE, "trim.tau=1.1", "gaussian.ridge=0.001"))
-    result = recut(str(tmp_path / "run"), parse_config("trim: {eta: 9}", ["trim.eta=1.2"]))
+    result = recut(str(tmp_path / "run"), parse_config("trim: {eta: 9}", ["trim.eta=1.2", ACCEPT]))
     found = parse_config((Path(result.run) / "config.yaml").read_text())
     assert found == tiny_config(*BASE, "trim.tau=1.1", "gaussian.ridge=0.001", "trim.eta=1.2")
 
@@ -378,3 +379,36 @@ def test_a_version_is_recut_through_its_run_and_starts_from_its_options(recutted
         recut_to(Path(first.run), "trim.tau=1.1")
     advised = Path(str(caught.value).split("--config ")[1].rstrip("."))
     assert recut(str(run), parse_config(advised.read_text())).version == first.version
+
+
+# --- versions that are not to be trusted
+
+
+def test_who_accepted_the_run_has_not_accepted_the_version(run: Path, recutted: tuple[Path, RecutResult]) -> None:
+    refused = parse_config(None, [ETA])
+    with pytest.raises(UntrustworthyError, match=r"recuts/0001 is not published: 3 of 3 groups"):
+        recut(str(run), refused)
+    version = run / "recuts" / "0001"
+    assert {path.name for path in version.iterdir()} == ALL_OF_A_VERSION - {"_SUCCESS"}
+    assert json.loads((version / "run.json").read_text())["state"] == "untrustworthy"
+    assert json.loads((version / "ledger.json").read_text()) == recutted[1].ledger
+    with pytest.raises(ConfigError, match="no finished version"):
+        recut(str(run), parse_config(None, [NONE]), against=1)
+
+
+def test_an_untrustworthy_version_is_refused_again_or_published_without_judging(
+    run: Path, recutted: tuple[Path, RecutResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UntrustworthyError):
+        recut(str(run), parse_config(None, [ETA]))
+    before = digests(run)
+    shutil.rmtree(run / "features")
+    monkeypatch.setattr(pipeline.recut, "Judge", None)  # not to be called
+    with pytest.raises(UntrustworthyError):
+        recut(str(run), parse_config(None, [ETA]))
+    accepted = recut_to(run, ETA)
+    assert (accepted.was_done, accepted.version, accepted.changes) == (True, 1, recutted[1].changes)
+    after = {name: digest for name, digest in digests(run).items() if before.get(name) != digest}
+    assert set(after) == {"recuts/0001/run.json", "recuts/0001/_SUCCESS"}
+    record = json.loads((run / "recuts" / "0001" / "run.json").read_text())
+    assert (record["state"], record["accepted_untrustworthy"]) == ("done", True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +39,11 @@ from schemas.errors import (
     RunConflictError,
     SourceError,
     UnreadableBudgetError,
+    UntrustworthyError,
 )
 from schemas.names import sample_id, storage_name
 from tests import reference
-from tests.archives import part_pixels, png, tiny_config, write_parts
+from tests.archives import other_pixels, part_pixels, png, tiny_config, write_parts
 from workers.gaussian_map import GaussianMap
 
 ALL_OF_A_RUN = {
@@ -465,6 +467,140 @@ def test_an_unfinished_run_scores_nothing(archive: Path, tmp_path: Path, monkeyp
         quick_run_on(archive, tmp_path / "run")
     with pytest.raises(GaussianMapError, match="not finished"):
         score(str(tmp_path / "run" / "model"), str(archive), str(tmp_path / "scores"), config())
+
+
+# --- results that are not to be trusted
+
+GUARDED = "guard.accept_untrustworthy=false"
+GROW = "trim.strategy=grow"
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an archive of two products in one group."""
+    source = tmp_path_factory.mktemp("mixed") / "archive"
+    write_parts(source, 30)
+    for number in range(30):
+        (source / f"other_{number:02d}.png").write_bytes(png(other_pixels(number)))
+    return source
+
+
+@pytest.fixture(scope="module")
+def refused(mixed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return the directory of a run that was not published, not to be changed, and the error it ended with."""
+    out = tmp_path_factory.mktemp("refused") / "run"
+    with pytest.raises(UntrustworthyError) as caught:
+        quick_run_on(mixed, out, GUARDED)
+    return out, str(caught.value)
+
+
+def state_of(run: Path) -> tuple[str, bool]:
+    record = json.loads((run / "run.json").read_text())
+    return record["state"], record["accepted_untrustworthy"]
+
+
+@pytest.mark.parametrize("strategy", ["paire", "grow", "concentrate", "none"])
+def test_a_good_archive_is_published_without_a_finding(tmp_path: Path, strategy: str) -> None:
+    write_parts(tmp_path / "archive", 110, 5)
+    finished = run_on(tmp_path / "archive", tmp_path / "run", GUARDED, f"trim.strategy={strategy}")
+    entry = finished.result.ledger["groups"]["all"]
+    assert entry["findings"] == []
+    assert entry["contamination"]["lower"] <= 5 / 115 <= entry["contamination"]["upper"]
+    assert state_of(finished.path) == ("done", False)
+    assert {path.name for path in finished.path.iterdir()} == ALL_OF_A_RUN
+
+
+def test_two_products_in_a_group_are_judged_and_written_but_not_published(refused: tuple[Path, str]) -> None:
+    out, message = refused
+    assert {path.name for path in out.iterdir()} == ALL_OF_A_RUN - {"_SUCCESS"}
+    assert state_of(out) == ("untrustworthy", False)
+    entry = json.loads((out / "ledger.json").read_text())["groups"]["all"]
+    found = next(finding for finding in entry["findings"] if finding["condition"] == "kinds")
+    assert found["stops"]
+    assert found["sentence"] in entry["warnings"]
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert any(line["level"] == "warning" and found["sentence"] in line["message"] for line in lines)
+    assert "group 'all': " in message
+    assert "--accept-untrustworthy" in message
+
+
+def test_a_model_that_is_not_to_be_trusted_scores_nothing(
+    refused: tuple[Path, str], mixed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(GaussianMapError, match="not finished"):
+        score(str(refused[0] / "model"), str(mixed), str(tmp_path / "scores"), config())
+
+
+def test_the_same_command_again_is_refused_at_once(
+    refused: tuple[Path, str], mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, message = refused
+    before = digests(out)
+    monkeypatch.setattr(pipeline.run, "open_cluster", None)  # not to be called
+    with pytest.raises(UntrustworthyError) as caught:
+        quick_run_on(mixed, out, GUARDED)
+    assert str(caught.value) == message
+    assert digests(out) == before
+
+
+def test_accepting_it_later_publishes_what_is_there_and_computes_nothing(
+    refused: tuple[Path, str], mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(shutil.copytree(refused[0], tmp_path / "run"))
+    before = digests(out)
+    monkeypatch.setattr(pipeline.run, "open_cluster", None)  # not to be called
+    accepted = quick_run_on(mixed, out)
+    assert accepted.result.was_done
+    assert accepted.result.ledger == json.loads((out / "ledger.json").read_text())
+    assert {name for name, digest in digests(out).items() if before.get(name) != digest} == {"run.json", "_SUCCESS"}
+    assert state_of(out) == ("done", True)
+    assert quick_run_on(mixed, out, GUARDED).result.was_done
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param((), id="everything"),
+        pytest.param((GUARDED, "guard.accept_conditions=kinds,contamination"), id="its conditions"),
+    ],
+)
+def test_a_run_may_be_accepted_beforehand(
+    mixed: Path, refused: tuple[Path, str], tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    finished = quick_run_on(mixed, tmp_path / "run", *settings)
+    assert {path.name for path in finished.path.iterdir()} == ALL_OF_A_RUN
+    assert state_of(finished.path) == ("done", True)
+    assert finished.result.ledger == json.loads((refused[0] / "ledger.json").read_text())
+
+
+def test_other_conditions_than_those_accepted_stop_the_run(
+    refused: tuple[Path, str], mixed: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(refused[0], tmp_path / "run"))
+    with pytest.raises(UntrustworthyError):
+        quick_run_on(mixed, out, GUARDED, "guard.accept_conditions=images,positions")
+    assert not (out / "_SUCCESS").exists()
+
+
+def test_an_archive_too_small_to_judge_is_not_to_be_trusted(tmp_path: Path) -> None:
+    write_parts(tmp_path / "archive", 2)
+    with pytest.raises(UntrustworthyError, match="2 different readable images; at least 3 are needed"):
+        quick_run_on(tmp_path / "archive", tmp_path / "run", GUARDED)
+    assert (tmp_path / "run" / "manifest.parquet").exists()
+
+
+def test_a_small_group_beside_large_ones_is_a_warning(tmp_path: Path) -> None:
+    write_parts(tmp_path / "archive" / "large", 100)
+    write_parts(tmp_path / "archive" / "small", 8, first_seed=500)
+    write_parts(tmp_path / "archive" / "tiny", 2, first_seed=600)
+    settings = (GUARDED, GROW, "input.group_by={line}/*")
+    finished = quick_run_on(tmp_path / "archive", tmp_path / "run", *settings)
+    groups = finished.result.ledger["groups"]
+    assert groups["large"]["findings"] == []
+    for name in ("small", "tiny"):
+        assert [(found["condition"], found["stops"]) for found in groups[name]["findings"]] == [("images", False)]
+    assert groups["tiny"]["contamination"] is None
+    assert state_of(finished.path) == ("done", False)
 
 
 # --- the failure budget

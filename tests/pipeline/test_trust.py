@@ -24,6 +24,7 @@ from workers.recall import DEFECTS
 LARGE, SMALL = "Line 1", "line-2"
 GOOD, DEFECTIVE, FEW = 40, 3, 6
 CLUSTER = ("cluster.workers=1", "cluster.threads_per_worker=1", "cluster.processes=false")
+RECUT = (*CLUSTER, "guard.accept_untrustworthy=true")  # tiny groups
 HERE = parse_config(None, CLUSTER)
 IMAGES = 6
 
@@ -115,9 +116,7 @@ def test_the_same_command_finds_the_same_also_when_it_repeats_options_of_the_run
 
 
 def test_a_version_cut_from_a_run_is_tried_by_its_own_rule(copied: TinyRun) -> None:
-    version = recut(
-        str(copied.run), parse_config(None, (*CLUSTER, "trim.strategy=concentrate", "trim.max_iterations=2"))
-    )
+    version = recut(str(copied.run), parse_config(None, (*RECUT, "trim.strategy=concentrate", "trim.max_iterations=2")))
     found = trust(version.run, HERE, images=5)
     assert found.strategy == "concentrate"
     assert found.run_id == version.run_id
@@ -129,7 +128,7 @@ def test_a_version_cut_from_a_run_is_tried_by_its_own_rule(copied: TinyRun) -> N
 
 def test_what_makes_the_figures_mean_less_is_said(copied: TinyRun, caplog: pytest.LogCaptureFixture) -> None:
     # With this few images the paper's ridge lets no new image pass, and its floor alone keeps any.
-    settings = (*CLUSTER, "trim.strategy=paire", "trim.min_clean_fraction=0.7")
+    settings = (*RECUT, "trim.strategy=paire", "trim.min_clean_fraction=0.7")
     version = recut(str(copied.run), parse_config(None, settings))
     with caplog.at_level("WARNING", logger="paire"):
         found = trust(version.run, HERE, images=5)
@@ -205,7 +204,7 @@ def test_a_run_whose_features_have_gone_is_refused(copied: TinyRun) -> None:
 
 
 def test_a_strategy_that_keeps_everything_has_no_rule_to_try(copied: TinyRun) -> None:
-    version = recut(str(copied.run), parse_config(None, (*CLUSTER, "trim.strategy=none")))
+    version = recut(str(copied.run), parse_config(None, (*RECUT, "trim.strategy=none")))
     with pytest.raises(SourceError, match="keeps every image: there is no rule to try"):
         trust(version.run, HERE)
 

@@ -45,6 +45,8 @@ ALTERNATIVES = {
     "trim.target_false_reject": ("0.05", True),
     "trim.smoothing": ("3", True),
     "trim.deviations": ("3", True),
+    "guard.accept_untrustworthy": ("true", False),
+    "guard.accept_conditions": ("kinds,images", False),
     "cluster.scheduler": ("tcp://host:8786", False),
     "cluster.workers": ("3", False),
     "cluster.threads_per_worker": ("3", False),
@@ -104,6 +106,8 @@ def test_defaults_are_those_of_the_paper(name: str, value: object) -> None:
         ("features.nodes=layer1", ("layer1",)),
         ("input.extensions=png,TIF", ("png", "TIF")),
         ("input.group_by={line}/{camera}/**", "{line}/{camera}/**"),
+        ("guard.accept_conditions=images, kinds", ("images", "kinds")),
+        ("guard.accept_conditions=", ()),
         ("cluster.processes=false", False),
         ("cluster.processes=true", True),
         ("cluster.workers=4", 4),
@@ -155,7 +159,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_known_one(
 
 
 def test_an_unknown_option_near_to_none_is_refused_with_the_sections() -> None:
-    assert "Sections: input, features, gaussian, trim, cluster" in refusal("qqqqqqqq: {zzzz: 1}")
+    assert "Sections: input, features, gaussian, trim, guard, cluster" in refusal("qqqqqqqq: {zzzz: 1}")
 
 
 def test_all_problems_are_named_at_once() -> None:

@@ -37,6 +37,7 @@ def test_an_error_inherits_a_builtin_that_fits(error: type[PaireError]) -> None:
         (errors.SingularCovarianceError, 2),
         (errors.GaussianMapError, 2),
         (errors.UnreadableBudgetError, 3),
+        (errors.UntrustworthyError, 4),
         (errors.RunConflictError, 5),
     ],
 )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import LedgerError
-from schemas.ledger import build_ledger
+from schemas.ledger import build_ledger, stopping_sentences
 from schemas.manifest import DECISIONS
 
 
@@ -38,6 +38,23 @@ def test_how_a_group_ended_is_copied_into_its_entry() -> None:
     assert ledger["groups"]["a"]["iterations"] == 3
     assert ledger["groups"]["a"]["stop_reason"] == "unchanged"
     assert "iterations" not in ledger["groups"]["b"]
+
+
+def test_only_findings_that_stop_and_are_not_accepted_make_a_group_untrustworthy() -> None:
+    def finding(condition: str, *, stops: bool) -> dict[str, object]:
+        return {"condition": condition, "sentence": f"{condition}.", "stops": stops}
+
+    ledger = build_ledger(
+        MANIFEST,
+        CATALOG,
+        {
+            "a": {"findings": [finding("kinds", stops=True), finding("images", stops=True)]},
+            "b": {"findings": [finding("images", stops=False)]},
+        },
+    )
+    assert stopping_sentences(ledger) == {"a": ["kinds.", "images."]}
+    assert stopping_sentences(ledger, accepted=("images",)) == {"a": ["kinds."]}
+    assert stopping_sentences(ledger, accepted=("images", "kinds")) == {}
 
 
 def test_the_order_of_rows_does_not_matter() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.config import Config, flatten, parse_config
-from schemas.run import RUNNING, RunRecord, version_name, version_number
+from schemas.run import RUNNING, UNTRUSTWORTHY, RunRecord, version_name, version_number
 
 RECORD = RunRecord(
     run_id="20220313T000000-abcd",
@@ -64,6 +64,16 @@ def test_a_record_of_before_there_were_recuts_is_that_of_a_whole_run() -> None:
     del written["base"]
     assert RunRecord(**written) == RECORD
     assert RECORD.base == ""
+
+
+def test_a_record_of_before_there_was_a_guard_accepted_nothing() -> None:
+    written = RECORD.to_json()
+    del written["accepted_untrustworthy"]
+    assert RunRecord(**written) == RECORD
+
+
+def test_an_accepted_run_is_the_same_job() -> None:
+    assert RECORD.differences(dataclasses.replace(RECORD, state=UNTRUSTWORTHY, accepted_untrustworthy=True)) == []
 
 
 def test_a_version_cut_from_a_run_is_not_the_run() -> None:

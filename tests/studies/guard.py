@@ -26,7 +26,7 @@ from PIL import Image
 
 from pipeline.grow import grow
 from schemas.config import Config, parse_config
-from workers.contamination import estimate_contamination
+from workers.contamination import estimate_contamination, fit_and_estimate
 from workers.extractor import PatchExtractor
 from workers.guard import count_exclusions, examine, near_half
 from workers.smoothing import smooth
@@ -124,12 +124,16 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
         is_good = np.arange(len(images)) < len(images) - bad
         passes = GramPasses(values, config)
         trimming = grow(passes.score, np.ones(len(images), bool), config.trim, grid=values.shape[1:3])
-        contamination = estimate_contamination(
-            passes.score(trimming.clean), trimming.clean, false_reject=config.trim.target_false_reject
+        exclusions = count_exclusions(passes.distances, trimming.thresholds, smoothing=trimming.smoothing)
+        contamination = fit_and_estimate(
+            partial(passes.score, smoothing=config.trim.smoothing),
+            trimming.clean,
+            false_reject=config.trim.target_false_reject,
         )
+        assert contamination is not None, f"{name}: hardly anything is clean"
         findings = examine(
             contamination,
-            count_exclusions(passes.distances, trimming.thresholds, smoothing=config.smoothing()),
+            exclusions,
             describe_structure(gram(values.reshape(len(values), -1, values.shape[-1])), trimming.clean),
             kept=int(trimming.clean.sum()),
             false_reject=config.trim.target_false_reject,
@@ -165,13 +169,23 @@ class GramPasses:
             self._grams[position] = centred @ centred.T
         self.distances = np.empty((len(values), *self._grid))
 
-    def score(self, fitted: Mask, number: int = 0) -> Array:
-        """Fit on some images and score all; leaves their distances in `distances`."""
-        rows = np.flatnonzero(fitted)
-        squared = np.stack([self._squared(products, rows) for products in self._grams], axis=1)
+    def score(self, fitted: Mask, number: int = 0, *, smoothing: int, nearest: float = 1.0) -> Array:
+        """Fit on some images and score all; leaves their distances in `distances`. Like `pipeline.grow.Scorer`."""
+        chosen = np.repeat(np.flatnonzero(fitted)[:, np.newaxis], len(self._grams), axis=1)
+        squared = self._measure(chosen)
+        if nearest < 1.0:
+            count = round(nearest * len(chosen))
+            ranked = np.argsort(squared[chosen[:, 0]], axis=0, kind="stable")[:count]
+            squared = self._measure(np.take_along_axis(chosen, ranked, axis=0))
         self.distances = np.sqrt(squared).reshape(len(fitted), *self._grid)
-        scores: Array = np.log(smooth(self.distances, self._config.smoothing()).max(axis=(1, 2)))
+        scores: Array = np.log(smooth(self.distances, smoothing).max(axis=(1, 2)))
         return scores
+
+    def _measure(self, chosen: NDArray[np.int64]) -> Array:
+        """Return the squared distances (images, positions), each position fitted on images (fitted, positions)."""
+        return np.stack(
+            [self._squared(products, rows) for products, rows in zip(self._grams, chosen.T, strict=True)], axis=1
+        )
 
     def _squared(self, products: Array, rows: NDArray[np.int64]) -> Array:
         """Return the squared distances (images,) at one position, the fitted images' without themselves."""

@@ -112,6 +112,10 @@ def judge(
     manifest = pd.read_parquet(run / layout.MANIFEST)
     passes = pd.read_parquet(run / layout.ITERATIONS)
     group = ledger["groups"][DEFAULT_GROUP]
+    found = {
+        finding["condition"] + (" (stops)" if finding["stops"] else ""): finding["sentence"]
+        for finding in group["findings"]
+    }
     return {
         **compare(manifest, truth, config.trim.target_false_reject),
         "passes": len(passes),
@@ -119,7 +123,8 @@ def judge(
         "floor_logged": sum("floor applied" in line for line in lines),
         "floor_in_ledger": group["floor_applied"],
         "stop_reason": group["stop_reason"],
-        "warnings": "; ".join(warning.partition(":")[0] for warning in group["warnings"]),
+        "warnings": "; ".join(text.partition(":")[0] for text in group["warnings"] if text not in found.values()),
+        "guard": ", ".join(found),
         "seconds": round(seconds, 1),
     }
 

@@ -90,7 +90,8 @@ def test_good_features_are_white_noise_with_the_correlations_that_are_said() -> 
 def test_heavy_tails_have_unit_variance_and_more_far_images() -> None:
     def squared(tails: int) -> NDArray[np.float64]:
         archive = Archive(images=3000, channels=4, side=1, planted=0.0, tails=tails)
-        return np.square(whitened(archive, plan(archive))).mean(axis=(1, 2, 3))
+        means: NDArray[np.float64] = np.square(whitened(archive, plan(archive))).mean(axis=(1, 2, 3))
+        return means
 
     assert squared(5).mean() == pytest.approx(1, abs=0.15)
     assert np.quantile(squared(5), 0.99) > 1.5 * np.quantile(squared(0), 0.99)

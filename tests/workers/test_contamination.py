@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from workers.contamination import Contamination, estimate_contamination
+from workers.contamination import Contamination, Mask, estimate_contamination, fit_and_estimate
 
 REPEATS = 10
 
@@ -142,3 +142,68 @@ def test_the_scale_of_scores_does_not_matter(scale: float, shift: float) -> None
     clean = np.arange(80) < good
     moved, found = estimate_contamination(scores * scale + shift, clean), estimate_contamination(scores, clean)
     assert (moved.share, moved.lower, moved.upper) == pytest.approx((found.share, found.lower, found.upper), abs=0.02)
+
+
+class Fits:
+    """Scores of images that are far off a fit that lacks their kind; remembers what was fitted."""
+
+    def __init__(self, good: int, bad: int) -> None:
+        rng = np.random.default_rng(10)
+        self._scores, self._is_variant = rng.gumbel(3.0, 0.15, good + bad), np.zeros(good + bad, bool)
+        self._scores[good:] += 2.0
+        # Rare good variants: a fit on too few of them leaves them off, though not far.
+        self._is_variant[good // 2 : good] = True
+        self.fitted: list[Mask] = []
+
+    def __call__(self, fitted: Mask) -> NDArray[np.float64]:
+        self.fitted.append(fitted)
+        return self._scores + np.where(self._is_variant & (fitted & self._is_variant).sum() < 5, 0.2, 0.0)
+
+
+def test_the_estimate_from_a_cautious_clean_set_is_that_from_all_that_follows_its_law() -> None:
+    cautious, complete = Fits(160, 40), Fits(160, 40)
+    found = fit_and_estimate(cautious, np.arange(200) < 80)
+    assert found == fit_and_estimate(complete, cautious.fitted[1])
+    assert found is not None
+    assert found.lower <= 0.2 <= found.upper
+    assert found.upper < fit_upper(np.arange(200) < 80)
+    assert len(cautious.fitted) == 2
+
+
+def fit_upper(clean: Mask) -> float:
+    """Return the upper end of the interval under the fit on the clean set alone."""
+    return estimate_contamination(Fits(160, 40)(clean), clean).upper
+
+
+def test_a_clean_set_that_is_all_that_follows_its_law_is_fitted_once() -> None:
+    settled = Fits(100, 0)
+    scores = settled(np.ones(100, bool))
+    law = estimate_contamination(scores, np.ones(100, bool)).law
+    assert law is not None
+    settled.fitted.clear()
+    below = scores < law.threshold(0.02)
+    assert fit_and_estimate(settled, below) == estimate_contamination(scores, below)
+    assert len(settled.fitted) == 1
+
+
+def test_a_clean_set_that_leaves_all_others_beyond_its_law_is_replaced_by_the_better_half() -> None:
+    scores, few = np.random.default_rng(12).gumbel(3.0, 0.15, 200), np.arange(200) < 10
+    fitted: list[Mask] = []
+
+    def score(images: Mask) -> NDArray[np.float64]:
+        fitted.append(images)
+        # A fit on a few knows nothing but these.
+        return scores + np.where(images, 0.0, 5.0 if images.sum() < 20 else 0.0)
+
+    found = fit_and_estimate(score, few)
+    assert found is not None
+    assert found.lower <= 0.0 <= found.upper < 0.5
+    assert estimate_contamination(score(few), few).share > 0.9
+    assert fitted[1].sum() == 100
+    assert (fitted[1] & few).sum() == 10
+
+
+def test_hardly_any_clean_images_are_not_fitted() -> None:
+    fits = Fits(20, 0)
+    assert fit_and_estimate(fits, np.arange(20) < 3) is None
+    assert fits.fitted == []

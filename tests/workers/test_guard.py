@@ -1,7 +1,11 @@
 """The breakdown guard: every condition on a constructed case, silence on groups that can be trusted."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -13,14 +17,19 @@ from workers.guard import (
     Exclusions,
     Finding,
     count_exclusions,
+    count_segment,
     examine,
+    excuse_small_groups,
     false_reject_range,
     near_half,
+    not_judged,
     positions_disagree,
     several_kinds,
     too_few,
     unaligned,
 )
+from workers.passes import ArrayRef, Segment
+from workers.storage import Directory
 from workers.structure import Structure, describe_structure, gram
 from workers.threshold import position_threshold
 
@@ -133,6 +142,18 @@ def test_exclusions_of_segments_add_up() -> None:
     assert whole.by_position[0, 0] == 0
 
 
+def test_a_segment_counts_its_images_that_take_part(tmp_path: Path) -> None:
+    distances = np.random.default_rng(1).gamma(3, size=(20, 4, 4))
+    distances[3] = np.nan
+    zarr.open_group(str(tmp_path), mode="w").create_array("distance", data=distances, chunks=(5, 1, 4))
+    stored, thresholds = ArrayRef(Directory.at(tmp_path), "", "distance"), np.full((4, 4), 3.5)
+    mask = np.arange(2, 12) != 3
+    found = count_segment(stored, Segment(2, 12, mask), thresholds, smoothing=3)
+    expected = count_exclusions(distances[2:12][mask], thresholds, smoothing=3)
+    assert (found.images, found.by_any) == (9, expected.by_any)
+    np.testing.assert_array_equal(found.by_position, expected.by_position)
+
+
 def test_no_images_exclude_nothing() -> None:
     assert positions_disagree(Exclusions(0, np.zeros((2, 2), np.int64), 0), min_clean_fraction=0.1) is None
 
@@ -214,9 +235,15 @@ def test_the_range_of_the_rate_is_that_of_simulated_laws(images: int) -> None:
     assert np.log(false_reject_range(images, 0.02)) == pytest.approx(1.96 * spread, rel=0.15)
 
 
-def test_too_few_images_are_not_called_contaminated_as_well() -> None:
+def test_nothing_else_is_said_of_too_few_images() -> None:
+    few = Exclusions(12, np.zeros((4, 4), np.int64), 12)
+    found = examine(contaminated(0.2, 0.0, 0.6), few, None, kept=8, false_reject=0.02, min_clean_fraction=0.1)
+    assert [(finding.condition, finding.stops) for finding in found] == [("images", True)]
+
+
+def test_little_kept_of_a_group_that_is_not_small_is_a_warning_beside_others() -> None:
     found = examine(contaminated(0.2, 0.0, 0.6), NO_EXCLUSIONS, None, kept=8, false_reject=0.02, min_clean_fraction=0.1)
-    assert conditions(found) == ["images"]
+    assert [(finding.condition, finding.stops) for finding in found] == [("images", False), ("contamination", False)]
 
 
 def test_what_stops_comes_first() -> None:
@@ -231,3 +258,63 @@ def test_what_stops_comes_first() -> None:
 def test_more_images_know_the_rate_better(one: int, other: int, false_reject: float) -> None:
     few, many = sorted((one, other))
     assert false_reject_range(many, false_reject) <= false_reject_range(few, false_reject)
+
+
+def test_without_an_estimate_the_other_conditions_remain() -> None:
+    everywhere = Exclusions(200, np.ones((4, 4), np.int64), 197)
+    found = examine(None, everywhere, None, kept=3, false_reject=0.02, min_clean_fraction=0.1)
+    assert [(finding.condition, finding.stops) for finding in found] == [("positions", True), ("images", False)]
+
+
+# --- small groups of a run
+
+TOO_FEW, KINDS = Finding("images", "too few."), Finding("kinds", "two kinds.")
+
+
+def stopping(findings: Mapping[str, tuple[Finding, ...]], images: dict[str, int]) -> list[str]:
+    """Return which groups still have a finding that stops."""
+    weighed = excuse_small_groups(findings, images)
+    assert {group: len(found) for group, found in weighed.items()} == {
+        group: len(found) for group, found in findings.items()
+    }
+    return [group for group, found in weighed.items() if any(finding.stops for finding in found)]
+
+
+@pytest.mark.parametrize(
+    ("small", "images", "stops"),
+    [
+        pytest.param(1, 12, ["0"], id="one small group alone"),
+        pytest.param(1, 0, ["0"], id="a group without images alone"),
+        pytest.param(3, 12, ["0", "1", "2"], id="nothing but small groups"),
+    ],
+)
+def test_an_archive_of_small_groups_is_too_small(small: int, images: int, stops: list[str]) -> None:
+    assert stopping({str(n): (TOO_FEW,) for n in range(small)}, {str(n): images for n in range(small)}) == stops
+
+
+@pytest.mark.parametrize(("large", "stops"), [(108, []), (107, ["small"])])
+def test_small_groups_are_excused_up_to_a_tenth_of_all_images(large: int, stops: list[str]) -> None:
+    assert stopping({"small": (TOO_FEW,), "large": ()}, {"small": 12, "large": large}) == stops
+
+
+def test_small_groups_count_together() -> None:
+    findings = {"large": (), **{str(n): (TOO_FEW,) for n in range(5)}}
+    images = {"large": 400, **{str(n): 10 for n in range(5)}}
+    assert stopping(findings, images) == [str(n) for n in range(5)]
+
+
+def test_a_warning_of_few_images_is_none_of_a_small_group() -> None:
+    warning = Finding("images", "few.", stops=False)
+    findings = {"large": (warning,), "small": (TOO_FEW,)}
+    assert stopping(findings, {"large": 108, "small": 12}) == []
+
+
+def test_smallness_excuses_nothing_else_and_what_stops_still_comes_first() -> None:
+    found = excuse_small_groups({"small": (TOO_FEW, KINDS), "large": ()}, {"small": 12, "large": 500})
+    assert [(one.condition, one.stops) for one in found["small"]] == [("kinds", True), ("images", False)]
+
+
+def test_a_group_that_was_not_judged_is_too_small_and_told_what_to_do() -> None:
+    found = not_judged("group 'a' has 2 images; at least 3 are needed to judge any")
+    assert (found.condition, found.stops) == ("images", True)
+    assert found.sentence.startswith("group 'a' has 2 images; at least 3 are needed to judge any. Add images")

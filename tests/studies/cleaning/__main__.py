@@ -16,20 +16,15 @@ import tempfile
 from pathlib import Path
 
 from schemas.errors import EXIT_INTERRUPTED, EXIT_USAGE, PaireError
+from tests.studies.cleaning.study import Study, run_check, run_study
 
 NOISES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 SEEDS = 5
 
-# Set before NumPy is loaded, for this process and its workers.
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-
 
 def main(words: list[str] | None = None) -> int:
     """Run the study; returns the exit code."""
-    os.environ.update(ONE_THREAD)
     arguments = parse(words)
-    from tests.studies.cleaning.study import Study, run_check, run_study
-
     try:
         with tempfile.TemporaryDirectory(prefix="paire-study-") as scratch:
             study = Study.of(arguments, Path(scratch))

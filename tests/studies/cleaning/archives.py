@@ -9,7 +9,11 @@ TRAIN_GOOD, TEST_GOOD, TEST_BAD = 24, 5, 12
 
 def write_category(folder: Path, *, first_seed: int = 0) -> Path:
     """Write ``train/good``, ``test/good`` and ``test/bar``; one training image is there twice."""
-    for name, count, seed in (("train/good", TRAIN_GOOD, 0), ("test/good", TEST_GOOD, 100), ("test/bar", TEST_BAD, 200)):
+    for name, count, seed in (
+        ("train/good", TRAIN_GOOD, 0),
+        ("test/good", TEST_GOOD, 100),
+        ("test/bar", TEST_BAD, 200),
+    ):
         (folder / name).mkdir(parents=True)
         for number in range(count):
             pixels = part_pixels(first_seed + seed + number, defect=name == "test/bar")

@@ -15,8 +15,13 @@ from tests.studies.cleaning.images import GramFile
 from tests.studies.cleaning.judge import clean_digests
 from tests.studies.cleaning.methods import Method
 
-# Threads of this process: a study is no place for a cluster.
-_CLUSTER = ("cluster.workers=1", "cluster.processes=false", "cluster.threads_per_worker=2")
+# Threads of this process, and a verdict whatever the breakdown guard says of it: kept images are compared.
+_LOCAL = (
+    "cluster.workers=1",
+    "cluster.processes=false",
+    "cluster.threads_per_worker=2",
+    "guard.accept_untrustworthy=true",
+)
 
 
 class Agreement(NamedTuple):
@@ -50,7 +55,7 @@ def compare_with_command(
     """
     run = str(folder / "run")
     for number, strategy in enumerate(strategies):
-        config = Method(strategy).config([*base, *_CLUSTER])
+        config = Method(strategy).config([*base, *_LOCAL])
         url = recut(run, config).run if number else clean(str(dirty.train_list), run, config).run
         kept, own = _kept(url), clean_digests(dirty, gram, config)
         yield Agreement(

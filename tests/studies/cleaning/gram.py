@@ -54,8 +54,10 @@ class Gram:
 
         Parameters
         ----------
-        fitted, measured
-            (n,) and (m,) int64: rows of the images, each once in ``fitted``.
+        fitted
+            (n,) int64: rows of the images, each once; or (n, positions) where each position has its own.
+        measured
+            (m,) int64: rows of the images.
         fitting
             How.
 
@@ -66,7 +68,8 @@ class Gram:
         """
         result = np.empty((len(measured), len(self.products)))
         for position, products in enumerate(self.products):
-            result[:, position] = _position_distances(products, self.channels, fitted, measured, fitting)
+            here = fitted if fitted.ndim == 1 else fitted[:, position]
+            result[:, position] = _position_distances(products, self.channels, here, measured, fitting)
         return result
 
 
@@ -82,10 +85,22 @@ def products_of(features: NDArray[Any], out: Array) -> None:
 
 
 def _position_distances(products: Array, channels: int, fitted: Rows, measured: Rows, fitting: Fitting) -> Array:
-    """Return the distances (m,) at one position.
+    """Return the distances (m,) at one position, fitted and other images each by their own form of `_Kernel`."""
+    kernel = _Kernel.of(products, channels, fitted, fitting)
+    place = np.full(len(products), -1)
+    place[fitted] = np.arange(len(fitted))
+    is_fitted = place[measured] >= 0
+    squared = np.empty(len(measured))
+    squared[is_fitted] = kernel.squared_of_fitted(fitting.leaves_one_out)[place[measured[is_fitted]]]
+    squared[~is_fitted] = kernel.squared_of_others(products, fitted, measured[~is_fitted])
+    return np.sqrt(np.maximum(squared, _TINY))
 
-    With U the fitted samples about their mean, K = U U^T, Sigma = a U^T U + ridge I and c = ridge / a, Woodbury's
-    identity gives for a sample u with k = U u
+
+@dataclass(frozen=True)
+class _Kernel:
+    """The fit at one position, in terms of the inner products K = U U^T of the n fitted samples about their mean.
+
+    With Sigma = a U^T U + ridge I and c = ridge / a, Woodbury's identity gives for a sample u with k = U u
 
         d^2 = (|u|^2 - k^T (K + c I)^-1 k) / ridge,
 
@@ -94,42 +109,70 @@ def _position_distances(products: Array, channels: int, fitted: Rows, measured: 
         d^2 = (1 - c [(K + c I)^-1]_ii) / a.
 
     K has the vector of ones in its null space, where the inverse is 1 / c. That part is known, so it is taken out:
-    the matrix factorised has the mean eigenvalue there instead, and the first term above becomes 1 - 1 / n - c h_i
+    the matrix factorised has the mean eigenvalue there instead, and the second form becomes (1 - 1 / n - c h_i) / a
     with h_i the rest of the diagonal. No k has a part along the ones, so nothing else changes.
-    """
-    count = len(fitted)
-    at_fitted = products[np.ix_(fitted, fitted)]
-    to_mean = at_fitted.mean(axis=1)
-    mean_square = to_mean.mean()
-    kernel = at_fitted - to_mean[:, np.newaxis] - to_mean + mean_square
-    weight, ridge = _shrinkage(kernel, channels, fitting)
-    scale = weight / (count - 2 if fitting.leaves_one_out else count - 1)
-    offset = ridge / scale
-    along_ones = float(np.trace(kernel)) / count + offset
-    kernel += along_ones / count
-    kernel[np.diag_indices(count)] += offset
-    factor = np.linalg.cholesky(kernel)
 
-    squared = np.empty(len(measured))
-    place = np.full(len(products), -1)
-    place[fitted] = np.arange(count)
-    is_fitted = place[measured] >= 0
-    if is_fitted.any():
-        inverse = scipy.linalg.solve_triangular(factor, np.eye(count), lower=True, check_finite=False)
-        rest = np.square(inverse).sum(axis=0) - 1.0 / (count * (along_ones + offset))
-        inside = (1.0 - 1.0 / count - offset * rest) / scale
-        if fitting.leaves_one_out:
-            inside = _without_oneself(inside, offset * rest, count)
-        squared[is_fitted] = inside[place[measured[is_fitted]]]
-    others = measured[~is_fitted]
-    if len(others):
+    Attributes
+    ----------
+    to_mean
+        (n,) float64: inner products of the fitted samples with their mean, and
+    mean_square
+        that of the mean with itself.
+    norms
+        (n,) float64: squared distances of the fitted samples from their mean.
+    factor
+        (n, n) float64: the Cholesky factor; None where Sigma = ridge I, as OAS may have it.
+    along_ones, scale, ridge
+        The factorised matrix's eigenvalue along the ones, a, and the ridge.
+    """
+
+    to_mean: Array
+    mean_square: float
+    norms: Array
+    factor: Array | None
+    along_ones: float
+    scale: float
+    ridge: float
+
+    @classmethod
+    def of(cls, products: Array, channels: int, fitted: Rows, fitting: Fitting) -> "_Kernel":
+        """Fit on the images of some rows of the products (images, images)."""
+        count = len(fitted)
+        kernel = products[np.ix_(fitted, fitted)]
+        to_mean = kernel.mean(axis=1)
+        mean_square = float(to_mean.mean())
+        kernel -= to_mean[:, np.newaxis] + to_mean - mean_square
+        norms = np.diag(kernel).copy()
+        weight, ridge = _shrinkage(kernel, channels, fitting)
+        scale = weight / (count - 2 if fitting.leaves_one_out else count - 1)
+        if not scale:
+            return cls(to_mean, mean_square, norms, None, 0.0, scale, ridge)
+        offset, mean_eigenvalue = ridge / scale, float(norms.sum()) / count
+        kernel += mean_eigenvalue / count
+        kernel[np.diag_indices(count)] += offset
+        factor: Array = scipy.linalg.cholesky(kernel, lower=True, check_finite=False)
+        return cls(to_mean, mean_square, norms, factor, mean_eigenvalue + offset, scale, ridge)
+
+    def squared_of_fitted(self, leaves_one_out: bool) -> Array:
+        """Return the squared distances (n,) of the fitted images, of each to the fit without it where asked."""
+        count = len(self.norms)
+        if self.factor is None:
+            return self.norms / self.ridge * ((count / (count - 1)) ** 2 if leaves_one_out else 1.0)
+        inverse = scipy.linalg.solve_triangular(self.factor, np.eye(count), lower=True, check_finite=False)
+        rest = self.ridge / self.scale * (np.square(inverse).sum(axis=0) - 1.0 / (count * self.along_ones))
+        squared: Array = (1.0 - 1.0 / count - rest) / self.scale
+        return _without_oneself(squared, rest, count) if leaves_one_out else squared
+
+    def squared_of_others(self, products: Array, fitted: Rows, others: Rows) -> Array:
+        """Return the squared distances (images,) of images that were not fitted."""
         to_fitted = products[np.ix_(fitted, others)]
         to_others = to_fitted.mean(axis=0)
-        norms = products[others, others] - 2.0 * to_others + mean_square
-        to_fitted -= to_mean[:, np.newaxis] + to_others - mean_square
-        solved = scipy.linalg.solve_triangular(factor, to_fitted, lower=True, overwrite_b=True, check_finite=False)
-        squared[~is_fitted] = (norms - np.einsum("ij,ij->j", solved, solved)) / ridge
-    return np.sqrt(np.maximum(squared, _TINY))
+        squared: Array = products[others, others] - 2.0 * to_others + self.mean_square
+        if self.factor is not None and len(others):
+            to_fitted -= self.to_mean[:, np.newaxis] + to_others - self.mean_square
+            solved = scipy.linalg.solve_triangular(self.factor, to_fitted, lower=True, check_finite=False)
+            squared -= np.einsum("ij,ij->j", solved, solved)
+        return squared / self.ridge
 
 
 def _shrinkage(kernel: Array, channels: int, fitting: Fitting) -> tuple[float, float]:
@@ -149,7 +192,7 @@ def _shrinkage(kernel: Array, channels: int, fitting: Fitting) -> tuple[float, f
 def _without_oneself(squared: Array, rest: Array, count: int) -> Array:
     """Return squared distances to the fit without the sample itself, as `FittedGaussian.leave_one_out` has them.
 
-    Its 1 - c q is n / (n - 1) times c h_i, in the terms of `_position_distances`: written so, it does not cancel.
+    Its 1 - c q is n / (n - 1) times c h_i, in the terms of `_Kernel`: so it does not cancel.
     """
     remaining = np.maximum(count / (count - 1) * rest, _EPS)
     without: Array = (count / (count - 1)) ** 2 * squared / remaining

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.grow import concentrate, grow
+from pipeline.grow import MIN_START, concentrate, grow
 from pipeline.trim import Mask, Trimming, trim
 from schemas.config import Config
 from tests.studies.cleaning.gram import Fitting, Gram, Rows
@@ -90,10 +90,12 @@ class _Passes:
         )
         return Pass(thresholds.reshape(self._archive.grid), margins(distances, thresholds).max(axis=1))
 
-    def score(self, fitted: Mask, number: int) -> Array:
-        """Return each image's largest smoothed log distance, as `workers.passes.score_segment` has it."""
-        self._measure(fitted, leaves_one_out=True)
-        scores: Array = np.log(smooth(self._distances, self._config.smoothing()).max(axis=(1, 2)))
+    def score(self, fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Array:
+        """Return each image's largest smoothed log distance, as `pipeline.statistics.GroupStatistics.score` has it."""
+        distances = self._measure(fitted, leaves_one_out=True)
+        if nearest < 1.0:
+            self._measure_nearest(distances, np.flatnonzero(fitted), nearest)
+        scores: Array = np.log(smooth(self._distances, smoothing).max(axis=(1, 2)))
         return scores
 
     def robust_score(self, fitted: Mask, number: int) -> Array:
@@ -111,9 +113,17 @@ class _Passes:
 
     def _measure(self, fitted: Mask, *, leaves_one_out: bool) -> Array:
         """Return the distances (images, positions)."""
-        rows = self._archive.rows
+        return self._measure_rows(self._archive.rows[fitted], leaves_one_out=leaves_one_out)
+
+    def _measure_nearest(self, distances: Array, candidates: Rows, share: float) -> None:
+        """Measure again, each position fitted on the share of the candidates that are nearest there."""
+        count = min(len(candidates), max(MIN_START, round(share * len(candidates))))
+        nearest = candidates[np.argsort(distances[candidates], axis=0, kind="stable")[:count]]
+        self._measure_rows(self._archive.rows[nearest], leaves_one_out=True)
+
+    def _measure_rows(self, fitted: Rows, *, leaves_one_out: bool) -> Array:
         fitting = Fitting(self._config.gaussian, self._config.estimator(), leaves_one_out)
-        distances = self._archive.gram.distances(rows[fitted], rows, fitting)
+        distances = self._archive.gram.distances(fitted, self._archive.rows, fitting)
         self._distances = distances.reshape(self._distances.shape)
         return distances
 

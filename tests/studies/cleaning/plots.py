@@ -46,10 +46,18 @@ STYLES: Final = {
     ORACLE: Style("#000000", "", "--"),
 }
 _BAND: Final = 0.15
+# Above the lines, for a legend.
+_ROOM: Final = 1.15
 _LINE_WIDTH, _MARKER_SIZE, _END_SIZE = 1.8, 5.5, 8.0
 _DPI: Final = 110
 
-_SHARES: Final = {"purity": "purity", "kept_share": "kept share of the normals", "auroc": "test AUROC"}
+# Quantity, name of the axis, methods. Without trimming the AUROC falls so far that it hides what the others do.
+_LINES: Final = (
+    ("purity", "purity", STRATEGIES),
+    ("kept_share", "kept share of the normals", STRATEGIES),
+    ("auroc", "test AUROC", (*STRATEGIES, ORACLE)),
+    ("auroc", "test AUROC, larger", (*STRATEGIES[1:], ORACLE)),
+)
 
 
 def draw_archive(rows: pd.DataFrame, title: str) -> bytes:
@@ -57,22 +65,22 @@ def draw_archive(rows: pd.DataFrame, title: str) -> bytes:
 
     Lines are means over the seeds, bands run from the worst to the best.
     """
-    figure, panels = _figure(len(_SHARES), 2, size=(9.5, 10.5))
-    for line, (quantity, name) in enumerate(_SHARES.items()):
+    figure, panels = _figure(len(_LINES), 2, size=(9.5, 13))
+    for line, (quantity, name, methods) in enumerate(_LINES):
         for panel, protocol in zip(panels[line], (OVERLAP, NO_OVERLAP), strict=True):
             part = rows[(rows["protocol"] == protocol) | (rows["noise"] == 0)]
-            for method in (*STRATEGIES, ORACLE) if quantity == "auroc" else STRATEGIES:
+            for method in methods:
                 _draw_line(panel, _of(part, Method(method)), "noise", quantity, method)
-            if quantity == "auroc":
+            if ORACLE in methods:
                 shrunk = with_estimator(ORACLE, estimator(GROW))
                 _draw_line(
                     panel, _of(part, shrunk), "noise", quantity, ORACLE, line_style=(0, (1, 1)), suffix=" of grow"
                 )
-            panel.set(ylabel=name, xlabel="noise" if line == len(_SHARES) - 1 else "")
+            panel.set(ylabel=name, xlabel="noise" if line == len(_LINES) - 1 else "")
             panel.set_title(f"{title}, {protocol}" if not line else "")
             panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _share_limits(panels)
-    handles, labels = panels[-1][0].get_legend_handles_labels()
+    handles, labels = panels[-2][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, handlelength=4)
     return _png(figure)
 
@@ -87,8 +95,8 @@ def draw_ablations(rows: pd.DataFrame, swept: pd.DataFrame) -> bytes:
     swept
         Of the noises at which options are swept: all rows of the archive and protocol.
     """
-    is_swept = bool((swept["setting"] != "").any())
-    figure, panels = _figure(2, 2, size=(9.5, 8)) if is_swept else _figure(1, 2, size=(9.5, 4))
+    has_sweep = bool(is_swept(swept).any())
+    figure, panels = _figure(2, 2, size=(9.5, 8)) if has_sweep else _figure(1, 2, size=(9.5, 4))
     for method in (NONE, TRIM_ONCE, PAIRE):
         _draw_line(panels[0][0], _of(rows, Method(method)), "noise", "auroc", method)
         _draw_line(panels[0][1], _of(rows, Method(method)), "noise", "kept", method)
@@ -96,8 +104,9 @@ def draw_ablations(rows: pd.DataFrame, swept: pd.DataFrame) -> bytes:
     panels[0][1].set(title="Number of clean samples (Fig. 14)", xlabel="noise", ylabel="kept images")
     for panel in panels[0]:
         panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        panel.legend(frameon=False, handlelength=4)
-    if not is_swept:
+        panel.set_ylim(0, _ROOM * panel.get_ylim()[1])
+        panel.legend(frameon=False, handlelength=3, ncols=3, loc="upper center")
+    if not has_sweep:
         return _png(figure)
     _draw_sweep(panels[1][0], sweep(swept, PAIRE, ETA), "eta of paire (Fig. 15)", "eta")
     _draw_sweep(panels[1][1], sweep(swept, GROW, FALSE_REJECT), "target_false_reject of grow", "target_false_reject")
@@ -130,6 +139,12 @@ def draw_passes(rows: pd.DataFrame) -> bytes:
     return _png(figure)
 
 
+def is_swept(rows: pd.DataFrame) -> pd.Series:
+    """Return which rows are those of an option that was swept."""
+    swept: pd.Series = rows["setting"].str.startswith((ETA, FALSE_REJECT))
+    return swept
+
+
 def sweep(rows: pd.DataFrame, method: str, option: str) -> pd.DataFrame:
     """Return a method's rows with each value of an option, the default among them, as a column ``value``."""
     section, _, key = option.partition(".")
@@ -148,7 +163,7 @@ def _draw_sweep(panel: Axes, rows: pd.DataFrame, title: str, name: str) -> None:
     ):
         _draw_line(panel, rows, "value", quantity, method, name=label)
     noises = " and ".join(f"{noise:.0%}" for noise in sorted(set(rows["noise"])))
-    panel.set(title=f"{title}, at {noises} noise", xlabel=name, ylabel="share")
+    panel.set(title=f"{title},\nat {noises} noise", xlabel=name, ylabel="share")
     panel.legend(frameon=False, handlelength=4)
 
 

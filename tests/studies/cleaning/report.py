@@ -6,6 +6,7 @@ from typing import Final
 
 import pandas as pd
 
+from pipeline.trim import AMBIGUOUS
 from tests.studies.cleaning.dirty_sets import NO_OVERLAP, OVERLAP
 from tests.studies.cleaning.methods import (
     ESTIMATORS,
@@ -21,7 +22,7 @@ from tests.studies.cleaning.methods import (
     estimator,
     with_estimator,
 )
-from tests.studies.cleaning.plots import sweep
+from tests.studies.cleaning.plots import is_swept, sweep
 
 START, END = "<!-- study -->", "<!-- /study -->"
 TITLE: Final = "# Study: clean sets and what they are worth"
@@ -80,9 +81,9 @@ def write_report(rows: pd.DataFrame, *, archives: Sequence[str], swept_archive: 
 def _reading(rows: pd.DataFrame) -> str:
     seeds = rows["seed"].nunique()
     return (
-        f"Cells are the mean over {seeds} seeds and, in brackets, the worst of them. Dirty sets are those of "
+        f"Cells are the mean over the seeds ({seeds} of them) and, in brackets, the worst. Dirty sets are those of "
         "`paire dirty`: *overlap* leaves the planted anomalies in the test set, as the paper does; *no overlap* takes "
-        "them out of it. Byte-identical copies take no part. Purity: share of true normals among the kept images. Kept "
+        "them out of it. At 0% the two are one set, in the tables of *overlap*. Byte-identical copies take no part. Purity: share of true normals among the kept images. Kept "
         "share: share of the true normals that are kept. AUROC: of the largest distance of each test image, under the "
         "map fitted on the kept images; *smoothed* averages over neighbouring positions first, as `grow` does. Oracle: "
         f"fitted on the true normals. AUROC is not given where fewer than {TEST_ANOMALIES_NEEDED} anomalies are tested."
@@ -90,7 +91,7 @@ def _reading(rows: pd.DataFrame) -> str:
 
 
 def _goals(rows: pd.DataFrame, archives: Sequence[str]) -> str:
-    """Return of how many dirty sets each strategy met what is wanted."""
+    """Return on how many dirty sets each strategy met what is wanted, and on how many it said that it might not."""
     header = [
         "strategy",
         "archive",
@@ -99,6 +100,8 @@ def _goals(rows: pd.DataFrame, archives: Sequence[str]) -> str:
         f"kept share >= {KEPT_WANTED}",
         f"AUROC >= oracle's - {AUROC_LOSS_ALLOWED}",
         "all three",
+        "no clear boundary",
+        "floor applied",
     ]
     lines = []
     for name in STRATEGIES:
@@ -111,7 +114,8 @@ def _goals(rows: pd.DataFrame, archives: Sequence[str]) -> str:
                 own["kept_share"] >= KEPT_WANTED,
                 own["auroc"] >= best - AUROC_LOSS_ALLOWED,
             ]
-            counts = [int(one.sum()) for one in (*is_met, is_met[0] & is_met[1] & is_met[2])]
+            unclear = (own["stop_reason"] == AMBIGUOUS, own["floor_applied"])
+            counts = [int(one.sum()) for one in (*is_met, is_met[0] & is_met[1] & is_met[2], *unclear)]
             lines.append([f"`{name}`", archive, str(len(own)), *map(str, counts)])
     return "## How many dirty sets come out as wanted\n\n" + _table(header, lines)
 
@@ -134,7 +138,7 @@ def _archive_tables(rows: pd.DataFrame, title: str) -> list[str]:
     tables = [
         f"### {title}",
         "Purity:\n\n" + _by_noise(rows, [(*one, "purity") for one in plain]),
-        "Kept share:\n\n" + _by_noise(rows, [(*one, "kept_share") for one in plain if one[0] != f"`{NONE}`"]),
+        "Kept share:\n\n" + _by_noise(rows, [(*one, "kept_share") for one in plain]),
     ]
     for one in ESTIMATORS:
         names = [name for name in STRATEGIES if estimator(name) == one and name != NONE]
@@ -162,7 +166,7 @@ def _ablations(rows: pd.DataFrame, archive: str) -> list[str]:
         "![modules, number of clean samples, sweeps](study/ablations.png)",
         "Modules of the paper's method (its Figures 13 and 14):\n\n" + _by_noise(plain, modules),
     ]
-    if len(plain) == len(rows):
+    if not is_swept(rows).any():
         return sections
     return [
         *sections,

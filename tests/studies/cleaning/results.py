@@ -23,7 +23,10 @@ from tests.studies.cleaning.methods import CONCENTRATE, GROW, Method
 ROOT = Path(__file__).parents[3]
 
 _STRATEGY_FILES = {GROW: "pipeline/grow.py", CONCENTRATE: "pipeline/grow.py"}
-_OWN_FILES = ("tests/studies/cleaning/gram.py", "tests/studies/cleaning/passes.py", "workers/extract.py")
+_OWN_FILES = (
+    *(f"tests/studies/cleaning/{name}.py" for name in ("dirty_sets", "gram", "images", "judge", "passes")),
+    "workers/extract.py",
+)
 # What configures is in the digest as it was resolved; what decides lies in these packages.
 _DECIDING = ("pipeline", "workers")
 
@@ -86,6 +89,8 @@ _NAMES = [field.name for field in fields(Result)]
 _KEY = ["archive", "protocol", "noise", "seed", "method", "setting"]
 _TEXTS = {"archive", "protocol", "method", "setting", "made_of", "stop_reason", "history"}
 _SHARES = ("purity", "kept_share", "auroc", "auroc_smoothed")
+# More than N images can tell apart.
+_DECIMALS = dict.fromkeys((*_SHARES, "seconds"), 6)
 
 
 class ResultsFile:
@@ -102,12 +107,12 @@ class ResultsFile:
 
     def add(self, results: Iterable[Result]) -> None:
         """Add rows, in the place of earlier ones of the same methods on the same sets."""
-        new = pd.DataFrame([asdict(result) for result in results], columns=_NAMES)
+        new = pd.DataFrame([asdict(result) for result in results], columns=_NAMES).round(_DECIMALS)
         table = pd.concat([self.table, new]) if len(self.table) else new
         self.table = table.drop_duplicates(_KEY, keep="last").sort_values(_KEY, ignore_index=True)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         part = self._path.with_suffix(".part")
-        self.table.to_csv(part, index=False, float_format="%.6g")
+        self.table.to_csv(part, index=False)
         part.replace(self._path)
 
     def rows_of(self, wanted: Iterable[tuple[Case, Method]]) -> pd.DataFrame:
@@ -171,6 +176,12 @@ def code_digest(files: tuple[str, ...]) -> str:
 
     Comments, docstrings and layout are not part of it.
     """
+    code = "\n".join(_behaviour(path) for path in _closure(files))
+    return hashlib.sha256(code.encode()).hexdigest()
+
+
+def _closure(files: Iterable[str]) -> list[Path]:
+    """Return files and all that they import from the deciding packages, however far."""
     known: set[Path] = set()
     waiting = [ROOT / name for name in files]
     while waiting:
@@ -178,8 +189,7 @@ def code_digest(files: tuple[str, ...]) -> str:
         if path not in known:
             known.add(path)
             waiting += _imported(path)
-    code = [ast.dump(_without_docstrings(path)) for path in sorted(known)]
-    return hashlib.sha256("\n".join(code).encode()).hexdigest()
+    return sorted(known)
 
 
 def _imported(path: Path) -> list[Path]:
@@ -191,7 +201,8 @@ def _imported(path: Path) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _without_docstrings(path: Path) -> ast.Module:
+def _behaviour(path: Path) -> str:
+    """Return a file's syntax tree without docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -199,7 +210,7 @@ def _without_docstrings(path: Path) -> ast.Module:
             node.body = [  # type: ignore[attr-defined]
                 one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
             ]
-    return tree
+    return ast.dump(tree)
 
 
 def passes_of(history: str) -> np.ndarray[Any, np.dtype[np.int64]]:

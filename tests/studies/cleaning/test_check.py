@@ -16,9 +16,7 @@ from tests.studies.cleaning.methods import CONCENTRATE, GROW, PAIRE, TRIM_ONCE, 
 def test_every_strategy_keeps_the_images_that_the_command_keeps(tmp_path: Path) -> None:
     dirty = draw(Case("part", OVERLAP, 0.2, 0), write_category(tmp_path / "part"), tmp_path / "dirty")
     gram = prepare_gram(dirty.paths, tmp_path / "grams", Method(PAIRE).config(TINY_SETTINGS))
-    found = list(
-        compare_with_command(dirty, gram, (PAIRE, TRIM_ONCE, CONCENTRATE, GROW), TINY_SETTINGS, tmp_path)
-    )
+    found = list(compare_with_command(dirty, gram, (PAIRE, TRIM_ONCE, CONCENTRATE, GROW), TINY_SETTINGS, tmp_path))
     assert [one.strategy for one in found] == [PAIRE, TRIM_ONCE, CONCENTRATE, GROW]
     assert {one.images for one in found} <= {TRAIN_GOOD, TRAIN_GOOD + 1}
     for one in found:

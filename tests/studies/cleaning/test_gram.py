@@ -33,9 +33,7 @@ def expected(values: NDArray[Any], fitted: NDArray[np.int64], fitting: Fitting) 
     is_fitted = np.isin(np.arange(len(values)), fitted)
     columns = []
     for samples in np.moveaxis(values, 1, 0):
-        fit = fit_dual(
-            samples[is_fitted], fitting.config, fitting.estimator, leaves_one_out=fitting.leaves_one_out
-        )
+        fit = fit_dual(samples[is_fitted], fitting.config, fitting.estimator, leaves_one_out=fitting.leaves_one_out)
         columns.append(
             fit.leave_one_out(samples, is_fitted) if fitting.leaves_one_out else fit.gaussian.mahalanobis(samples)
         )
@@ -63,6 +61,27 @@ def test_images_measured_are_in_the_order_asked_for_and_may_be_asked_for_twice()
     measured = np.array([29, 3, 3, 0, 17])
     everything = gram.distances(np.arange(FITTED), np.arange(IMAGES), fitting)
     np.testing.assert_allclose(gram.distances(np.arange(FITTED), measured, fitting), everything[measured], rtol=1e-12)
+
+
+@pytest.mark.parametrize("leaves_one_out", [False, True])
+def test_an_estimator_that_believes_nothing_of_the_sample_covariance_leaves_its_ridge(leaves_one_out: bool) -> None:
+    # White noise; this draw of it OAS shrinks to a multiple of the identity.
+    values, fitted = np.random.default_rng(3).normal(size=(50, 3, CHANNELS))[:, 1:], np.arange(40)
+    fitting = Fitting(GaussianConfig(), "oas", leaves_one_out)
+    fits = [fit_dual(values[fitted, position], GaussianConfig(), "oas") for position in range(2)]
+    assert [fit.weight for fit in fits] == [0.0, 0.0]
+    found = gram_of(values).distances(fitted, np.arange(50), fitting)
+    np.testing.assert_allclose(found, expected(values, fitted, fitting), rtol=RELATIVE)
+
+
+def test_each_position_may_be_fitted_on_images_of_its_own() -> None:
+    values, rng = features(), np.random.default_rng(2)
+    fitted = np.stack([rng.permutation(IMAGES)[:FITTED] for _ in range(POSITIONS)], axis=1)
+    gram, fitting, measured = gram_of(values), Fitting(GaussianConfig(), "relative-ridge", True), np.arange(IMAGES)
+    found = gram.distances(fitted, measured, fitting)
+    for position in range(POSITIONS):
+        alone = gram.distances(fitted[:, position], measured, fitting)
+        np.testing.assert_array_equal(found[:, position], alone[:, position])
 
 
 @settings(max_examples=15, deadline=None)

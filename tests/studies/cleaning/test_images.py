@@ -1,0 +1,46 @@
+"""Features and Gram matrices in a folder: made once, for these images and this configuration."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schemas.errors import SourceError
+from tests.archives import TINY_SETTINGS, tiny_config, write_parts
+from tests.studies.cleaning.images import extract, prepare_gram, rows_of
+from tests.studies.cleaning.methods import PAIRE, Method
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, str]:
+    """Return images by made-up digests that do not sort as the paths do."""
+    write_parts(tmp_path / "parts", 4)
+    return {f"{9 - number}": str(path) for number, path in enumerate(sorted((tmp_path / "parts").glob("*.png")))}
+
+
+def test_products_are_those_of_the_features_about_their_mean(paths: dict[str, str], tmp_path: Path) -> None:
+    gram, index, grid = prepare_gram(paths, tmp_path / "grams", tiny_config()).open()
+    features = extract(list(paths.values()), tiny_config())
+    assert grid == features.shape[1:3]
+    assert gram.channels == features.shape[3]
+    values = features.reshape(4, -1, gram.channels)[:, 5].astype(np.float64)
+    values -= values.mean(axis=0)
+    rows = rows_of(paths, index)
+    np.testing.assert_allclose(gram.products[5][np.ix_(rows, rows)], values @ values.T, rtol=1e-3, atol=1e-9)
+
+
+def test_they_are_made_once_for_each_configuration(paths: dict[str, str], tmp_path: Path) -> None:
+    first = prepare_gram(paths, tmp_path / "grams", tiny_config())
+    written = (first.folder / "products.npy").stat().st_mtime_ns
+    assert prepare_gram(paths, tmp_path / "grams", tiny_config("trim.eta=3")) == first
+    assert (first.folder / "products.npy").stat().st_mtime_ns == written
+    assert prepare_gram(paths, tmp_path / "grams", tiny_config("features.seed=1")) != first
+    assert prepare_gram(dict(list(paths.items())[:3]), tmp_path / "grams", tiny_config()) != first
+
+
+def test_an_image_that_can_not_be_read_is_named(paths: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(SourceError, match=r"broken\.png.*can not be read"):
+        prepare_gram(
+            {**paths, "0": str(tmp_path / "broken.png")}, tmp_path / "grams", Method(PAIRE).config(TINY_SETTINGS)
+        )

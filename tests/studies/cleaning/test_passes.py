@@ -1,0 +1,70 @@
+"""Strategies on Gram matrices: planted outliers go, and what is measured afterwards is what the published map says."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from schemas.config import GaussianConfig, parse_config
+from tests.studies.cleaning.gram import Gram, products_of
+from tests.studies.cleaning.methods import CONCENTRATE, GROW, NONE, PAIRE, STRATEGIES, TRIM_ONCE, Method
+from tests.studies.cleaning.passes import Archive, _Passes
+from workers.gaussian import fit_dual
+
+NORMALS, OUTLIERS, GRID, CHANNELS = 60, 6, (3, 4), 96
+IMAGES = NORMALS + OUTLIERS
+TESTED = np.arange(IMAGES, IMAGES + 10)
+IS_OUTLIER = np.arange(IMAGES) >= NORMALS
+
+
+def features() -> NDArray[np.float64]:
+    """Return features of an archive and of ten images more; outliers are far off at one position each."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(IMAGES + len(TESTED), GRID[0] * GRID[1], CHANNELS))
+    for image in np.flatnonzero(IS_OUTLIER):
+        values[image, rng.integers(values.shape[1])] += 4 * rng.normal(size=CHANNELS)
+    return values
+
+
+@pytest.fixture(scope="module")
+def archive() -> Archive:
+    values = features()
+    products = np.empty((values.shape[1], len(values), len(values)))
+    products_of(values, products)
+    return Archive(Gram(products, CHANNELS), np.arange(IMAGES), GRID)
+
+
+@pytest.mark.parametrize("strategy", [TRIM_ONCE, PAIRE, CONCENTRATE, GROW])
+def test_a_strategy_leaves_out_what_was_planted(archive: Archive, strategy: str) -> None:
+    trimming = archive.clean(Method(strategy).config())
+    assert not (trimming.clean & IS_OUTLIER).any()
+    assert trimming.clean.sum() >= IMAGES // 10
+    assert trimming.thresholds.shape == GRID
+
+
+def test_grow_keeps_most_of_what_is_clean(archive: Archive) -> None:
+    assert archive.clean(Method(GROW).config()).clean[~IS_OUTLIER].mean() > 0.8
+
+
+def test_without_trimming_everything_is_kept(archive: Archive) -> None:
+    assert archive.clean(Method(NONE).config()).clean.all()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_map_is_that_of_the_production_kernels(archive: Archive, strategy: str) -> None:
+    config, clean, values = Method(strategy).config(), ~IS_OUTLIER, features()
+    found = archive.map_distances(clean, TESTED, config)
+    assert found.shape == (len(TESTED), *GRID)
+    for position in range(values.shape[1]):
+        fit = fit_dual(values[:IMAGES][clean][:, position], GaussianConfig(), config.estimator())
+        expected = fit.gaussian.mahalanobis(values[TESTED, position])
+        row, column = divmod(position, GRID[1])
+        np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-6)
+
+
+def test_a_robust_score_and_its_distances_belong_together(archive: Archive) -> None:
+    passes = _Passes(archive, parse_config(None, [f"trim.strategy={CONCENTRATE}"]))
+    everything = np.ones(IMAGES, bool)
+    scores = passes.robust_score(everything, 1)
+    limit = float(np.median(scores))
+    below = (passes._distances < passes.thresholds_at(limit)).all(axis=(1, 2))
+    assert (below == (scores < limit)).all()
