@@ -34,8 +34,8 @@ from workers.storage import Directory
 
 logger = logging.getLogger("paire")
 
-# A smaller share of clean images than this is worth a warning: the paper's rule keeps about half.
-FEW_CLEAN = 0.25
+# The paper's rule stops at a majority; where no more than this share is clean, good images have been lost.
+FEW_CLEAN = 0.5
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ def _ledger_entry(ending: _Ending) -> dict[str, Any]:
     return {
         "iterations": len(trimming.iterations),
         "stop_reason": trimming.stop_reason,
-        "floor_applied": trimming.iterations[-1].floor_applied,
+        "floor_applied": trimming.floor_applied,
         "warnings": [
             *_warnings(trimming, verdict.census),
             *(finding.sentence for finding in ending.examination.findings),
@@ -245,8 +245,8 @@ def _ledger_entry(ending: _Ending) -> dict[str, Any]:
 
 def _warnings(trimming: Trimming, census: Census) -> list[str]:
     """Say what makes a group's verdicts less trustworthy; empty when nothing does."""
-    last, warnings = trimming.iterations[-1], []
-    if last.floor_applied:
+    last, measured, warnings = trimming.iterations[-1], int(census.measured.sum()), []
+    if trimming.floor_applied:
         warnings.append(
             "the floor chose the clean set: fewer images than trim.min_clean_fraction passed all thresholds"
         )
@@ -257,10 +257,10 @@ def _warnings(trimming: Trimming, census: Census) -> list[str]:
             "no clear boundary between clean and anomalous images: only the better half is kept, and some of it may be "
             "anomalous"
         )
-    if last.n_clean < FEW_CLEAN * int(census.measured.sum()):
+    elif last.n_clean <= FEW_CLEAN * measured:
         warnings.append(
-            f"only {last.n_clean} images are clean: check that the group holds one product in one pose, or try "
-            "trim.strategy=grow"
+            f"only {last.n_clean} of {measured} images are clean: check that the group holds one product in one pose, "
+            "or try trim.strategy=grow"
         )
     if not last.n_positions_trimmed:
         warnings.append("no position has a threshold: no image was found to differ from the others")

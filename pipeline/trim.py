@@ -89,6 +89,12 @@ class Trimming:
     stop_reason: str
     smoothing: int = 1
 
+    @property
+    def floor_applied(self) -> bool:
+        """Whether the floor chose the clean set: in the last pass that changed it, if any did."""
+        changing = [step for step in self.iterations if step.n_added or step.n_removed]
+        return (changing or list(self.iterations))[-1].floor_applied
+
 
 @dataclass
 class PassLog:

@@ -357,3 +357,8 @@ def test_the_reference_has_one_row_for_each_option_with_its_default_and_meaning(
 )
 def test_only_the_two_keywords_are_reserved_weights(weights: str, reserved: bool) -> None:
     assert is_reserved_weights(weights) is reserved
+
+
+def test_a_backbone_without_nodes_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"features\.nodes = \[\]: tuple should have at least 1 item"):
+        parse_config(None, ["features.nodes="])

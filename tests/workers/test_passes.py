@@ -136,8 +136,9 @@ def test_the_nearest_images_are_those_of_the_smallest_distances_among_the_candid
     chosen = nearest_images(distances, ROW, candidates, 100, [int(candidates.sum())])
     assert not chosen[~candidates].any()
     for column in range(COLUMNS):
-        order = sorted(np.flatnonzero(candidates), key=lambda image, c=column: (written[image, c], image))
-        np.testing.assert_array_equal(np.flatnonzero(chosen[:, column]), sorted(order[:100]))
+        order = sorted((written[image, column], image) for image in np.flatnonzero(candidates))
+        nearest = sorted(image for _, image in order[:100])
+        np.testing.assert_array_equal(np.flatnonzero(chosen[:, column]), nearest)
 
 
 def test_a_row_is_fitted_in_the_dual_form_across_chunks(features: ArrayRef, values: NDArray[np.float16]) -> None:

@@ -4,6 +4,7 @@ import argparse
 import datetime
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -145,7 +146,7 @@ def run_study(study: Study) -> None:
 def _judge_all(tasks: list[Task], results: ResultsFile, workers: int) -> None:
     """Judge in parallel processes, keeping each row as soon as it is there."""
     started = time.monotonic()
-    with ProcessPoolExecutor(workers, get_context("spawn"), use_one_thread) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
         try:
             futures = {pool.submit(judge, task): task for task in tasks}
             for done, future in enumerate(as_completed(futures), start=1):
@@ -159,6 +160,12 @@ def _judge_all(tasks: list[Task], results: ResultsFile, workers: int) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _start_worker() -> None:
+    """Compute on one thread, and leave an interruption to the process that waits for this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    use_one_thread()
 
 
 def write(study: Study, results: ResultsFile) -> None:
