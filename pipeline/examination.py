@@ -28,7 +28,7 @@ from schemas.names import storage_name
 from schemas.run import DISTANCE, DISTANCES, EXAMINATION
 from workers.contamination import Contamination, fit_and_estimate
 from workers.guard import Exclusions, Finding, count_segment, examine, excuse_small_groups
-from workers.passes import ArrayRef, Segment
+from workers.passes import ArrayRef, cut_segments
 from workers.storage import Directory
 from workers.structure import MIN_SAMPLE, Structure, describe_structure, gram_row, sample_images
 
@@ -134,17 +134,16 @@ class Examiner:
     def _count_exclusions(self, group: str, measured: Mask, trimming: Trimming) -> Exclusions:
         """Count what the thresholds exclude of the distances that decided."""
         distances, window = ArrayRef(self.run / DISTANCES / storage_name(group), "", DISTANCE), self._window()
-        size = self.config.gaussian.segment_images
         parts: list[Exclusions] = window.gather(
             [
                 window.submit(
                     count_segment,
                     distances,
-                    Segment(start, min(start + size, len(measured)), measured[start : start + size]),
+                    segment,
                     trimming.thresholds,
                     smoothing=trimming.smoothing,
                 )
-                for start in range(0, len(measured), size)
+                for segment in cut_segments(measured, self.config.gaussian.segment_images)
             ]
         )
         return sum(parts[1:], parts[0])

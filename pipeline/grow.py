@@ -15,7 +15,7 @@ from pipeline.trim import AMBIGUOUS, CYCLE, MAX_ITERATIONS, UNCHANGED, Mask, Pas
 from schemas.config import TrimConfig
 from workers.calibration import count_borderline, fit_score_law
 from workers.passes import NORMAL_DEVIATION
-from workers.selection import MIN_FITTED
+from workers.selection import MIN_FITTED, smallest
 
 Scores = NDArray[np.float64]
 
@@ -157,11 +157,7 @@ def concentrate(
 
 def _better_half(scores: Scores, measured: Mask) -> Mask:
     """Return the half of the images with the smallest scores, earlier rows first among equals."""
-    rows = np.flatnonzero(measured)
-    count = min(len(rows), max(MIN_START, len(rows) // 2))
-    half = np.zeros_like(measured)
-    half[rows[np.argsort(scores[rows], kind="stable")[:count]]] = True
-    return half
+    return smallest(scores, measured, max(MIN_START, int(measured.sum()) // 2))
 
 
 def robust_limit(scores: Scores, deviations: float) -> float:

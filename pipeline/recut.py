@@ -103,13 +103,13 @@ def recut(
     if was_done:
         directory = version_of(base.directory, version)
         logger.info("%s has these settings already; nothing to do", directory.url)
+        _, summary = _compare(before, directory, against)
     else:
         base.require_features()
         record = dataclasses.replace(record, base=base.record.run_id)
         version = version or claim_version(base.directory, record)
         directory = version_of(base.directory, version)
-        _judge_anew(base, config, directory, before, against, scheduler, reporter)
-    _, summary = _compare(before, directory, against)
+        summary = _judge_anew(base, config, directory, before, against, scheduler, reporter)
     return RecutResult(
         run=directory.url,
         run_id=read_record(directory).run_id,
@@ -199,8 +199,8 @@ def _judge_anew(
     against: int,
     scheduler: str | None,
     reporter: Reporter,
-) -> None:
-    """Fill a version's directory, whose record is there already."""
+) -> dict[str, Any]:
+    """Fill a version's directory, whose record is there already; returns what it changed, in counts."""
     record = read_record(directory)
     with recorded(directory):
         directory.write(layout.CONFIG, config.to_yaml().encode())
@@ -222,6 +222,7 @@ def _judge_anew(
         conclude(directory, record, ledger, config.guard)
     # Last, and after the log: whoever sees _SUCCESS may read everything.
     release(directory, ledger, config.guard)
+    return summary
 
 
 def _compare(before: pd.DataFrame, directory: Directory, against: int) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -28,6 +28,7 @@ from workers.passes import (
     Segment,
     accumulate_fourth,
     accumulate_segment,
+    cut_segments,
     fit_row_dual,
     fit_row_primal,
     judge_row,
@@ -292,10 +293,7 @@ class GroupStatistics:
         return window.submit(fit_row_primal, moments, fit, fourth)
 
     def _segments(self, mask: Mask) -> Iterator[Segment]:
-        size = self._config.gaussian.segment_images
-        for start in range(0, len(mask), size):
-            stop = min(start + size, len(mask))
-            yield Segment(start, stop, mask[start:stop])
+        return cut_segments(mask, self._config.gaussian.segment_images)
 
     def _create_distances(self, name: str) -> None:
         images = len(self._measured)

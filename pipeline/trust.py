@@ -22,7 +22,7 @@ The sample is at most a fifth of the kept images, so that the fit without it is 
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -334,7 +334,12 @@ def _summarise(
             f"none of the {len(left_out)} images that were drawn can be read as the run read them; the first, "
             f"{first['file_name']!r}, {first['reason']}. Bring the archive back, or clean it anew."
         )
-    groups = tuple(_counted(finished, one) for one in tried if one.sample.group not in unread)
+    ledger = json.loads(finished.directory.read(layout.LEDGER))
+    groups = tuple(
+        _counted(finished.config.trim.strategy, ledger["groups"][one.sample.group], one)
+        for one in tried
+        if one.sample.group not in unread
+    )
     return TrustResult(
         run=finished.directory.url,
         run_id=finished.record.run_id,
@@ -348,13 +353,12 @@ def _summarise(
     )
 
 
-def _counted(finished: FinishedRun, tried: _Tried) -> GroupTrust:
-    """Count a group's trials, and say what makes its figures mean less."""
+def _counted(strategy: str, books: Mapping[str, Any], tried: _Tried) -> GroupTrust:
+    """Count a group's trials, and say what makes its figures mean less; ``books`` is its part of the ledger."""
     group, notes = tried.sample.group, []
-    ledger = json.loads(finished.directory.read(layout.LEDGER))
-    if ledger["groups"][group]["floor_applied"]:
+    if books["floor_applied"]:
         notes.append("the floor chose the run's clean set, not its thresholds; only these are tried")
-    if finished.config.trim.strategy in KEEPS_FITTED:
+    if strategy in KEEPS_FITTED:
         notes.append("images of the deciding fit are kept whatever they show: recall is that of all other images")
     if not tried.holdout.positions_with_threshold:
         notes.append("no position has a threshold: nothing can be rejected")

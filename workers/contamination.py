@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.calibration import ScoreLaw, gumbel_quantile
+from workers.selection import smallest
 
 CONFIDENCE = 0.95
 
@@ -101,8 +102,7 @@ def fit_and_estimate(
     following = scores < found.law.threshold(false_reject)
     half = max(MIN_SCORES, found.images // 2)
     if int(following.sum()) < half:
-        following = np.zeros_like(clean)
-        following[np.argsort(scores, kind="stable")[:half]] = True
+        following = smallest(scores, ~np.isnan(scores), half)
     if (following == clean).all():
         return found
     return estimate_contamination(score(following), following, false_reject=false_reject)

@@ -16,7 +16,7 @@ from schemas.features import CHUNK_IMAGES
 from workers.compute import map_in_threads
 from workers.gaussian import FittedGaussian, fit_dual, fit_primal
 from workers.moments import Moments, accumulate, merge
-from workers.selection import margins
+from workers.selection import margins, smallest
 from workers.smoothing import SMALLEST, smooth
 from workers.storage import Directory
 from workers.threshold import position_threshold
@@ -58,6 +58,13 @@ class Segment(NamedTuple):
     start: int
     stop: int
     mask: NDArray[np.bool_]
+
+
+def cut_segments(mask: NDArray[np.bool_], size: int) -> Iterator[Segment]:
+    """Yield the segments of at most ``size`` images, in order, of a group's mask (images,)."""
+    for start in range(0, len(mask), size):
+        stop = min(start + size, len(mask))
+        yield Segment(start, stop, mask[start:stop])
 
 
 class RowVerdict(NamedTuple):
@@ -185,11 +192,7 @@ def nearest_images(
     """
     assert sum(receipts) >= int(candidates.sum())
     values = np.asarray(distances.open()[:, row])
-    rows = np.flatnonzero(candidates)
-    nearest = rows[np.argsort(values[rows], axis=0, kind="stable")[:count]]
-    chosen = np.zeros(values.shape, bool)
-    np.put_along_axis(chosen, nearest, values=True, axis=0)
-    return chosen
+    return np.stack([smallest(column, candidates, count) for column in values.T], axis=1)
 
 
 def take_images(chosen: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.bool_]:

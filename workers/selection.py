@@ -65,11 +65,30 @@ def select(margin: NDArray[np.float64], measured: NDArray[np.bool_], trim: TrimC
     floor = min(count, max(MIN_FITTED, math.ceil(round(trim.min_clean_fraction * count, 9))))
     if int(clean.sum()) >= floor:
         return Selection(clean, floor_applied=False)
-    rows = np.flatnonzero(measured)
-    smallest = rows[np.argsort(margin[rows], kind="stable")[:floor]]
-    clean = np.zeros_like(measured)
-    clean[smallest] = True
-    return Selection(clean, floor_applied=True)
+    return Selection(smallest(margin, measured, floor), floor_applied=True)
+
+
+def smallest(values: NDArray[np.float64], candidates: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """Return which ``count`` of the candidates have the smallest values, earlier rows first among equals.
+
+    Parameters
+    ----------
+    values
+        (images,) float64.
+    candidates
+        (images,) bool: the images to choose among.
+    count
+        How many of them; all where there are fewer.
+
+    Returns
+    -------
+    ndarray
+        (images,) bool.
+    """
+    rows = np.flatnonzero(candidates)
+    chosen = np.zeros_like(candidates)
+    chosen[rows[np.argsort(values[rows], kind="stable")[:count]]] = True
+    return chosen
 
 
 @dataclass(frozen=True)
