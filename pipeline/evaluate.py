@@ -1,7 +1,6 @@
 """What `paire evaluate` compares with the truth: a finished run, or the scores of a test set."""
 
 from functools import lru_cache
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.evaluation import AnomalyMaps, Evaluation, Mask, evaluate_comparison
+from pipeline.finished import read_table, require_judged, warn_if_untrustworthy
 from pipeline.truth import compare
 from schemas import run as layout
 from schemas import scores as scores_table
@@ -44,12 +44,12 @@ def evaluate(result: Directory, labels: str, *, masks: str | None = None) -> Eva
 
 
 def evaluate_run(run: Directory, labels: str, *, masks: str | None = None) -> Evaluation:
-    """Compare a finished run with the truth.
+    """Compare a finished run with the truth; of one that is not published a warning says why it is not to be trusted.
 
     Parameters
     ----------
     run
-        The run directory.
+        The run directory; published, or found untrustworthy.
     labels
         CSV with ``image_path`` (relative to the CSV, absolute, or as the manifest's ``image_path`` or ``file_name``),
         ``label_index`` (0 normal, 1 anomalous) and optionally ``mask_path``; or any other set that
@@ -64,12 +64,9 @@ def evaluate_run(run: Directory, labels: str, *, masks: str | None = None) -> Ev
     SourceError
         When the run is not finished, the labels or masks can not be read, or no label matches an input.
     """
-    if not run.exists(layout.SUCCESS):
-        raise SourceError(
-            f"{run.url} is no finished run: it has no {layout.SUCCESS}. Finish it with the same `paire clean` command, "
-            "or give another run directory."
-        )
-    manifest, catalog = (pd.read_parquet(BytesIO(run.read(name))) for name in (layout.MANIFEST, layout.CATALOG))
+    require_judged(run)
+    warn_if_untrustworthy(run)
+    manifest, catalog = (read_table(run, name) for name in (layout.MANIFEST, layout.CATALOG))
     rows = catalog.set_index("sample_id")["row"]
     decision = manifest["decision"]
     inputs = pd.DataFrame(
@@ -142,13 +139,7 @@ def _maps_of_scores(directory: Directory, group: str, last_row: int) -> AnomalyM
 
 def _read_scores(directory: Directory) -> pd.DataFrame:
     needed = ("image_path", "group", "anomaly_score", "is_anomalous")
-    try:
-        scores = pd.read_parquet(BytesIO(directory.read(scores_table.SCORES)))
-    except (OSError, ValueError) as error:
-        detail = " ".join(str(error).split())
-        raise SourceError(
-            f"{directory.url}/{scores_table.SCORES} can not be read as a table ({detail}). Score the images again."
-        ) from error
+    scores = read_table(directory, scores_table.SCORES, advice="Score the images again.")
     missing = [name for name in needed if name not in scores.columns]
     if missing:
         raise SourceError(

@@ -14,18 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from distributed import Future
 from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster
 from pipeline.progress import Reporter
 from pipeline.statistics import GroupStatistics
-from pipeline.tasks import TaskWindow
+from pipeline.tasks import Window, open_window
 from pipeline.trim import Mask, Trimming
 from schemas.config import Config
 from schemas.features import FeatureGeometry
 from schemas.names import storage_name
-from schemas.run import DISTANCE, DISTANCES, EXAMINATION
+from schemas.run import DISTANCE, DISTANCES
 from workers.contamination import Contamination, fit_and_estimate
 from workers.guard import Exclusions, Finding, count_segment, examine, excuse_small_groups
 from workers.passes import ArrayRef, cut_segments
@@ -73,7 +72,7 @@ class Examiner:
     Attributes
     ----------
     cluster
-        Where to compute.
+        Where to compute; None for here.
     run
         The run directory; holds the distances that decided.
     features
@@ -86,14 +85,14 @@ class Examiner:
         Shows progress.
     """
 
-    cluster: Cluster
+    cluster: Cluster | None
     run: Directory
     features: Directory
     geometry: FeatureGeometry
     config: Config
     reporter: Reporter
 
-    def examine(self, group: str, measured: Mask, trimming: Trimming) -> Examination:
+    def examine(self, group: str, measured: Mask, trimming: Trimming, statistics: GroupStatistics) -> Examination:
         """Examine how one group came out; the distances that decided are left as they are.
 
         Parameters
@@ -104,8 +103,10 @@ class Examiner:
             (images,) bool: the images that take part.
         trimming
             How its clean set came out.
+        statistics
+            The group's passes.
         """
-        contamination = self._estimate(group, measured, trimming.clean)
+        contamination = self._estimate(group, trimming.clean, statistics)
         findings = examine(
             contamination,
             self._count_exclusions(group, measured, trimming),
@@ -116,20 +117,15 @@ class Examiner:
         )
         return Examination(contamination, findings)
 
-    def _estimate(self, group: str, measured: Mask, clean: Mask) -> Contamination | None:
+    def _estimate(self, group: str, clean: Mask, statistics: GroupStatistics) -> Contamination | None:
         """Estimate the contamination under fits of the guard's own."""
-        gaussian = self.config.gaussian.model_copy(update={"estimator": ESTIMATOR})
-        config = self.config.model_copy(update={"gaussian": gaussian})
-        scratch = self.run / EXAMINATION
-        statistics = GroupStatistics(self.cluster, group, measured, self.geometry, config, self.features, scratch)
 
         def score(fitted: Mask) -> NDArray[np.float64]:
             with self.reporter.phase(f"{group}: examine", self.geometry.rows, "rows", brief=True) as phase:
-                return statistics.score(fitted, smoothing=config.trim.smoothing, phase=phase)
+                smoothing = self.config.trim.smoothing
+                return statistics.score_apart(fitted, smoothing=smoothing, phase=phase, estimator=ESTIMATOR)
 
-        contamination = fit_and_estimate(score, clean, false_reject=RATE)
-        self.run.remove(EXAMINATION)
-        return contamination
+        return fit_and_estimate(score, clean, false_reject=RATE)
 
     def _count_exclusions(self, group: str, measured: Mask, trimming: Trimming) -> Exclusions:
         """Count what the thresholds exclude of the distances that decided."""
@@ -154,7 +150,7 @@ class Examiner:
             return None
         features, sample = ArrayRef(self.features, "", storage_name(group)), sample_images(measured)
         window = self._window()
-        total: Future | None = None
+        total: Any = None
         for row in range(self.geometry.rows):
             products = window.submit(gram_row, features, row, sample)
             # Added on the workers, row by row in order: one matrix comes back, and always the same.
@@ -162,8 +158,8 @@ class Examiner:
         assert total is not None
         return describe_structure(window.gather([total])[0], clean[sample])
 
-    def _window(self) -> TaskWindow:
-        return TaskWindow(self.cluster.client, self.cluster.workers)
+    def _window(self) -> Window:
+        return open_window(self.cluster)
 
 
 def weigh_small_groups(examinations: Mapping[str, Examination], images: Mapping[str, int]) -> dict[str, Examination]:

@@ -1,8 +1,17 @@
-"""A finished run, opened to be judged anew: what it has established, and whether its features are all there."""
+"""A judged run, opened to be judged anew: what it has established, and whether its features are all there.
 
+A run is judged when it is published, and also when all is written but ``_SUCCESS``, because the breakdown guard does
+not trust it. Whoever trains models must not read such a run; whoever looks into it, or judges its features by other
+options, may, and is told.
+"""
+
+import json
+import logging
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
+from typing import Any, NamedTuple
 
 import pandas as pd
 import zarr
@@ -15,15 +24,26 @@ from schemas.config import Config, parse_config
 from schemas.errors import ConfigError, SourceError
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from schemas.image import ImageOutcome
+from schemas.ledger import stopping_sentences
 from schemas.names import storage_name
 from schemas.run import RunRecord
 from workers.gaussian_map import GaussianMap
 from workers.storage import Directory
 
+logger = logging.getLogger("paire")
+
+
+class OptionChange(NamedTuple):
+    """An option that is wanted otherwise than a run was made with; ``name`` is ``section.key``."""
+
+    name: str
+    was: Any
+    wanted: Any
+
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has published its manifest.
+    """A run that has judged its images: published, or found untrustworthy.
 
     Attributes
     ----------
@@ -46,20 +66,15 @@ class FinishedRun:
         Raises
         ------
         SourceError
-            When there is no finished run, or its record can not be read.
+            When there is no judged run, or its record can not be read.
         ConfigError
             When its configuration is not one of this version.
         """
         directory = Directory.at(location)
         try:
-            is_finished = directory.exists(layout.SUCCESS)
+            require_judged(directory)
         except ValueError as error:
             raise SourceError(f"run {location!r}: {error}. Give the directory of a finished run.") from error
-        if not is_finished:
-            raise SourceError(
-                f"{directory.url} is no finished run: it has no {layout.SUCCESS}. Finish it with the command that "
-                "began it, or give another run directory."
-            )
         try:
             record = read_record(directory)
             text = directory.read(layout.CONFIG).decode()
@@ -105,7 +120,28 @@ class FinishedRun:
     @cached_property
     def geometry(self) -> FeatureGeometry:
         """The grid of positions of the features; raises GaussianMapError when there is no map to say it."""
-        return GaussianMap.open((self.directory / layout.MODEL).url).description.geometry
+        return self.gaussian_map.description.geometry
+
+    @cached_property
+    def gaussian_map(self) -> GaussianMap:
+        """The run's map, also where it is not published; raises GaussianMapError when there is none."""
+        return GaussianMap.open((self.directory / layout.MODEL).url, published_only=False)
+
+    def changed_options(self, wanted: Config, sections: Collection[str]) -> Iterator[OptionChange]:
+        """Yield the options that are set in another configuration and are not what this run was made with.
+
+        Parameters
+        ----------
+        wanted
+            The other configuration; what it leaves at its defaults is not wanted.
+        sections
+            Where to look.
+        """
+        for section in sections:
+            mine, theirs = getattr(self.config, section), getattr(wanted, section)
+            for key in sorted(theirs.model_fields_set):
+                if getattr(mine, key) != getattr(theirs, key):
+                    yield OptionChange(f"{section}.{key}", getattr(mine, key), getattr(theirs, key))
 
     def require_features(self) -> None:
         """Check that every group's features are stored, all of them, in the shape that the catalog and the map say.
@@ -146,8 +182,59 @@ class FinishedRun:
         return ""
 
 
-def read_table(directory: Directory, name: str) -> pd.DataFrame:
-    """Read a parquet table of a run directory.
+def require_judged(run: Directory) -> None:
+    """Check that a run has judged its images to the end.
+
+    Raises
+    ------
+    SourceError
+        When it is neither published nor found untrustworthy.
+    """
+    if not run.exists(layout.SUCCESS) and not is_untrustworthy(run):
+        raise SourceError(
+            f"{run.url} is no finished run: it has no {layout.SUCCESS}. Finish it with the command that began it, or "
+            "give another run directory."
+        )
+
+
+def is_untrustworthy(run: Directory) -> bool:
+    """Return whether all of a run is written but ``_SUCCESS``, because the breakdown guard does not trust it."""
+    if run.exists(layout.SUCCESS):
+        return False
+    try:
+        return read_record(run).state == layout.UNTRUSTWORTHY
+    except (OSError, ValueError):
+        return False
+
+
+def warn_if_untrustworthy(run: Directory) -> None:
+    """Say of a run that is not published why it is not to be trusted."""
+    if not is_untrustworthy(run):
+        return
+    ledger = json.loads(run.read(layout.LEDGER))
+    found = stopping_sentences(ledger)
+    group, sentences = next(iter(found.items()))
+    logger.warning(
+        "%s is not published: %d of %d groups are not to be trusted; group %r: %s",
+        run.url,
+        len(found),
+        len(ledger["groups"]),
+        group,
+        sentences[0],
+    )
+
+
+def read_table(
+    directory: Directory, name: str, *, advice: str = "Restore it, or clean the archive anew."
+) -> pd.DataFrame:
+    """Read a parquet table of a run directory, or of the directory of another command.
+
+    Parameters
+    ----------
+    directory, name
+        Where it lies.
+    advice
+        What to do where it can not be read.
 
     Raises
     ------
@@ -157,6 +244,4 @@ def read_table(directory: Directory, name: str) -> pd.DataFrame:
     try:
         return pd.read_parquet(BytesIO(directory.read(name)))
     except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{directory.url}/{name} can not be read ({type(error).__name__}). Restore it, or clean the archive anew."
-        ) from error
+        raise SourceError(f"{directory.url}/{name} can not be read ({type(error).__name__}). {advice}") from error

@@ -6,6 +6,7 @@ the fitted and the rest that a threshold would have to find.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from workers.passes import NORMAL_DEVIATION
 from workers.selection import MIN_FITTED, smallest
 
 Scores = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 # Admission to the fit is on trial, so it is this much more generous than the final verdict.
 ADMISSION = 0.02
@@ -54,7 +56,15 @@ class Scorer(Protocol):
         """
 
 
-def grow(score: Scorer, measured: Mask, config: TrimConfig, *, grid: tuple[int, int], name: str = "") -> Trimming:
+def grow(
+    score: Scorer,
+    measured: Mask,
+    config: TrimConfig,
+    *,
+    grid: tuple[int, int],
+    representative: Rows | None = None,
+    name: str = "",
+) -> Trimming:
     """Keep nearly every clean image and no bad one.
 
     1. Start. Fit every position on the three quarters of the images that are nearest there: a defect lies at a few
@@ -67,7 +77,11 @@ def grow(score: Scorer, measured: Mask, config: TrimConfig, *, grid: tuple[int, 
        refit, until none is left to remove. Variants now support one another and stay; admitted defects go.
     4. Decide: an image is clean when its score under the last fit is below that threshold. But where many images lie
        just above it, about as many anomalies must be expected just below: no threshold would be pure, and only the
-       better half as in step 1 is kept.
+       better half as in step 1 is kept. The map is then that of step 1 too: at each position it saw more images than
+       the half has, and fewer defects than lie in it.
+
+    Of near-duplicates only the representative is ever fitted, and no image scores better than its representative: a
+    defect that is there several times can not support itself.
 
     Parameters
     ----------
@@ -80,42 +94,67 @@ def grow(score: Scorer, measured: Mask, config: TrimConfig, *, grid: tuple[int, 
         pruning.
     grid
         Rows and columns of positions.
+    representative
+        (images,) int64: for each image the earlier one that it is a near-duplicate of, itself where there is none; None
+        for no near-duplicates.
     name
         What to call the group in the log.
     """
+    passes = _Passes(score, np.arange(len(measured)) if representative is None else representative)
+    distinct = measured & passes.distinct
     log = PassLog(measured, name)
     positions = grid[0] * grid[1]
-    log.record(_better_half(score(measured, log.number, smoothing=1, nearest=NEAREST), measured), positions_trimmed=0)
+    half = _better_half(passes.start(measured, log.number), distinct)
+    log.record(half, positions_trimmed=0, fitted=distinct)
     reason = UNCHANGED
     for admits in (True, False):
         level = config.target_false_reject * (ADMISSION if admits else 1.0)
         for _ in range(config.max_iterations):
-            scores = score(log.clean, log.number, smoothing=config.smoothing)
-            below = measured & (scores < fit_score_law(scores[log.clean]).threshold(level))
+            scores = passes.score(log.clean, log.number, smoothing=config.smoothing)
+            below = measured & (scores < fit_score_law(scores[log.clean & distinct]).threshold(level))
             clean = log.clean | below if admits else log.clean & below
-            if (clean == log.clean).all() or int(clean.sum()) < MIN_START:
+            if (clean == log.clean).all() or int((clean & distinct).sum()) < MIN_START:
                 break
-            log.record(clean, positions_trimmed=positions)
+            log.record(clean, positions_trimmed=positions, fitted=log.clean & distinct)
         else:
             reason = MAX_ITERATIONS
-            scores = score(log.clean, log.number, smoothing=config.smoothing)
-    law = fit_score_law(scores[log.clean])
+            scores = passes.score(log.clean, log.number, smoothing=config.smoothing)
+    law = fit_score_law(scores[log.clean & distinct])
     threshold = law.threshold(config.target_false_reject)
     clean = measured & (scores < threshold)
     borderline = count_borderline(law, scores[measured], config.target_false_reject)
     if borderline > max(FEW, AMBIGUITY * int(clean.sum())):
-        return _keep_better_half(score, log, measured, grid)
-    log.record(clean, positions_trimmed=positions)
-    return log.result(np.full(grid, np.exp(threshold)), reason, smoothing=config.smoothing)
+        scores = passes.start(measured, log.number)
+        half = _better_half(scores, distinct)
+        cut = (scores[half].max() + scores[distinct & ~half].min()) / 2
+        log.record(measured & (scores < cut), positions_trimmed=positions, fitted=distinct)
+        return log.result(np.full(grid, np.exp(cut)), AMBIGUOUS, published=distinct, nearest=NEAREST)
+    log.record(clean, positions_trimmed=positions, fitted=log.clean & distinct)
+    return log.result(np.full(grid, np.exp(threshold)), reason, published=clean & distinct, smoothing=config.smoothing)
 
 
-def _keep_better_half(score: Scorer, log: PassLog, measured: Mask, grid: tuple[int, int]) -> Trimming:
-    """Go back to the start and cut there."""
-    scores = score(measured, log.number, smoothing=1, nearest=NEAREST)
-    half = _better_half(scores, measured)
-    cut = (scores[half].max() + scores[measured & ~half].min()) / 2
-    log.record(measured & (scores < cut), positions_trimmed=grid[0] * grid[1])
-    return log.result(np.full(grid, np.exp(cut)), AMBIGUOUS)
+@dataclass(frozen=True)
+class _Passes:
+    """Passes that fit one of several near-duplicates only, and give none a better score than that one."""
+
+    run: Scorer
+    representative: Rows
+
+    @property
+    def distinct(self) -> Mask:
+        """(images,) bool: those that are no near-duplicate of an earlier image."""
+        is_own: Mask = self.representative == np.arange(len(self.representative))
+        return is_own
+
+    def score(self, clean: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Scores:
+        """Return the scores (images,) of a pass fitted on the distinct ones of the clean images."""
+        scores = self.run(clean & self.distinct, number, smoothing=smoothing, nearest=nearest)
+        shared: Scores = np.fmax(scores, scores[self.representative])
+        return shared
+
+    def start(self, measured: Mask, number: int) -> Scores:
+        """Return the scores of the pass that needs no clean set: every position fitted on the images nearest there."""
+        return self.score(measured, number, smoothing=1, nearest=NEAREST)
 
 
 def concentrate(

@@ -5,7 +5,8 @@ under the paper's ridge all fitted images lie at one distance, whatever they sho
 planted into are left out of a fit of the same kind, on all others that were kept, and its thresholds are found by the
 rule of the run's strategy, from the distances under that very fit:
 
-- ``grow``: the law of the scores of the fitted images, each measured without itself, at ``target_false_reject``.
+- ``grow``: the law of the scores of the fitted images, each measured without itself, at ``target_false_reject``. Where
+  the run found no clear boundary, each position is fitted on the images nearest there, as the run's map is.
 - ``concentrate``: robust deviations above the median of such scores.
 - ``paire`` and ``trim-once``: the slopes of the sorted distances beyond the fitted images, as the run finds the
   thresholds of the map that it publishes.
@@ -90,7 +91,7 @@ def fit_holdout(
     measured
         (images,) bool: the images that took part in the run.
     fitted
-        (images,) bool: the kept ones, without those that are held out.
+        (images,) bool: those that the run fitted its map on, without those that are held out.
     features
         The run's feature store; only read.
     scratch
@@ -102,23 +103,26 @@ def fit_holdout(
     cluster, reporter
         As for the jobs.
     """
-    geometry, smoothing = published.description.geometry, published.smoothing(group)
+    geometry = published.description.geometry
+    smoothing, nearest = published.smoothing(group), published.nearest(group)
     model = scratch / layout.MODEL
     scratch.remove(layout.DISTANCES)
-    statistics = GroupStatistics(cluster, group, measured, geometry, config, features, scratch / layout.DISTANCES)
-    with reporter.phase(f"{group}: hold out", geometry.rows, "rows", brief=True) as phase:
-        thresholds = _thresholds(statistics, fitted, smoothing, config, phase)
-    create_map(model, published.description)
-    create_group_map(model, group, geometry, int(fitted.sum()))
-    with reporter.phase(f"{group}: hold out, publish", geometry.rows, "rows", brief=True) as phase:
-        statistics.publish(fitted, model, phase=phase)
-    write_thresholds(model, group, thresholds, smoothing=smoothing)
+    distances = scratch / layout.DISTANCES
+    with GroupStatistics(cluster, group, measured, geometry, config, features, distances) as statistics:
+        with reporter.phase(f"{group}: hold out", geometry.rows, "rows", brief=True) as phase:
+            thresholds = _thresholds(statistics, fitted, config, phase, smoothing=smoothing, nearest=nearest)
+        create_map(model, published.description)
+        count = statistics.count_fitted(fitted, nearest=nearest)
+        create_group_map(model, group, geometry, count)
+        with reporter.phase(f"{group}: hold out, publish", geometry.rows, "rows", brief=True) as phase:
+            statistics.publish(fitted, model, nearest=nearest, phase=phase)
+    write_thresholds(model, group, thresholds, smoothing=smoothing, nearest=nearest)
     scratch.write(layout.SUCCESS, b"")  # for whoever opens the map
-    return Holdout(model.url, int(fitted.sum()), int(np.isfinite(thresholds).sum()))
+    return Holdout(model.url, count, int(np.isfinite(thresholds).sum()))
 
 
 def _thresholds(
-    statistics: GroupStatistics, fitted: Mask, smoothing: int, config: Config, phase: Phase
+    statistics: GroupStatistics, fitted: Mask, config: Config, phase: Phase, *, smoothing: int, nearest: float
 ) -> NDArray[np.float64]:
     """Return the thresholds (rows, columns) of the strategy's rule under a fit on some images."""
     match config.trim.strategy:
@@ -128,6 +132,6 @@ def _thresholds(
             scores = statistics.score(fitted, smoothing=None, phase=phase)
             return statistics.thresholds_at(robust_limit(scores[fitted], config.trim.deviations))
         case "grow":
-            return statistics.calibrate_law(fitted, smoothing=smoothing, phase=phase)
+            return statistics.calibrate_law(fitted, smoothing=smoothing, nearest=nearest, phase=phase)
         case other:
             raise AssertionError(f"no rule of strategy {other!r}")

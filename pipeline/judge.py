@@ -5,21 +5,27 @@ which, so the same features and the same options always give the same verdicts.
 """
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster
 from pipeline.examination import Examination, Examiner, weigh_small_groups
 from pipeline.grow import Scores, concentrate, grow
 from pipeline.manifest import Census, GroupVerdict, Judgement, build_manifest, take_census
+from pipeline.near_duplicates import find_near_duplicates
 from pipeline.progress import Phase, Reporter
 from pipeline.publish import write_iterations, write_ledger, write_manifest
 from pipeline.statistics import GroupStatistics, PassResult
+from pipeline.tasks import open_window, results_in_order
 from pipeline.trim import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Mask, Trimming, trim
 from schemas import run as layout
 from schemas.config import Config
@@ -28,11 +34,14 @@ from schemas.image import ImageOutcome
 from schemas.ledger import build_ledger
 from schemas.run import RunRecord
 from workers.gaussian_map import MapDescription, create_group_map, create_map, write_thresholds
+from workers.gram_passes import SMALL_GROUP
 from workers.guard import not_judged
 from workers.selection import MIN_FITTED
 from workers.storage import Directory
 
 logger = logging.getLogger("paire")
+
+Outcomes = Mapping[str, list[ImageOutcome]]
 
 # The paper's rule stops at a majority; where no more than this share is clean, good images have been lost.
 FEW_CLEAN = 0.5
@@ -40,11 +49,22 @@ FEW_CLEAN = 0.5
 
 @dataclass(frozen=True)
 class _Ending:
-    """How the judging of one group ended; ``trimming`` is None where it could not be judged."""
+    """How the judging of one group ended.
+
+    Attributes
+    ----------
+    verdict, examination
+        What was found.
+    trimming
+        How the clean set came out; None where the group could not be judged.
+    near_duplicates
+        Images that are near-duplicates of earlier ones.
+    """
 
     verdict: GroupVerdict
     trimming: Trimming | None
     examination: Examination
+    near_duplicates: int = 0
 
     def iterations(self, group: str) -> list[dict[str, Any]]:
         """Return the group's rows of ``iterations.parquet``."""
@@ -69,7 +89,7 @@ class Judge:
     record
         Whose verdicts they are.
     cluster
-        Where to compute.
+        Where to compute; None for here.
     reporter
         Shows progress.
     """
@@ -79,10 +99,10 @@ class Judge:
     geometry: FeatureGeometry
     config: Config
     record: RunRecord
-    cluster: Cluster
+    cluster: Cluster | None
     reporter: Reporter
 
-    def judge(self, catalog: pd.DataFrame, outcomes: Mapping[str, list[ImageOutcome]]) -> dict[str, Any]:
+    def judge(self, catalog: pd.DataFrame, outcomes: Outcomes) -> dict[str, Any]:
         """Judge all groups; write distances, Gaussian map, iterations, manifest and ledger.
 
         Parameters
@@ -104,8 +124,28 @@ class Judge:
         """
         self.run.zarr_group(layout.DISTANCES, "w")
         create_map(self._model, self._map_description())
-        endings = {group: self._judge_group(group, images) for group, images in outcomes.items()}
+        endings: dict[str, _Ending] = {}
+        for is_small, groups in itertools.groupby(outcomes, lambda group: len(outcomes[group]) <= SMALL_GROUP):
+            judge = self._judge_apart if is_small else self._judge_in_turn
+            endings |= judge({group: outcomes[group] for group in groups})
         return self._publish(catalog, endings)
+
+    def _judge_in_turn(self, outcomes: Outcomes) -> dict[str, _Ending]:
+        """Judge groups one after another, each by many tasks."""
+        return {group: self._judge_group(group, images) for group, images in outcomes.items()}
+
+    def _judge_apart(self, outcomes: Outcomes) -> dict[str, _Ending]:
+        """Judge small groups side by side, each in one task; what they log comes in their order."""
+        alone = dataclasses.replace(self, cluster=None, reporter=Reporter())
+        level, endings = logger.getEffectiveLevel(), {}
+        with self.reporter.phase("judge", len(outcomes), "groups", brief=True) as phase:
+            tasks = ((alone, group, images, level) for group, images in outcomes.items())
+            judged = results_in_order(open_window(self.cluster), _judge_alone, tasks, lambda _: phase.advance())
+            for group, (ending, records) in zip(outcomes, judged, strict=True):
+                endings[group] = ending
+                for record in records:
+                    logger.handle(record)
+        return endings
 
     def _judge_group(self, group: str, outcomes: list[ImageOutcome]) -> _Ending:
         """Find one group's clean set, gather the evidence, publish the Gaussians."""
@@ -118,14 +158,19 @@ class Judge:
             logger.warning("%s: none of them is judged", reason)
             examination = Examination(None, (not_judged(reason),))
             return _Ending(GroupVerdict(outcomes, census, not_judged=reason), None, examination)
-        statistics = self._statistics(group, census)
-        trimming = self._find_clean_set(group, census.measured, statistics)
-        statistics.store_verdict(trimming.thresholds, trimming.history, smoothing=trimming.smoothing)
-        evidence = statistics.evidence(trimming.thresholds, smoothing=trimming.smoothing)
-        self._publish_gaussians(group, statistics, trimming)
-        judgement = Judgement(trimming.clean, trimming.last_changed, evidence)
-        examination = self._examine(group, census.measured, trimming)
-        return _Ending(GroupVerdict(outcomes, census, judgement), trimming, examination)
+        found = find_near_duplicates(self.cluster, group, census.measured, self.config, self.features)
+        representative = found if self.config.trim.fits_distinct_images else np.arange(len(found))
+        with self._statistics(group, census) as statistics:
+            trimming = self._find_clean_set(group, census.measured, representative, statistics)
+            statistics.store_verdict(
+                trimming.thresholds, trimming.history, representative, smoothing=trimming.smoothing
+            )
+            evidence = statistics.evidence(trimming.thresholds, representative, smoothing=trimming.smoothing)
+            self._publish_gaussians(group, statistics, trimming)
+            judgement = Judgement(trimming.clean, trimming.last_changed, evidence, representative)
+            examination = self._examine(group, census.measured, trimming, statistics)
+        copies = int((found != np.arange(len(found))).sum())
+        return _Ending(GroupVerdict(outcomes, census, judgement), trimming, examination, copies)
 
     def _statistics(self, group: str, census: Census) -> GroupStatistics:
         return GroupStatistics(
@@ -138,7 +183,9 @@ class Judge:
             self.run / layout.DISTANCES,
         )
 
-    def _find_clean_set(self, group: str, measured: Mask, statistics: GroupStatistics) -> Trimming:
+    def _find_clean_set(
+        self, group: str, measured: Mask, representative: NDArray[np.int64], statistics: GroupStatistics
+    ) -> Trimming:
         """Run the passes of the configured strategy."""
         options, grid = self.config.trim, (self.geometry.rows, self.geometry.columns)
 
@@ -155,31 +202,31 @@ class Judge:
                 return statistics.score(fitted, smoothing=None, phase=phase)
 
         if options.strategy == "grow":
-            return grow(score, measured, options, grid=grid, name=group)
+            return grow(score, measured, options, grid=grid, representative=representative, name=group)
         if options.strategy == "concentrate":
             return concentrate(deviate, statistics.thresholds_at, measured, options, grid=grid, name=group)
         return trim(measure, measured, options, name=group)
 
     def _publish_gaussians(self, group: str, statistics: GroupStatistics, trimming: Trimming) -> None:
-        """Fit on the clean set and write the group's part of the Gaussian map."""
-        thresholds = trimming.thresholds
-        if self.config.trim.strategy in {"paire", "trim-once"} and (trimming.clean != trimming.fitted).any():
+        """Fit once more and write the group's part of the Gaussian map."""
+        fitted, thresholds, how = trimming.published, trimming.thresholds, {"nearest": trimming.nearest}
+        if self.config.trim.strategy in {"paire", "trim-once"} and (fitted != trimming.fitted).any():
             # The paper's thresholds belong to one fit, and the set that is published was not fitted yet.
             with self._rows_phase(f"{group}: calibrate") as phase:
-                thresholds = statistics.calibrate(trimming.clean, phase=phase)
+                thresholds = statistics.calibrate(fitted, phase=phase)
         elif trimming.stop_reason == AMBIGUOUS:
-            # The half was chosen under fits of each position on images of its own.
+            # The cut is where the better half ends; new images are judged by the law of all.
             with self._rows_phase(f"{group}: calibrate") as phase:
-                thresholds = statistics.calibrate_law(trimming.clean, smoothing=trimming.smoothing, phase=phase)
-        create_group_map(self._model, group, self.geometry, int(trimming.clean.sum()))
+                thresholds = statistics.calibrate_law(fitted, smoothing=trimming.smoothing, phase=phase, **how)
+        create_group_map(self._model, group, self.geometry, statistics.count_fitted(fitted, **how))
         with self._rows_phase(f"{group}: publish") as phase:
-            statistics.publish(trimming.clean, self._model, phase=phase)
-        write_thresholds(self._model, group, thresholds, smoothing=trimming.smoothing)
+            statistics.publish(fitted, self._model, phase=phase, **how)
+        write_thresholds(self._model, group, thresholds, smoothing=trimming.smoothing, **how)
 
-    def _examine(self, group: str, measured: Mask, trimming: Trimming) -> Examination:
+    def _examine(self, group: str, measured: Mask, trimming: Trimming, statistics: GroupStatistics) -> Examination:
         """Let the breakdown guard look at how a group came out."""
         examiner = Examiner(self.cluster, self.run, self.features, self.geometry, self.config, self.reporter)
-        examination = examiner.examine(group, measured, trimming)
+        examination = examiner.examine(group, measured, trimming, statistics)
         for finding in examination.findings:
             logger.warning("%s: %s", group, finding.sentence)
         return examination
@@ -227,17 +274,55 @@ class Judge:
         return self.reporter.phase(name, self.geometry.rows, "rows", brief=True)
 
 
+def _judge_alone(
+    judge: Judge, group: str, outcomes: list[ImageOutcome], level: int
+) -> tuple[_Ending, list[logging.LogRecord]]:
+    """Judge a group as one task; returns what was logged besides, to be shown where the job runs."""
+    with _withheld(level) as records:
+        return judge._judge_group(group, outcomes), records
+
+
+@contextmanager
+def _withheld(level: int) -> Iterator[list[logging.LogRecord]]:
+    """Collect what this thread logs from a level on, instead of handling it."""
+    records: list[logging.LogRecord] = []
+    thread = threading.get_ident()
+
+    def collect(record: logging.LogRecord) -> bool:
+        if threading.get_ident() != thread:
+            return True
+        records.append(record)
+        return False
+
+    before = logger.level
+    logger.addFilter(collect)
+    logger.setLevel(level)
+    try:
+        yield records
+    finally:
+        logger.setLevel(before)
+        logger.removeFilter(collect)
+
+
 def _ledger_entry(ending: _Ending) -> dict[str, Any]:
     """Return how a group ended, for the ledger."""
     verdict, trimming = ending.verdict, ending.trimming
     if trimming is None:
-        return {"iterations": 0, "stop_reason": "not judged", "floor_applied": False, "warnings": [verdict.not_judged]}
+        return {
+            "iterations": 0,
+            "stop_reason": "not judged",
+            "floor_applied": False,
+            "near_duplicates": 0,
+            "warnings": [verdict.not_judged],
+        }
     return {
         "iterations": len(trimming.iterations),
         "stop_reason": trimming.stop_reason,
         "floor_applied": trimming.floor_applied,
+        "near_duplicates": ending.near_duplicates,
         "warnings": [
             *_warnings(trimming, verdict.census),
+            *_warn_of_near_duplicates(verdict.judgement, ending.near_duplicates),
             *(finding.sentence for finding in ending.examination.findings),
         ],
     }
@@ -265,3 +350,14 @@ def _warnings(trimming: Trimming, census: Census) -> list[str]:
     if not last.n_positions_trimmed:
         warnings.append("no position has a threshold: no image was found to differ from the others")
     return warnings
+
+
+def _warn_of_near_duplicates(judgement: Judgement | None, near_duplicates: int) -> list[str]:
+    """Say that there are near-duplicates where the strategy did not count them as one image."""
+    assert judgement is not None
+    if not near_duplicates or (judgement.representative != np.arange(len(judgement.representative))).any():
+        return []
+    return [
+        f"{near_duplicates} images are near-duplicates of others: a defect that several of them show can pass as "
+        "normal; trim.strategy=grow counts them as one"
+    ]

@@ -57,11 +57,14 @@ class Judgement:
         (images,) int16: the last pass that changed the image's verdict.
     evidence
         Of the images that took part, in row order.
+    representative
+        (images,) int64: the row of the image that this one is a near-duplicate of; its own where there is none.
     """
 
     clean: NDArray[np.bool_]
     last_changed: NDArray[np.int16]
     evidence: Evidence
+    representative: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,9 @@ def _candidate_rows(candidates: pd.DataFrame, verdict: GroupVerdict, geometry: F
     if verdict.judgement is None:
         decision[readable], reason[readable] = SKIPPED, verdict.not_judged
     else:
-        evidence = _evidence_rows(verdict.judgement, census, facts, geometry)
+        evidence = _evidence_rows(verdict.judgement, census, facts, geometry).pipe(
+            _name_near_duplicates, candidates, census, verdict.judgement.representative
+        )
         own = np.where(readable, (np.cumsum(census.measured) - 1)[census.representative], -1)
         shared = evidence.reindex(own).set_axis(candidates.index)  # a duplicate shares its representative's
         decision[readable] = np.where(shared["label"][readable] == "normal", CLEAN, ANOMALOUS)
@@ -234,6 +239,21 @@ def _evidence_rows(
             "is_outlier_issue": pd.array(~clean, dtype="boolean"),
         }
     )
+
+
+def _name_near_duplicates(
+    rows: pd.DataFrame, candidates: pd.DataFrame, census: Census, representative: NDArray[np.int64]
+) -> pd.DataFrame:
+    """Return the evidence, each near-duplicate naming the image that it was judged with."""
+    near = (representative != np.arange(len(representative)))[census.measured]
+    first = candidates.iloc[representative[census.measured][near]]
+    near_duplicate_of, reason = np.full(len(rows), None, dtype=object), rows["reason"].to_numpy(object).copy()
+    near_duplicate_of[near] = first["sample_id"]
+    reason[near] = [
+        f"{own}; near-duplicate of {name!r} and judged no better"
+        for own, name in zip(reason[near], first["file_name"], strict=True)
+    ]
+    return rows.assign(reason=reason, near_duplicate_of=near_duplicate_of)
 
 
 def _reason(evidence: Evidence, index: int, *, is_clean: bool) -> str:

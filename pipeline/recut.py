@@ -1,7 +1,9 @@
 """The recutting job: another strategy or other parameters over the features of a finished run.
 
 Extraction is what takes a night; judging takes moments. A recut writes a new version beside the run, which stays as it
-was published, and says which images it decides otherwise.
+was, and says which images it decides otherwise. The run need not be published: another strategy on the stored features
+is the first thing to try where the breakdown guard does not trust the result. The version is judged by the guard as any
+result.
 """
 
 import dataclasses
@@ -13,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.cluster import open_cluster
-from pipeline.finished import FinishedRun, read_table
+from pipeline.finished import FinishedRun, read_table, warn_if_untrustworthy
 from pipeline.judge import Judge
 from pipeline.locations import with_absolute_weights
 from pipeline.log import recorded
@@ -21,7 +23,7 @@ from pipeline.progress import Reporter
 from pipeline.publish import write_changes
 from pipeline.record import new_record, read_record
 from pipeline.release import conclude, reconsider, release
-from pipeline.versions import claim_version, find_version, list_versions, version_of
+from pipeline.versions import claim_version, find_version, list_versions, run_of_version, version_of
 from schemas import run as layout
 from schemas.changes import count_changes, find_changes
 from schemas.config import Config, GuardConfig, flatten
@@ -73,12 +75,13 @@ def recut(
     """Judge the features of a finished run anew and publish the verdicts as a version of it, with what changed.
 
     The verdicts, the evidence, the passes and the Gaussian map are those of `clean` with the same options. A version
-    of the same options that is finished is returned as it is; an unfinished one is started over.
+    of the same options that is finished is returned as it is; an unfinished one is started over. So is the run itself
+    where it has these options; where it is not to be trusted, it is refused again or accepted, as by `clean`.
 
     Parameters
     ----------
     run
-        The run directory, path or URL.
+        The run directory, path or URL; published, or found untrustworthy.
     wanted
         The options that are set in it take the place of the run's; see `recut_config`.
     against
@@ -89,13 +92,14 @@ def recut(
     Raises
     ------
     UntrustworthyError
-        As for `clean`, of the version.
+        As for `clean`, of the version; of the run itself where it has these options and was not published.
     PaireError
         Whatever else the user can mend; see ``schemas.errors``. Nothing has been written then but an unfinished
         version.
     """
     reporter = reporter or Reporter()
     base = _open_base(run)
+    warn_if_untrustworthy(base.directory)
     config = recut_config(base, wanted)
     before = _manifest_of(base, against)
     record = new_record(base.record.source, base.catalog, config, base.record.weights_digest)
@@ -134,15 +138,13 @@ def recut_config(base: FinishedRun, wanted: Config) -> Config:
         When an option that the features depend on is set otherwise than in the run.
     """
     wanted = with_absolute_weights(wanted)
-    mine, features = base.config, flatten(base.config.decisive())
-    for section in ("input", "features"):
-        was, now = getattr(mine, section), getattr(wanted, section)
-        for key in sorted(now.model_fields_set):
-            if f"{section}.{key}" in features and getattr(was, key) != getattr(now, key):
-                raise ConfigError(
-                    f"{section}.{key} = {getattr(now, key)!r}, but the features of {base.directory.url} were made with "
-                    f"{getattr(was, key)!r}. Leave it out, or make a new run with `paire clean`."
-                )
+    mine, decisive = base.config, flatten(base.config.decisive())
+    for change in base.changed_options(wanted, ("input", "features")):
+        if change.name in decisive:
+            raise ConfigError(
+                f"{change.name} = {change.wanted!r}, but the features of {base.directory.url} were made with "
+                f"{change.was!r}. Leave it out, or make a new run with `paire clean`."
+            )
     updates = {
         section: getattr(mine, section).model_copy(update=getattr(wanted, section).model_dump(exclude_unset=True))
         for section in ("gaussian", "trim", "cluster")
@@ -154,10 +156,11 @@ def _open_base(location: str) -> FinishedRun:
     """Open the run to recut, which has features of its own."""
     base = FinishedRun.open(location)
     if base.record.base:
-        run = base.directory.url.rpartition(f"/{layout.RECUTS}/")[0] or f"of run {base.record.base}"
+        run = run_of_version(base.directory)
+        origin = run.url if run else f"run {base.record.base}"
         raise SourceError(
-            f"{base.directory.url} is a version cut from {run} and has no features of its own. Recut the run itself; "
-            f"to start from this version's options add --config {base.directory.url}/{layout.CONFIG}."
+            f"{base.directory.url} is a version cut from {origin} and has no features of its own. Recut the run "
+            f"itself; to start from this version's options add --config {base.directory.url}/{layout.CONFIG}."
         )
     return base
 
@@ -183,6 +186,7 @@ def _manifest_of(base: FinishedRun, number: int) -> pd.DataFrame:
 def _find(base: FinishedRun, record: RunRecord, guard: GuardConfig) -> tuple[int, bool]:
     """Return the version that a job is, 0 for the run itself or none yet, and whether it is finished."""
     if not base.record.differences(record):
+        reconsider(base.directory, base.record, guard)
         return 0, True
     number = find_version(base.directory, dataclasses.replace(record, base=base.record.run_id)) or 0
     if not number:

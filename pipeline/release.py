@@ -113,7 +113,7 @@ def _refusal(run: Directory, refused: Mapping[str, list[str]], groups: int) -> s
             *named,
             *([f"And {more} more; see {layout.LEDGER}."] if more else []),
             f"All is written but {layout.SUCCESS}: look at {layout.MANIFEST}; mend the archive or split groups with "
-            "--group-by and clean into a new directory; or give the same command with --accept-untrustworthy, which "
-            "publishes the result as it is.",
+            "--group-by and clean into a new directory; try another strategy with 'paire recut'; or give the same command "
+            "with --accept-untrustworthy, which publishes the result as it is.",
         ]
     )

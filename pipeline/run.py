@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,13 @@ class CleanResult:
 
 
 def clean(
-    source: str, out: str, config: Config, *, scheduler: str | None = None, reporter: Reporter | None = None
+    source: str,
+    out: str,
+    config: Config,
+    *,
+    scheduler: str | None = None,
+    reporter: Reporter | None = None,
+    opened: Callable[[], Cluster] | None = None,
 ) -> CleanResult:
     """Clean an archive: say of every image whether other models may train on it, and publish the Gaussian map.
 
@@ -74,6 +81,8 @@ def clean(
         Address of a Dask scheduler; None starts a local cluster unless the environment or configuration names one.
     reporter
         Shows progress; None shows none.
+    opened
+        Of `pipeline.cluster.opening_cluster`, where the caller is opening the cluster already, and closes it.
 
     Raises
     ------
@@ -110,7 +119,7 @@ def clean(
     with recorded(run):
         run.write(layout.CONFIG, config.to_yaml().encode())
         write_table(run, layout.CATALOG, catalog, catalog_table.COLUMNS)
-        with open_cluster(config.cluster, scheduler) as cluster:
+        with nullcontext(opened()) if opened else open_cluster(config.cluster, scheduler) as cluster:
             record = dataclasses.replace(record, hosts=cluster.hosts)
             features = run / layout.FEATURES
             outcomes = _extract(cluster, catalog, features, geometry, config, weights_digest, reporter)

@@ -1,49 +1,46 @@
-"""The third stage: Dask reductions from features to Gaussians, distances and thresholds, group by group.
+"""The third stage: passes over the features of a product group, which find Gaussians, distances and thresholds.
 
-Tasks are (row of positions) x (segment of images). Segments are fixed by the configuration and merged in order,
-so a result depends on neither the number of workers nor who finishes first.
+Which tasks a pass is, `pipeline.passes` says; here is what the strategies ask for, and what is kept of it.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
 
 import numpy as np
-from distributed import Future
 from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster
+from pipeline.passes import fit_row, plan_passes
 from pipeline.progress import Phase
-from pipeline.tasks import TaskWindow
+from pipeline.tasks import Window, open_window
 from schemas.config import Config
 from schemas.features import FeatureGeometry
 from schemas.names import storage_name
-from schemas.run import CLEAN_SETS, DISTANCE, THRESHOLD
+from schemas.run import CLEAN_SETS, DISTANCE, REPRESENTATIVE, THRESHOLD
 from workers.calibration import fit_score_law
-from workers.gaussian import uses_dual
+from workers.gaussian import Fit
 from workers.gaussian_map import write_row
+from workers.gram_passes import band_rows, uses_products
 from workers.passes import (
     ArrayRef,
-    Fit,
     RowVerdict,
     Segment,
-    accumulate_fourth,
-    accumulate_segment,
     cut_segments,
-    fit_row_dual,
-    fit_row_primal,
-    judge_row,
-    measure_segment,
-    merge_rows,
     nearest_images,
     row_thresholds,
     score_row,
     score_segment,
-    take_images,
 )
 from workers.selection import MIN_FITTED, Evidence, gather_evidence
 from workers.storage import Directory
 
 Mask = NDArray[np.bool_]
+
+# The array of distances that decide nothing, beside those that do.
+SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
@@ -63,14 +60,14 @@ class PassResult:
 
 
 class GroupStatistics:
-    """The passes over one product group.
+    """The passes over one product group; to be closed, as by ``with``, when there are no more of them.
 
     Images that do not take part (unreadable ones, duplicates) keep their rows and are masked everywhere.
     """
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: Cluster | None,
         group: str,
         measured: Mask,
         geometry: FeatureGeometry,
@@ -83,7 +80,7 @@ class GroupStatistics:
         Parameters
         ----------
         cluster
-            Where to run.
+            Where to run; None computes everything here.
         group
             Product group.
         measured
@@ -103,6 +100,15 @@ class GroupStatistics:
         self._features = ArrayRef(features, "", storage_name(group))
         self._directory = distances / storage_name(group)
         self._create_distances(DISTANCE)
+        self._passes = plan_passes(self._features, self._directory, measured, geometry, config)
+
+    def __enter__(self) -> "GroupStatistics":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._passes.close()
 
     def measure(self, fitted: Mask, *, is_first: bool, phase: Phase, into: str = DISTANCE) -> PassResult:
         """Fit on some images, measure all that take part, find the thresholds.
@@ -118,25 +124,16 @@ class GroupStatistics:
         into
             The distance array to write.
         """
-        distances = ArrayRef(self._directory, "", into)
-        window = self._window()
-        verdicts = []
-        for row in range(self._geometry.rows):
-            gaussians = self._fit(window, row, fitted)
-            receipts = [
-                window.submit(measure_segment, gaussians, self._features, distances, row, segment)
-                for segment in self._segments(self._measured)
-            ]
-            verdict = window.submit(
-                judge_row, distances, row, self._measured, self._config.trim, int(fitted.sum()), is_first, receipts
-            )
-            verdict.add_done_callback(lambda _: phase.advance())
-            verdicts.append(verdict)
+        window, fit = open_window(self._cluster), self._fit()
+        verdicts: list[Any] = []
+        for rows in self._passes.judge(window, self._array(into), fitted, fit, is_first=is_first):
+            _advance(phase, rows.futures[-1], rows.number)
+            verdicts += rows.futures
         found: list[RowVerdict] = window.gather(verdicts)
-        margin = found[0].margin
-        for verdict in found[1:]:
-            margin = np.fmax(margin, verdict.margin)
-        return PassResult(np.stack([verdict.thresholds for verdict in found]), margin)
+        return PassResult(
+            np.concatenate([np.atleast_2d(verdict.thresholds) for verdict in found]),
+            np.asarray(np.fmax.reduce([verdict.margin for verdict in found])),
+        )
 
     def score(
         self,
@@ -145,6 +142,7 @@ class GroupStatistics:
         smoothing: int | None,
         phase: Phase,
         nearest: float = 1.0,
+        estimator: str | None = None,
         into: str = DISTANCE,
     ) -> NDArray[np.float64]:
         """Fit on some images, measure all that take part, the fitted ones without themselves, and score each image.
@@ -160,6 +158,8 @@ class GroupStatistics:
             Counts rows of positions.
         nearest
             Below 1, fit a second time, each position on this share of the images that are nearest there.
+        estimator
+            The covariance estimator; not given, the configuration's.
         into
             The distance array to write.
 
@@ -168,49 +168,43 @@ class GroupStatistics:
         ndarray
             (images,) float64; NaN where an image does not take part.
         """
-        distances = ArrayRef(self._directory, "", into)
-        window = self._window()
-        by_segment: list[list[Future]] = [[] for _ in self._segments(fitted)]
-        by_row = []
-        for row in range(self._geometry.rows):
-            receipts = self._measure_without_themselves(window, distances, row, fitted, nearest)
-            receipts[-1].add_done_callback(lambda _: phase.advance())
-            for segment_receipts, receipt in zip(by_segment, receipts, strict=True):
-                segment_receipts.append(receipt)
-            if smoothing is None:
-                by_row.append(window.submit(score_row, distances, row, self._measured, receipts))
+        window, distances = open_window(self._cluster), self._array(into)
+        fit = self._fit(estimator)._replace(leaves_one_out=True)
+        chosen = None if nearest >= 1.0 else _share(nearest, int(fitted.sum()))
+        segments = list(self._segments(self._measured))
+        receipts: list[list[Any]] = []
+        for rows in self._passes.measure(window, distances, fitted, fit, chosen):
+            _advance(phase, rows.futures[-1], rows.number)
+            receipts += [rows.futures] * rows.number
         if smoothing is None:
+            by_row = [
+                window.submit(score_row, distances, row, self._measured, futures)
+                for row, futures in enumerate(receipts)
+            ]
             return np.asarray(np.fmax.reduce(window.gather(by_row)))
         scores = [
-            window.submit(score_segment, distances, segment, smoothing, receipts)
-            for segment, receipts in zip(self._segments(self._measured), by_segment, strict=True)
+            # Where one task measured all segments, each waits for that.
+            window.submit(
+                score_segment,
+                distances,
+                segment,
+                smoothing,
+                [futures[min(place, len(futures) - 1)] for futures in receipts],
+            )
+            for place, segment in enumerate(segments)
         ]
         return np.concatenate(window.gather(scores))
 
-    def _measure_without_themselves(
-        self, window: TaskWindow, distances: ArrayRef, row: int, fitted: Mask, nearest: float
-    ) -> list[Future]:
-        """Submit the distances of one row of positions for `score`; returns each segment's receipt."""
-        gaussians = self._fit(window, row, fitted, leaves_one_out=True)
-        receipts = [
-            window.submit(measure_segment, gaussians, self._features, distances, row, segment, left_out.mask)
-            for segment, left_out in zip(self._segments(self._measured), self._segments(fitted), strict=True)
-        ]
-        if nearest >= 1.0:
-            return receipts
-        # Leaving one out needs one image more than a fit does.
-        count = min(int(fitted.sum()), max(MIN_FITTED + 1, round(nearest * int(fitted.sum()))))
-        chosen = window.submit(nearest_images, distances, row, fitted, count, receipts)
-        parts = [window.submit(take_images, chosen, segment.start, segment.stop) for segment in self._segments(fitted)]
-        gaussians = self._fit(window, row, fitted, leaves_one_out=True, count=count, chosen=chosen, parts=parts)
-        return [
-            window.submit(measure_segment, gaussians, self._features, distances, row, segment, part)
-            for segment, part in zip(self._segments(self._measured), parts, strict=True)
-        ]
+    def score_apart(
+        self, fitted: Mask, *, smoothing: int, phase: Phase, nearest: float = 1.0, estimator: str | None = None
+    ) -> NDArray[np.float64]:
+        """Return scores as `score` does, leaving the stored distances as they are."""
+        with self._scratch() as into:
+            return self.score(fitted, smoothing=smoothing, phase=phase, nearest=nearest, estimator=estimator, into=into)
 
     def thresholds_at(self, score: float) -> NDArray[np.float64]:
         """Return the distances (rows, columns) that a score in robust deviations means in the stored distances."""
-        distances, window = ArrayRef(self._directory, "", DISTANCE), self._window()
+        distances, window = self._array(DISTANCE), open_window(self._cluster)
         rows = [
             window.submit(row_thresholds, distances, row, self._measured, score) for row in range(self._geometry.rows)
         ]
@@ -218,95 +212,157 @@ class GroupStatistics:
 
     def calibrate(self, fitted: Mask, *, phase: Phase) -> NDArray[np.float64]:
         """Return the thresholds under Gaussians fitted on some images, leaving the stored distances as they are."""
-        self._create_distances("calibration")
-        thresholds = self.measure(fitted, is_first=False, phase=phase, into="calibration").thresholds
-        self._directory.remove("calibration")
-        return thresholds
+        with self._scratch() as into:
+            return self.measure(fitted, is_first=False, phase=phase, into=into).thresholds
 
-    def calibrate_law(self, fitted: Mask, *, smoothing: int, phase: Phase) -> NDArray[np.float64]:
-        """Return, as `calibrate` does, the thresholds that clean images exceed at ``trim.target_false_reject``."""
-        self._create_distances("calibration")
-        scores = self.score(fitted, smoothing=smoothing, phase=phase, into="calibration")
-        self._directory.remove("calibration")
+    def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float, phase: Phase) -> NDArray[np.float64]:
+        """Return, as `calibrate` does, the thresholds that clean images exceed at ``trim.target_false_reject``.
+
+        ``smoothing`` and ``nearest`` are as for `score`.
+        """
+        scores = self.score_apart(fitted, smoothing=smoothing, nearest=nearest, phase=phase)
         threshold = fit_score_law(scores[fitted]).threshold(self._config.trim.target_false_reject)
         return np.full((self._geometry.rows, self._geometry.columns), np.exp(threshold))
 
-    def publish(self, fitted: Mask, model: Directory, *, phase: Phase) -> None:
-        """Fit on the final clean set and write the Gaussians into the map, whose arrays are there already."""
-        window = self._window()
+    def count_fitted(self, fitted: Mask, *, nearest: float) -> int:
+        """Return how many images `publish` fits each position on."""
+        count = int(fitted.sum())
+        return count if nearest >= 1.0 else _share(nearest, count)
+
+    def publish(self, fitted: Mask, model: Directory, *, nearest: float, phase: Phase) -> None:
+        """Fit once more and write the Gaussians into the map, whose arrays are there already.
+
+        Parameters
+        ----------
+        fitted
+            (images,) bool: the images to fit on.
+        model
+            The map.
+        nearest
+            Below 1, each position is fitted on this share of them, those nearest there under a fit on all.
+        phase
+            Counts rows of positions.
+        """
+        window, fit = open_window(self._cluster), self._fit()
+        if nearest >= 1.0:
+            self._write_map(window, fitted, fit, model, phase, [None] * self._geometry.rows, None)
+            return
+        count = self.count_fitted(fitted, nearest=nearest)
+        with self._scratch() as into:
+            distances = self._array(into)
+            chosen: list[Any] = []
+            for rows in self._passes.measure(window, distances, fitted, fit._replace(leaves_one_out=True), None):
+                for _ in range(rows.number):
+                    chosen.append(window.submit(nearest_images, distances, len(chosen), fitted, count, rows.futures))
+            self._write_map(window, fitted, fit, model, phase, chosen, count)
+
+    def _write_map(
+        self,
+        window: Window,
+        fitted: Mask,
+        fit: Fit,
+        model: Directory,
+        phase: Phase,
+        chosen: Sequence[Any],
+        count: int | None,
+    ) -> None:
+        """Fit every row, on ``count`` chosen images at each column where there are such, and write it."""
         receipts = []
-        for row in range(self._geometry.rows):
-            receipt = window.submit(write_row, model, self._group, row, self._fit(window, row, fitted))
-            receipt.add_done_callback(lambda _: phase.advance())
+        for row, images in enumerate(chosen):
+            gaussians = fit_row(
+                window,
+                self._features,
+                row,
+                fitted,
+                fit,
+                channels=self._geometry.channels,
+                segment_images=self._config.gaussian.segment_images,
+                chosen=images,
+                count=count,
+            )
+            receipt = window.submit(write_row, model, self._group, row, gaussians)
+            _advance(phase, receipt, 1)
             receipts.append(receipt)
         window.gather(receipts)
 
-    def store_verdict(self, thresholds: NDArray[np.float64], history: Mask, *, smoothing: int) -> None:
-        """Keep, beside the distances, the thresholds (rows, columns) and the clean set after each pass.
+    def store_verdict(
+        self, thresholds: NDArray[np.float64], history: Mask, representative: NDArray[np.int64], *, smoothing: int
+    ) -> None:
+        """Keep, beside the distances, what else the verdicts follow from.
 
-        The attribute ``smoothing`` says how the distances meet the thresholds.
+        Parameters
+        ----------
+        thresholds
+            (rows, columns) float64.
+        history
+            (passes, images) bool: the clean set after each pass.
+        representative
+            (images,) int64: the image that each is a near-duplicate of, and never better than; itself where there is
+            none.
+        smoothing
+            How the distances meet the thresholds, kept as an attribute.
         """
         node = self._directory.zarr_group("", "r+")
-        for name, values in ((THRESHOLD, thresholds), (CLEAN_SETS, history)):
+        kept = ((THRESHOLD, thresholds), (CLEAN_SETS, history), (REPRESENTATIVE, representative))
+        for name, values in kept:
             node.create_array(name, data=values, compressors=None, overwrite=True)
         node.attrs["smoothing"] = smoothing
 
-    def evidence(self, thresholds: NDArray[np.float64], *, smoothing: int) -> Evidence:
-        """Return each image's evidence from the stored distances, read one segment of images at a time."""
-        array = ArrayRef(self._directory, "", DISTANCE).open()
-        return Evidence.concatenate(
+    def evidence(
+        self, thresholds: NDArray[np.float64], representative: NDArray[np.int64], *, smoothing: int
+    ) -> Evidence:
+        """Return each image's evidence from the stored distances, read one segment of images at a time.
+
+        The parameters are those of `store_verdict`.
+        """
+        array, place = self._array(DISTANCE).open(), np.cumsum(self._measured) - 1
+        own = Evidence.concatenate(
             [
                 gather_evidence(np.asarray(array[start:stop])[mask], thresholds, smoothing=smoothing)
                 for start, stop, mask in self._segments(self._measured)
             ]
         )
+        return own.shared(place[representative[self._measured]])
 
-    def _fit(
-        self,
-        window: TaskWindow,
-        row: int,
-        fitted: Mask,
-        *,
-        leaves_one_out: bool = False,
-        count: int | None = None,
-        chosen: Future | None = None,
-        parts: Sequence[Future | None] = (),
-    ) -> Future:
-        """Submit the fit of one row of positions; returns a future of its Gaussians.
+    def _fit(self, estimator: str | None = None) -> Fit:
+        return Fit(self._config.gaussian, estimator or self._config.estimator())
 
-        With ``chosen``, and ``parts`` of it for each segment, every column is fitted on ``count`` images of its own.
-        """
-        fit = Fit(self._config.gaussian, self._config.estimator(), leaves_one_out)
-        segments = list(self._segments(fitted))
-        if uses_dual(count or int(fitted.sum()), self._geometry.channels):
-            return window.submit(fit_row_dual, self._features, row, Segment(0, len(fitted), fitted), fit, chosen)
-        moments = None
-        parts = parts or [None] * len(segments)
-        for segment, part in zip(segments, parts, strict=True):
-            more = window.submit(accumulate_segment, self._features, row, segment, part)
-            moments = more if moments is None else window.submit(merge_rows, moments, more)
-        fourth = [
-            window.submit(accumulate_fourth, self._features, row, segment, moments, part)
-            for segment, part in zip(segments, parts, strict=True)
-            if fit.estimator == "ledoit-wolf"
-        ]
-        return window.submit(fit_row_primal, moments, fit, fourth)
+    def _array(self, name: str) -> ArrayRef:
+        return ArrayRef(self._directory, "", name)
 
     def _segments(self, mask: Mask) -> Iterator[Segment]:
         return cut_segments(mask, self._config.gaussian.segment_images)
 
+    @contextmanager
+    def _scratch(self) -> Iterator[str]:
+        """Give the name of a distance array that is there while the block runs."""
+        self._create_distances(SCRATCH)
+        try:
+            yield SCRATCH
+        finally:
+            self._directory.remove(SCRATCH)
+
     def _create_distances(self, name: str) -> None:
-        images = len(self._measured)
-        chunk = min(self._config.gaussian.segment_images, images)
+        images, columns = len(self._measured), self._geometry.columns
+        measured, rows = int(self._measured.sum()), 1
+        if uses_products(measured, self._geometry.channels):
+            rows = band_rows(measured, self._geometry.rows, columns)
         self._directory.zarr_group("", "a").create_array(
             name,
-            shape=(images, self._geometry.rows, self._geometry.columns),
-            chunks=(chunk, 1, self._geometry.columns),
+            shape=(images, self._geometry.rows, columns),
+            chunks=(min(self._config.gaussian.segment_images, images), rows, columns),
             dtype="float64",
             compressors=None,
             fill_value=np.nan,
             overwrite=True,
         )
 
-    def _window(self) -> TaskWindow:
-        return TaskWindow(self._cluster.client, self._cluster.workers)
+
+def _advance(phase: Phase, future: Any, count: int) -> None:
+    """Count some rows of positions once a task is done."""
+    future.add_done_callback(lambda _: phase.advance(count))
+
+
+def _share(nearest: float, count: int) -> int:
+    """Return how many of some fitted images a share of them is; leaving one out needs one more than a fit does."""
+    return min(count, max(MIN_FITTED + 1, round(nearest * count)))

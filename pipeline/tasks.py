@@ -1,15 +1,30 @@
 """Submitting tasks with a bound on how many are in flight, so that a scheduler never holds a whole archive's."""
 
-from collections.abc import Callable
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 from distributed import Client, Future, wait
 from distributed.scheduler import KilledWorker
 
+from pipeline.cluster import Cluster
 from schemas.errors import ClusterError
 
 # Enough for every worker to have a next task at hand.
 TASKS_PER_WORKER = 3
+
+# Results that wait for an earlier one's: a slow task among quick ones must not stop a cluster of some hundred workers.
+RESULTS_AHEAD = 1024
+
+
+class Window(Protocol):
+    """Where tasks go: to a cluster, or nowhere."""
+
+    def submit(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+        """Return a future of ``function(*args, **kwargs)``; arguments may be its futures, or lists of them."""
+
+    def gather(self, futures: list[Any]) -> list[Any]:
+        """Return the results in order."""
 
 
 class TaskWindow:
@@ -47,3 +62,62 @@ class TaskWindow:
             ) from error
         self._pending.difference_update(futures)
         return results
+
+
+class Done:
+    """The result of a task that was computed where it was submitted, as a future."""
+
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def add_done_callback(self, callback: Callable[["Done"], Any]) -> None:
+        """Call back at once."""
+        callback(self)
+
+
+class Here:
+    """Computes every task at once, in the thread that submits it: for work that is all one task of a cluster."""
+
+    def submit(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Done:
+        """Return ``function(*args, **kwargs)``, as a future."""
+        return Done(function(*map(_resolved, args), **{name: _resolved(value) for name, value in kwargs.items()}))
+
+    def gather(self, futures: list[Done]) -> list[Any]:
+        """Return the results."""
+        return [future.result for future in futures]
+
+
+def open_window(cluster: Cluster | None) -> Window:
+    """Return a window onto a cluster; without one, tasks are computed where they are submitted."""
+    return Here() if cluster is None else TaskWindow(cluster.client, cluster.workers)
+
+
+def results_in_order(
+    window: Window, function: Callable[..., Any], arguments: Iterable[tuple[object, ...]], done: Callable[[Any], None]
+) -> Iterator[Any]:
+    """Yield ``function(*arguments)`` of many independent tasks in order, only some of them submitted or kept at a time.
+
+    Parameters
+    ----------
+    window
+        Where to submit.
+    function, arguments
+        What to compute.
+    done
+        Called with each future as soon as it is done, in no order.
+    """
+    pending: deque[Any] = deque()
+    for each in arguments:
+        future = window.submit(function, *each)
+        future.add_done_callback(done)
+        pending.append(future)
+        if len(pending) > RESULTS_AHEAD:
+            yield window.gather([pending.popleft()])[0]
+    while pending:
+        yield window.gather([pending.popleft()])[0]
+
+
+def _resolved(value: object) -> object:
+    if isinstance(value, Done):
+        return value.result
+    return [_resolved(item) for item in value] if isinstance(value, list) else value

@@ -66,12 +66,16 @@ class Trimming:
         (images,) bool.
     fitted
         (images,) bool: the images that the last pass fitted on.
+    published
+        (images,) bool: the images to fit the Gaussian map on.
     last_changed
         (images,) int16: the last pass that changed the image's verdict; 0 for never.
     thresholds
         (rows, columns) float64: those of the last pass, which decided.
     smoothing
         Side of the square of positions that log distances are averaged over before they meet the thresholds.
+    nearest
+        Share of them that each position is fitted on, in the last pass and in the map: those nearest there.
     history
         (passes, images) bool: the clean set after each pass.
     iterations
@@ -82,12 +86,14 @@ class Trimming:
 
     clean: Mask
     fitted: Mask
+    published: Mask
     last_changed: NDArray[np.int16]
     thresholds: NDArray[np.float64]
     history: Mask
     iterations: tuple[Iteration, ...]
     stop_reason: str
     smoothing: int = 1
+    nearest: float = 1.0
 
     @property
     def floor_applied(self) -> bool:
@@ -133,14 +139,29 @@ class PassLog:
         """The last pass."""
         return self._iterations[-1]
 
-    def record(self, clean: Mask, *, positions_trimmed: int, floor_applied: bool = False) -> bool:
-        """Take note of a pass and its clean set; returns whether that set had been seen before."""
+    def record(
+        self, clean: Mask, *, positions_trimmed: int, floor_applied: bool = False, fitted: Mask | None = None
+    ) -> bool:
+        """Take note of a pass and its clean set; returns whether that set had been seen before.
+
+        Parameters
+        ----------
+        clean
+            (images,) bool: the clean set.
+        positions_trimmed
+            Positions that had a threshold.
+        floor_applied
+            Whether the floor chose the clean set.
+        fitted
+            (images,) bool: the images that were fitted; None for the clean set before.
+        """
+        self._fitted = self.clean if fitted is None else fitted
         added, removed = clean & ~self.clean, self.clean & ~clean
         self._last_changed[added | removed] = self.number
         self._iterations.append(
             Iteration(
                 iteration=self.number,
-                n_fitted=int(self.clean.sum()),
+                n_fitted=int(self._fitted.sum()),
                 n_clean=int(clean.sum()),
                 n_added=int(added.sum()),
                 n_removed=int(removed.sum()),
@@ -149,7 +170,7 @@ class PassLog:
                 seconds=time.monotonic() - self._started,
             )
         )
-        self._fitted, self.clean = self.clean, clean
+        self.clean = clean
         self._history.append(clean)
         self._started = time.monotonic()
         was_seen = _digest(clean) in self._seen
@@ -157,17 +178,27 @@ class PassLog:
         self._show()
         return was_seen
 
-    def result(self, thresholds: NDArray[np.float64], stop_reason: str, *, smoothing: int = 1) -> Trimming:
-        """Return how it ended."""
+    def result(
+        self,
+        thresholds: NDArray[np.float64],
+        stop_reason: str,
+        *,
+        published: Mask | None = None,
+        smoothing: int = 1,
+        nearest: float = 1.0,
+    ) -> Trimming:
+        """Return how it ended, see `Trimming`; the clean set is published where nothing else is said."""
         return Trimming(
             clean=self.clean,
             fitted=self._fitted,
+            published=self.clean if published is None else published,
             last_changed=self._last_changed,
             thresholds=thresholds,
             history=np.stack(self._history),
             iterations=tuple(self._iterations),
             stop_reason=stop_reason,
             smoothing=smoothing,
+            nearest=nearest,
         )
 
     def _show(self) -> None:

@@ -31,13 +31,14 @@ import pandas as pd
 
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.extract import check_extractor
-from pipeline.finished import FinishedRun
+from pipeline.finished import FinishedRun, warn_if_untrustworthy
 from pipeline.holdout import KEEPS_FITTED, Holdout, fit_holdout, require_rule
 from pipeline.locations import with_absolute_weights
 from pipeline.progress import Phase, Reporter
 from pipeline.tasks import TaskWindow
 from pipeline.trust_pictures import Example, draw_examples, draw_recall
 from pipeline.trust_sample import MIN_IMAGES, Sample, draw_samples
+from pipeline.versions import run_of_version
 from schemas import run as layout
 from schemas.config import Config
 from schemas.errors import ConfigError, RunConflictError, SourceError
@@ -54,6 +55,9 @@ DEFAULT_IMAGES: Final = 32
 MANY_FALSE_REJECTS: Final = 0.2
 # Images of one task: with all their defects about as many as a block of `paire score`.
 TASK_IMAGES: Final = 4
+
+# Where the images are read again need not be where the run read them.
+MAY_DIFFER: Final = ("features.weights", "features.device")
 
 FOLDER: Final = "trust"
 RESULT, TABLE, PLOT, EXAMPLES = "trust.json", "trust.csv", "trust.png", "examples.png"
@@ -132,7 +136,8 @@ def trust(
     Parameters
     ----------
     run
-        The run directory, or that of a version cut from it; path or URL. Nothing that it published is changed.
+        The run directory, or that of a version cut from it; path or URL; published, or found untrustworthy. Nothing
+        of it is changed.
     config
         Cluster options, and ``features.weights`` and ``features.device`` where they are others now; all else is the
         run's.
@@ -170,7 +175,8 @@ def trust(
     features = _feature_store(finished)
     config = _run_options(finished, config)
     require_rule(config)
-    published = GaussianMap.open((finished.directory / layout.MODEL).url)
+    warn_if_untrustworthy(finished.directory)
+    published = finished.gaussian_map
     samples, not_tried = draw_samples(finished, group, images, seed)
     directory = _claim_output(finished, out)
     scratch = directory / SCRATCH
@@ -215,7 +221,7 @@ class _TrustJob:
         holdout = fit_holdout(
             sample.group,
             sample.measured,
-            sample.fitted,
+            sample.fitted(rejected_too=self.published.nearest(sample.group) < 1.0),
             features=self.features,
             scratch=self.scratch,
             published=self.published,
@@ -254,7 +260,13 @@ def _feature_store(finished: FinishedRun) -> Directory:
     """Return the feature store that the run's verdicts come from, which is another run's for a version cut from it."""
     owner = finished
     if finished.record.base:
-        owner = FinishedRun.open(finished.directory.url.rpartition(f"/{layout.RECUTS}/")[0])
+        run = run_of_version(finished.directory)
+        if run is None:
+            raise SourceError(
+                f"{finished.directory.url} is a version cut from run {finished.record.base} and has no features of its "
+                f"own. Move it back into that run's {layout.RECUTS}/."
+            )
+        owner = FinishedRun.open(run.url)
     owner.require_features()
     return owner.features
 
@@ -268,14 +280,12 @@ def _run_options(finished: FinishedRun, wanted: Config) -> Config:
         When another option is set otherwise than in the run.
     """
     wanted, mine = with_absolute_weights(wanted), finished.config
-    for section in ("input", "features", "gaussian", "trim"):
-        was, now = getattr(mine, section), getattr(wanted, section)
-        for key in sorted(now.model_fields_set - ({"weights", "device"} if section == "features" else set())):
-            if getattr(was, key) != getattr(now, key):
-                raise ConfigError(
-                    f"{section}.{key} = {getattr(now, key)!r}, but {finished.directory.url} was made with "
-                    f"{getattr(was, key)!r}. Leave it out: a run is tried as it is."
-                )
+    for change in finished.changed_options(wanted, ("input", "features", "gaussian", "trim")):
+        if change.name not in MAY_DIFFER:
+            raise ConfigError(
+                f"{change.name} = {change.wanted!r}, but {finished.directory.url} was made with {change.was!r}. Leave "
+                "it out: a run is tried as it is."
+            )
     here = {key: getattr(wanted.features, key) for key in wanted.features.model_fields_set & {"weights"}}
     features = mine.features.model_copy(update={"device": wanted.features.device, **here})
     return mine.model_copy(update={"features": features, "cluster": wanted.cluster})

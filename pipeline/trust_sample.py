@@ -1,6 +1,5 @@
 """Which kept images of a run a trust test holds out: some of each group, drawn by a seed, never too many."""
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Final
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.finished import FinishedRun
 from schemas.errors import SourceError
 from schemas.manifest import ANOMALOUS, CLEAN
-from workers.trial import Subject
+from workers.trial import Subject, seeded_generator
 
 logger = logging.getLogger("paire")
 
@@ -36,22 +35,32 @@ class Sample:
         (images,) bool: images that took part in the run; those that it kept.
     held_out
         (sample,) rows of the images to plant defects into, ascending.
+    representative
+        (images,) int64: the image that each is a near-duplicate of; itself where there is none.
     subjects, names
-        The same images and their file names, in that order.
+        The held-out images and their file names, in that order.
     """
 
     group: str
     measured: Mask
     kept: Mask
     held_out: NDArray[np.int64]
+    representative: NDArray[np.int64]
     subjects: tuple[Subject, ...]
     names: tuple[str, ...]
 
-    @property
-    def fitted(self) -> Mask:
-        """(images,) bool: the kept images that are not held out."""
-        fitted = self.kept.copy()
-        fitted[self.held_out] = False
+    def fitted(self, *, rejected_too: bool) -> Mask:
+        """Return the images (images,) bool to fit on: as in the run, but nothing like those that are held out.
+
+        Parameters
+        ----------
+        rejected_too
+            Fit on rejected images as well, for a map that takes from each position those that are nearest there.
+        """
+        part = self.measured if rejected_too else self.kept
+        is_distinct = self.representative == np.arange(len(part))
+        is_like = np.isin(self.representative, self.representative[self.held_out])
+        fitted: Mask = part & is_distinct & ~is_like
         return fitted
 
 
@@ -117,11 +126,16 @@ def _draw(group: str, part: pd.DataFrame, count: int, seed: int) -> Sample:
     """Draw a group's sample from its candidates, in row order."""
     measured = part["decision"].isin([CLEAN, ANOMALOUS]).to_numpy()
     kept = (part["decision"] == CLEAN).to_numpy()
-    digest = hashlib.sha256(f"{seed}/{group}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest, "big"))
-    held_out = np.sort(rng.choice(np.flatnonzero(kept), count, replace=False))
-    chosen = part.iloc[held_out]
+    held_out = np.sort(seeded_generator(seed, group).choice(np.flatnonzero(kept), count, replace=False))
+    chosen, own = part.iloc[held_out], pd.Series(np.arange(len(part)), index=part["sample_id"])
+    representative = part["near_duplicate_of"].map(own).fillna(pd.Series(np.arange(len(part)), index=part.index))
     subjects = zip(chosen["sample_id"], chosen["image_path"], chosen["content_sha256"], strict=True)
     return Sample(
-        group, measured, kept, held_out, tuple(Subject(*subject) for subject in subjects), tuple(chosen["file_name"])
+        group,
+        measured,
+        kept,
+        held_out,
+        representative.to_numpy(np.int64),
+        tuple(Subject(*subject) for subject in subjects),
+        tuple(chosen["file_name"]),
     )

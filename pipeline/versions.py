@@ -18,6 +18,12 @@ def version_of(run: Directory, number: int) -> Directory:
     return run / layout.RECUTS / layout.version_name(number) if number else run
 
 
+def run_of_version(version: Directory) -> Directory | None:
+    """Return the run that a version's directory lies in; None where it has been moved out of it."""
+    url = version.url.rpartition(f"/{layout.RECUTS}/")[0]
+    return Directory.at(url) if url else None
+
+
 def list_versions(run: Directory) -> dict[int, RunRecord | None]:
     """Return the records of all versions by number, without the run itself; None where there is no readable one."""
     fs, path = split_location((run / layout.RECUTS).url)

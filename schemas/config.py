@@ -145,9 +145,22 @@ class TrimConfig(_Section):
         description="`grow`: side, in positions, of the square that log distances are averaged over before the largest "
         "is taken; 1 for none. Overlapping patches see the same defect.",
     )
+    near_duplicates: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Images closer together than this share of the distance to the nearest quarter of the others are "
+        "near-duplicates; 0 for no such images. `grow` fits one of them, and judges none better than that one; under "
+        "other strategies they are counted.",
+    )
     deviations: float = Field(
         2.0, gt=0, description="`concentrate`: k, robust standard deviations that are still clean."
     )
+
+    @property
+    def fits_distinct_images(self) -> bool:
+        """Whether near-duplicates count as one image; the paper and its ablations know of none."""
+        return self.strategy == "grow"
 
 
 class GuardConfig(_Section):

@@ -10,7 +10,7 @@ Arrays of a product group, all float64, one chunk per position so that a scorer 
 - ``thresholds`` (rows, columns): the threshold at each position, +inf where none was found.
 
 The attribute ``smoothing`` of a product group says over how large squares of positions log distances are averaged
-before they meet the thresholds.
+before they meet the thresholds; ``nearest``, on what share of its images each position was fitted: those nearest there.
 """
 
 from typing import Final
@@ -24,6 +24,7 @@ VARIANCE: Final = "variance"
 RIDGE: Final = "ridge"
 THRESHOLDS: Final = "thresholds"
 SMOOTHING: Final = "smoothing"
+NEAREST: Final = "nearest"
 
 DUAL: Final = "dual"
 PRIMAL: Final = "primal"

@@ -3,6 +3,7 @@
 The entry of each group also says how its judging ended and whether that is to be trusted:
 
 - ``iterations``, ``stop_reason``, ``floor_applied``: how many passes there were and why there was no further one.
+- ``near_duplicates``: how many images are near-duplicates of earlier ones.
 - ``warnings``: sentences on what makes the verdicts less trustworthy.
 - ``contamination``: ``share``, the estimated share of images that do not follow the law of the clean ones, with its
   95 % interval ``lower`` to ``upper``; null where there is no estimate.

@@ -40,6 +40,11 @@ COLUMNS = (
     Column("bbox_height", pa.int32(), "height of that patch"),
     Column("iteration", pa.int16(), "last pass that changed the verdict; 0: clean from the start"),
     Column("duplicate_of", pa.string(), "`sample_id` of the byte-identical image that stands for this one"),
+    Column(
+        "near_duplicate_of",
+        pa.string(),
+        "`sample_id` of an image so alike that it was fitted in this one's place; the margin is the larger of both",
+    ),
     Column("label", pa.string(), "`normal` or `abnormal`; a duplicate has its representative's label"),
     Column("label_index", pa.int8(), "0 normal, 1 abnormal; a pseudo-label, never test truth"),
     Column("split", pa.string(), "`train` for clean images, else empty"),

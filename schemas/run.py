@@ -30,6 +30,7 @@ CHANGES_SUMMARY: Final = "changes.json"
 DISTANCE: Final = "distance"
 THRESHOLD: Final = "threshold"
 CLEAN_SETS: Final = "clean"
+REPRESENTATIVE: Final = "representative"
 
 RUNNING: Final = "running"
 DONE: Final = "done"

@@ -7,9 +7,16 @@ scores, where contamination hardly reaches, never from the upper tail that is to
 
 import math
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Value = TypeVar("Value", float, Array)
+
+# Scores that agree to this relative spread are equal.
+RESOLUTION = 1e-9
 
 
 def gumbel_quantile(probability: float) -> float:
@@ -23,24 +30,33 @@ _LOWER_DEVIATION = _MEDIAN - gumbel_quantile(0.25)
 
 
 @dataclass(frozen=True)
-class ScoreLaw:
-    """The law of clean images' scores: location plus scale times a standard Gumbel variable."""
+class ScoreLaw(Generic[Value]):
+    """The law of clean images' scores: location plus scale times a standard Gumbel variable.
 
-    location: float
-    scale: float
+    Location and scale are numbers, or arrays for as many laws at once.
+    """
 
-    def threshold(self, false_reject: float) -> float:
+    location: Value
+    scale: Value
+
+    def threshold(self, false_reject: float) -> Value:
         """Return the score that clean images exceed with this probability."""
         return self.location + self.scale * gumbel_quantile(1.0 - false_reject)
 
-    def exceedance(self, score: float) -> float:
+    def exceedance(self: "ScoreLaw[float]", score: float) -> float:
         """Return the probability that a clean image exceeds a score."""
         if not self.scale:
             return float(score < self.location)
         return -math.expm1(-math.exp(-(score - self.location) / self.scale))
 
 
-def fit_score_law(scores: NDArray[np.float64]) -> ScoreLaw:
+def laws_of_quartiles(median: Array, quartile: Array) -> ScoreLaw[Array]:
+    """Return the laws with these medians and lower quartiles (laws,); equal scores have a spread of rounding."""
+    scale = np.maximum((median - quartile) / _LOWER_DEVIATION, RESOLUTION * np.maximum(1.0, np.abs(median)))
+    return ScoreLaw(median - scale * _MEDIAN, scale)
+
+
+def fit_score_law(scores: Array) -> ScoreLaw[float]:
     """Fit the law on the lower half of some scores.
 
     Parameters
@@ -54,7 +70,7 @@ def fit_score_law(scores: NDArray[np.float64]) -> ScoreLaw:
     return ScoreLaw(median - scale * _MEDIAN, scale)
 
 
-def count_borderline(law: ScoreLaw, scores: NDArray[np.float64], false_reject: float) -> float:
+def count_borderline(law: ScoreLaw[float], scores: Array, false_reject: float) -> float:
     """Return how many images too many lie just above the threshold.
 
     Just above is as far above the threshold as the law's median lies below it. If the scores of anomalies have one

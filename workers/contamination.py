@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.calibration import ScoreLaw, gumbel_quantile
+from workers.calibration import Array, ScoreLaw, laws_of_quartiles
 from workers.selection import smallest
 
 CONFIDENCE = 0.95
@@ -27,9 +27,6 @@ GRID = 1024
 # Between some scores the law goes back and forth for ever; among hundreds of replicates a few do.
 MAX_ROUNDS = 50
 
-# Scores that agree to this relative spread are equal.
-RESOLUTION = 1e-9
-
 # No quartile means anything below this.
 MIN_SCORES = 4
 
@@ -37,9 +34,6 @@ MIN_SCORES = 4
 # factor of two, between none and twice the nominal one.
 TAIL_FACTOR = 2.0
 
-_MEDIAN, _QUARTILE = gumbel_quantile(0.5), gumbel_quantile(0.25)
-
-Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
@@ -66,7 +60,7 @@ class Contamination:
     lower: float
     upper: float
     images: int
-    law: ScoreLaw | None
+    law: ScoreLaw[float] | None
 
 
 def fit_and_estimate(
@@ -152,16 +146,16 @@ def estimate_contamination(
         return Contamination(1.0 - len(known) / count if count else 0.0, 0.0, 1.0, count, None)
     values = _quantiles(ordered)
     median, quartile = np.quantile(known, [[0.5], [0.25]])
-    start = _threshold(*_law(median, quartile), false_reject)
+    start = laws_of_quartiles(median, quartile).threshold(false_reject)
     weights = np.full((1, len(values)), count / len(values))
-    location, scale, below = _settle(values, weights, start, false_reject)
-    law = ScoreLaw(float(location[0]), float(scale[0]))
-    replicates = _settle(
+    settled, below = _settle(values, weights, start, false_reject)
+    law = ScoreLaw(float(settled.location[0]), float(settled.scale[0]))
+    _, replicates = _settle(
         values,
         _resample(weights[0], int(np.searchsorted(values, law.threshold(false_reject))), seed),
         np.array([law.threshold(false_reject)]),
         false_reject,
-    )[2]
+    )
     fewest, most = np.quantile(replicates, [(1.0 - CONFIDENCE) / 2.0, (1.0 + CONFIDENCE) / 2.0]) / count
     fewest = min(fewest, _fewest_below(_quantiles(np.sort(known)), values, weights, false_reject, seed) / count)
     lower, upper = _clip(1.0 - most / (1.0 - TAIL_FACTOR * false_reject)), _clip(1.0 - fewest)
@@ -178,7 +172,7 @@ def _quantiles(ordered: Array) -> Array:
 def _fewest_below(known: Array, values: Array, weights: Array, false_reject: float, seed: int) -> float:
     """Return the lower percentile of how many images are below the threshold of the clean set's law, not grown."""
     drawn = np.random.default_rng(seed).choice(known, (REPLICATES, len(known)))
-    threshold = _threshold(*_law(*np.quantile(drawn, [0.5, 0.25], axis=1)), false_reject)
+    threshold = laws_of_quartiles(*np.quantile(drawn, [0.5, 0.25], axis=1)).threshold(false_reject)
     padded = np.repeat(np.concatenate([[[0.0]], np.cumsum(weights, axis=1)], axis=1), REPLICATES, axis=0)
     return float(np.quantile(_count_below(values, padded, threshold), (1.0 - CONFIDENCE) / 2.0))
 
@@ -191,7 +185,7 @@ def _resample(weights: Array, below: int, seed: int) -> Array:
     return np.concatenate([drawn * (total / round(total)), beyond], axis=1)
 
 
-def _settle(values: Array, weights: Array, start: Array, false_reject: float) -> tuple[Array, Array, Array]:
+def _settle(values: Array, weights: Array, start: Array, false_reject: float) -> tuple[ScoreLaw[Array], Array]:
     """Grow the law along the scores until it settles, in several weightings of them at once.
 
     Parameters
@@ -207,8 +201,10 @@ def _settle(values: Array, weights: Array, start: Array, false_reject: float) ->
 
     Returns
     -------
-    location, scale, below : ndarray
-        (weightings,) float64 each: the laws, and how many images are below their thresholds.
+    laws : ScoreLaw
+        One for each weighting.
+    below : ndarray
+        (weightings,) float64: how many images are below their thresholds.
     """
     cumulative = np.cumsum(weights, axis=1)
     padded = np.concatenate([np.zeros((len(weights), 1)), cumulative], axis=1)
@@ -216,21 +212,11 @@ def _settle(values: Array, weights: Array, start: Array, false_reject: float) ->
     for _ in range(MAX_ROUNDS):
         below = _count_below(values, padded, threshold)
         whole = below / (1.0 - false_reject)
-        location, scale = _law(_ranked(values, cumulative, 0.5 * whole), _ranked(values, cumulative, 0.25 * whole))
-        threshold = _threshold(location, scale, false_reject)
+        laws = laws_of_quartiles(_ranked(values, cumulative, 0.5 * whole), _ranked(values, cumulative, 0.25 * whole))
+        threshold = laws.threshold(false_reject)
         if (_count_below(values, padded, threshold) == below).all():
             break
-    return location, scale, _count_below(values, padded, threshold)
-
-
-def _law(median: Array, quartile: Array) -> tuple[Array, Array]:
-    """Return location and scale from the median and the lower quartile; equal scores have a spread of rounding."""
-    scale = np.maximum((median - quartile) / (_MEDIAN - _QUARTILE), RESOLUTION * np.maximum(1.0, np.abs(median)))
-    return median - scale * _MEDIAN, scale
-
-
-def _threshold(location: Array, scale: Array, false_reject: float) -> Array:
-    return location + scale * gumbel_quantile(1.0 - false_reject)
+    return laws, _count_below(values, padded, threshold)
 
 
 def _count_below(values: Array, padded: Array, threshold: Array) -> Array:

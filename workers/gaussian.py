@@ -9,6 +9,8 @@ With n fitted samples in D channels, Sigma = weight S + ridge I; the covariance 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -16,10 +18,19 @@ from numpy.typing import NDArray
 
 from schemas.config import GaussianConfig
 from schemas.errors import SingularCovarianceError
+from workers.lapack import factorise, invert_diagonal_blocks, whiten
 from workers.moments import Moments, finalize
 from workers.shrinkage import Shrinkage, Spectrum, shrink
 
 Array = NDArray[np.float64]
+
+
+class Fit(NamedTuple):
+    """How to fit: the covariance estimator, and whether fitted images will be measured without themselves."""
+
+    config: GaussianConfig
+    estimator: str
+    leaves_one_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,12 +85,19 @@ class PrimalGaussian:
 
     def mahalanobis(self, samples: NDArray[np.floating]) -> Array:
         """Return the distances (images,) float64 of samples (images, channels): |L^-1 (x - mean)|, Eq. 6."""
-        centred = samples.astype(np.float64) - self.mean
-        whitened = scipy.linalg.solve_triangular(
-            self.cholesky, centred.T, lower=True, overwrite_b=True, check_finite=False
-        )
-        distances: Array = np.sqrt(np.einsum("ji,ji->i", whitened, whitened))
+        whitened = samples.astype(np.float64, order="C")
+        whitened -= self.mean
+        whiten(self._factor, self._inverses, whitened)
+        distances: Array = np.sqrt(np.einsum("ij,ij->i", whitened, whitened))
         return distances
+
+    @cached_property
+    def _factor(self) -> Array:
+        return np.asfortranarray(self.cholesky)
+
+    @cached_property
+    def _inverses(self) -> tuple[Array, ...]:
+        return invert_diagonal_blocks(self._factor)
 
 
 Gaussian = DualGaussian | PrimalGaussian
@@ -218,7 +236,7 @@ def _rescaling(count: int, leaves_one_out: bool) -> float:
 def _cholesky(covariance: Array, shrinkage: Shrinkage, count: int) -> Array:
     """Return the lower factor, overwriting the covariance."""
     try:
-        factor: Array = scipy.linalg.cholesky(covariance, lower=True, overwrite_a=True, check_finite=False)
+        factor = factorise(covariance.T)
     except np.linalg.LinAlgError as error:
         raise SingularCovarianceError(
             f"a ridge of {shrinkage.ridge:g} does not make a covariance of {count} samples positive definite (largest "

@@ -21,6 +21,7 @@ from schemas.gaussian_map import (
     FORMAT,
     FORMAT_VERSION,
     MEAN,
+    NEAREST,
     PRIMAL,
     RIDGE,
     SMOOTHING,
@@ -138,7 +139,9 @@ def write_row(directory: Directory, group: str, row: int, fitted: tuple[FittedGa
     return row
 
 
-def write_thresholds(directory: Directory, group: str, thresholds: NDArray[np.float64], *, smoothing: int) -> None:
+def write_thresholds(
+    directory: Directory, group: str, thresholds: NDArray[np.float64], *, smoothing: int, nearest: float = 1.0
+) -> None:
     """Write a product group's thresholds, which completes its map.
 
     Parameters
@@ -149,10 +152,12 @@ def write_thresholds(directory: Directory, group: str, thresholds: NDArray[np.fl
         (rows, columns) float64.
     smoothing
         Side of the square of positions that log distances are averaged over before they meet the thresholds.
+    nearest
+        Share of the images that each position was fitted on: those nearest there.
     """
     node = directory.zarr_group(storage_name(group), "r+")
     _array(node, THRESHOLDS)[:] = thresholds
-    node.attrs[SMOOTHING] = smoothing
+    node.attrs[SMOOTHING], node.attrs[NEAREST] = smoothing, nearest
 
 
 class GaussianMap:
@@ -168,28 +173,37 @@ class GaussianMap:
         The product groups it can score.
     """
 
-    def __init__(self, directory: Directory, description: MapDescription, smoothing: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        description: MapDescription,
+        smoothing: Mapping[str, int],
+        nearest: Mapping[str, float],
+    ) -> None:
         self.url = directory.url
         self.description = description
         self.groups = tuple(sorted(smoothing))
-        self._smoothing = smoothing
+        self._smoothing, self._nearest = smoothing, nearest
         self._directory = directory
         # As many rows as one group has: blocks arrive sorted by group.
         self._cached_rows = lru_cache(maxsize=description.geometry.rows)(self._read_row)
 
     @classmethod
-    def open(cls, url: str | os.PathLike[str]) -> "GaussianMap":
+    def open(cls, url: str | os.PathLike[str], *, published_only: bool = True) -> "GaussianMap":
         """Open the map at ``RUN/model``.
 
         Parameters
         ----------
         url
             Path or fsspec URL of the run's ``model`` directory.
+        published_only
+            Refuse the map of a run that is not published. Whoever passes False has seen that the map is complete, and
+            does not score with it what others rely on.
 
         Raises
         ------
         GaussianMapError
-            When there is no map, its run is not finished, or it is of an unknown format.
+            When there is no map, its run is not published though it has to be, or it is of an unknown format.
         """
         directory = Directory.at(url)
         try:
@@ -199,20 +213,22 @@ class GaussianMap:
                 f"{directory.url} holds no Gaussian map. Give the 'model' directory of a finished run, like "
                 "runs/bottle/model."
             ) from error
-        if not Directory.at(directory.url.rsplit("/", 1)[0]).exists(SUCCESS):
+        if published_only and not Directory.at(directory.url.rsplit("/", 1)[0]).exists(SUCCESS):
             raise GaussianMapError(
-                f"{directory.url} belongs to a run that is not finished (no {SUCCESS} beside it). "
-                "Run the same 'paire clean' command again first."
+                f"{directory.url} belongs to a run that is not finished or not to be trusted (no {SUCCESS} beside it). "
+                "Run the same 'paire clean' command again first: it finishes the run, or says why it is not published."
             )
         try:
             description = MapDescription.from_attributes(dict(root.attrs))
-            smoothing = {str(node.attrs["group"]): int(str(node.attrs[SMOOTHING])) for _, node in root.groups()}
+            attributes = {str(node.attrs["group"]): node.attrs for _, node in root.groups()}
+            smoothing = {group: int(str(of[SMOOTHING])) for group, of in attributes.items()}
+            nearest = {group: float(str(of[NEAREST])) for group, of in attributes.items()}
         except (KeyError, TypeError, ValueError, ValidationError) as error:
             raise GaussianMapError(
                 f"{directory.url} is not a Gaussian map that this version reads (expected {FORMAT} version "
                 f"{FORMAT_VERSION}; {type(error).__name__}: {error}). Use the version of paire that wrote it."
             ) from error
-        return cls(directory, description, smoothing)
+        return cls(directory, description, smoothing, nearest)
 
     def require_group(self, group: str | None) -> str:
         """Return the group to score under; None is the only one there is.
@@ -240,6 +256,10 @@ class GaussianMap:
     def smoothing(self, group: str) -> int:
         """Return the side of the square of positions that a group's distances are averaged over before thresholds."""
         return self._smoothing[group]
+
+    def nearest(self, group: str) -> float:
+        """Return the share of the images that each position of a group was fitted on: those nearest there."""
+        return self._nearest[group]
 
     def distances(self, group: str, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the Mahalanobis distances of patch features to a group's map.

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.lapack import add_products
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -34,6 +36,40 @@ class Moments:
         return cls(0, np.zeros((positions, channels)), np.zeros((positions, channels, channels)))
 
 
+class Accumulator:
+    """The moments of samples at one position that come block by block: symmetric rank-k updates in place.
+
+    Sums are taken about the mean of the first block, which differs from that of all by little, so that hardly anything
+    is lost when the scatter is shifted to the latter at the end.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self._count = 0
+        self._origin, self._sum = np.zeros(channels), np.zeros(channels)
+        self._products = np.zeros((channels, channels), order="F")  # below the diagonal
+
+    def add(self, samples: NDArray[np.floating]) -> None:
+        """Add a block of samples (images, channels), any floating dtype."""
+        if not len(samples):
+            return
+        values = samples.astype(np.float64, order="C")
+        if not self._count:
+            self._origin = values.mean(axis=0)
+        values -= self._origin
+        self._count += len(values)
+        self._sum += values.sum(axis=0)
+        add_products(self._products, values)
+
+    def result(self) -> "Moments":
+        """Return the moments of one position; nothing can be added afterwards."""
+        shift = self._sum / max(self._count, 1)
+        scatter = self._products
+        scatter -= np.outer(self._sum, shift)
+        for column in range(1, len(scatter)):
+            scatter[:column, column] = scatter[column, :column]
+        return Moments(self._count, (self._origin + shift)[np.newaxis], scatter.T[np.newaxis])
+
+
 def accumulate(samples: NDArray[np.floating]) -> Moments:
     """Return the moments of a block of samples.
 
@@ -43,16 +79,16 @@ def accumulate(samples: NDArray[np.floating]) -> Moments:
         (images, positions, channels), any floating dtype.
     """
     images, positions, channels = samples.shape
-    if not images:
-        return Moments.empty(positions, channels)
-    mean = np.empty((positions, channels))
-    scatter = np.empty((positions, channels, channels))
+    parts = []
     for position in range(positions):
-        values = samples[:, position].astype(np.float64)
-        mean[position] = values.mean(axis=0)
-        centred = values - mean[position]
-        scatter[position] = centred.T @ centred  # NumPy turns A^T A into a symmetric rank-k update
-    return Moments(images, mean, scatter)
+        accumulator = Accumulator(channels)
+        accumulator.add(samples[:, position])
+        parts.append(accumulator.result())
+    if not positions:
+        return Moments.empty(0, channels)
+    return Moments(
+        images, np.concatenate([part.mean for part in parts]), np.concatenate([part.scatter for part in parts])
+    )
 
 
 def merge(left: Moments, right: Moments) -> Moments:

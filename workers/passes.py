@@ -11,11 +11,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from schemas.config import GaussianConfig, TrimConfig
+from schemas.config import TrimConfig
 from schemas.features import CHUNK_IMAGES
 from workers.compute import map_in_threads
-from workers.gaussian import FittedGaussian, fit_dual, fit_primal
-from workers.moments import Moments, accumulate, merge
+from workers.gaussian import Fit, FittedGaussian, fit_dual, fit_primal
+from workers.moments import Accumulator, Moments, merge
 from workers.selection import margins, smallest
 from workers.smoothing import SMALLEST, smooth
 from workers.storage import Directory
@@ -27,14 +27,6 @@ NORMAL_DEVIATION = 1.4826
 RowGaussians = tuple[FittedGaussian, ...]
 # One Moments of one position for each column: columns may be fitted on different images.
 RowMoments = tuple[Moments, ...]
-
-
-class Fit(NamedTuple):
-    """How to fit: the covariance estimator, and whether fitted images will be measured without themselves."""
-
-    config: GaussianConfig
-    estimator: str
-    leaves_one_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,21 +82,13 @@ def accumulate_segment(
     """
     array = features.open()
     used = segment.mask if chosen is None else chosen
-    total: RowMoments = tuple(Moments.empty(1, array.shape[3]) for _ in range(array.shape[2]))
+    columns = [Accumulator(array.shape[3]) for _ in range(array.shape[2])]
     for start, values in _chunks(array, row, segment):
         mask = used[start - segment.start : start - segment.start + len(values)]
         if mask.any():
-            total = merge_rows(total, _accumulate_columns(values, mask))
-    return total
-
-
-def _accumulate_columns(values: NDArray[Any], mask: NDArray[np.bool_]) -> RowMoments:
-    """Return the moments of the masked ones of some features (images, columns, channels), the columns at once."""
-
-    def accumulate_column(column: int) -> Moments:
-        return accumulate(_fitted_at(values, mask, column)[:, np.newaxis])
-
-    return tuple(map_in_threads(accumulate_column, range(values.shape[1])))
+            samples = [_fitted_at(values, mask, column) for column in range(len(columns))]
+            map_in_threads(lambda pair: pair[0].add(pair[1]), zip(columns, samples, strict=True))
+    return tuple(map_in_threads(Accumulator.result, columns))
 
 
 def merge_rows(left: RowMoments, right: RowMoments) -> RowMoments:
@@ -285,6 +269,13 @@ def judge_row(
     """
     assert sum(receipts) == int(measured.sum())
     values = np.asarray(distances.open()[:, row])[measured]
+    return judge_values(values, measured, trim, fitted, is_first)
+
+
+def judge_values(
+    values: NDArray[np.float64], measured: NDArray[np.bool_], trim: TrimConfig, fitted: int, is_first: bool
+) -> RowVerdict:
+    """Find the thresholds and margins of one row of positions from its distances (taking part, columns)."""
     thresholds = np.array([position_threshold(column, trim, fitted=fitted, is_first=is_first) for column in values.T])
     margin = np.full(len(measured), np.nan)
     margin[measured] = margins(values, thresholds).max(axis=1)
@@ -303,9 +294,9 @@ def score_segment(distances: ArrayRef, segment: Segment, smoothing: int, receipt
     smoothing
         Side of the square of positions to average over.
     receipts
-        What `measure_segment` returned for every row of the segment.
+        What the tasks returned that measured the segment, or more, at every row.
     """
-    assert all(receipt == int(segment.mask.sum()) for receipt in receipts)
+    assert all(receipt >= int(segment.mask.sum()) for receipt in receipts)
     scores = np.full(segment.stop - segment.start, np.nan)
     maps = np.asarray(distances.open()[segment.start : segment.stop])[segment.mask]
     scores[segment.mask] = np.log(smooth(maps, smoothing).max(axis=(1, 2), initial=SMALLEST))
@@ -320,7 +311,7 @@ def score_row(distances: ArrayRef, row: int, measured: NDArray[np.bool_], receip
     ndarray
         (images,) float64: max over the row of (log d - median) / (1.4826 MAD); NaN where an image takes no part.
     """
-    assert sum(receipts) == int(measured.sum())
+    assert sum(receipts) >= int(measured.sum())
     logs, median, spread = _standardisation(distances, row, measured)
     scores = np.full(len(measured), np.nan)
     scores[measured] = ((logs - median) / spread).max(axis=1)
@@ -341,6 +332,15 @@ def _standardisation(
     median = np.median(logs, axis=0)
     spread = NORMAL_DEVIATION * np.median(np.abs(logs - median), axis=0)
     return logs, median, np.maximum(spread, np.finfo(np.float64).eps)
+
+
+def read_row(features: ArrayRef, row: int, segment: Segment) -> NDArray[Any]:
+    """Return the features (taking part, columns, channels) of a segment's masked images at one row of positions."""
+    parts = [
+        values[segment.mask[start - segment.start : start - segment.start + len(values)]]
+        for start, values in _chunks(features.open(), row, segment)
+    ]
+    return np.concatenate(parts)
 
 
 def _chunks(array: zarr.Array[Any], row: int, segment: Segment) -> Iterator[tuple[int, NDArray[Any]]]:

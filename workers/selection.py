@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,8 +95,10 @@ def smallest(values: NDArray[np.float64], candidates: NDArray[np.bool_], count: 
 class Evidence:
     """Why each image was judged as it was, folded over rows of positions.
 
-    All arrays are (images,). ``row`` and ``column`` name the position with the largest margin, or with the largest
-    distance where no position has a threshold; the first in row-major order among equals.
+    All arrays are (images,). ``score`` is the largest distance as it was measured (paper, section 3.4), whatever the
+    distances are averaged over before they meet the thresholds. ``row`` and ``column`` name the position with the
+    largest margin, or with the largest distance where no position has a threshold; the first in row-major order among
+    equals.
     """
 
     score: NDArray[np.float64]
@@ -107,11 +109,12 @@ class Evidence:
     threshold: NDArray[np.float64]
 
     @classmethod
-    def empty(cls, images: int) -> "Evidence":
-        """Return the evidence before the first row of positions."""
+    def empty(cls, score: NDArray[np.float64]) -> "Evidence":
+        """Return the evidence of images with these scores (images,) before the first row of positions."""
+        images = len(score)
         nothing = np.full(images, -np.inf)
         nowhere = np.full(images, -1, np.int16)
-        return cls(nothing, nothing, nowhere, nowhere, nothing, np.full(images, np.inf))
+        return cls(score, nothing, nowhere, nowhere, nothing, np.full(images, np.inf))
 
     def with_row(self, row: int, distances: NDArray[np.float64], thresholds: NDArray[np.float64]) -> "Evidence":
         """Return the evidence with one more row of positions.
@@ -133,13 +136,25 @@ class Evidence:
         no_margin = np.maximum(margin, self.margin) <= 0
         worse = (margin > self.margin) | (no_margin & (distance > self.distance))
         return Evidence(
-            score=np.maximum(self.score, distances.max(axis=1)),
+            score=self.score,
             margin=np.where(worse, margin, self.margin),
             row=np.where(worse, np.int16(row), self.row),
             column=np.where(worse, column.astype(np.int16), self.column),
             distance=np.where(worse, distance, self.distance),
             threshold=np.where(worse, thresholds[column], self.threshold),
         )
+
+    def shared(self, representative: NDArray[np.int64]) -> "Evidence":
+        """Return the evidence with every image no better than its representative.
+
+        Parameters
+        ----------
+        representative
+            (images,) int64: indices into the evidence.
+        """
+        source = np.where(self.margin[representative] > self.margin, representative, np.arange(len(representative)))
+        shared = {field.name: getattr(self, field.name)[source] for field in fields(self)}
+        return Evidence(**shared | {"score": np.maximum(self.score, self.score[representative])})
 
     @classmethod
     def concatenate(cls, parts: Sequence["Evidence"]) -> "Evidence":
@@ -158,11 +173,10 @@ def gather_evidence(distances: NDArray[np.float64], thresholds: NDArray[np.float
     thresholds
         (rows, columns) float64.
     smoothing
-        Side of the square of positions that distances are averaged over before they meet the thresholds. The score is
-        the largest distance as it is (paper, section 3.4).
+        Side of the square of positions that distances are averaged over before they meet the thresholds.
     """
     smoothed = smooth(distances, smoothing)
-    evidence = Evidence.empty(len(distances))
+    evidence = Evidence.empty(distances.max(axis=(1, 2)))
     for row in range(thresholds.shape[0]):
         evidence = evidence.with_row(row, smoothed[:, row], thresholds[row])
-    return replace(evidence, score=distances.max(axis=(1, 2)))
+    return evidence

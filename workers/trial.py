@@ -83,7 +83,9 @@ class PlantingGround:
 
     def plant(self, subject: Subject, defect: Defect, seed: int) -> tuple[Planting, Pixels]:
         """Return a defect in its place, and the backbone's view of the image with it."""
-        planting = plant(self.scene, defect, _generator(subject, defect, seed))
+        # Defects that differ in contrast share a place and a shape.
+        rng = seeded_generator(seed, subject.sample_id, defect.kind, defect.size)
+        planting = plant(self.scene, defect, rng)
         height, width = self.scene.grey.shape
         return planting, planted_view(self.view, planting, height=height, width=width)
 
@@ -192,7 +194,7 @@ def _decode(content: bytes, config: Config, image_size: int | None) -> DecodedIm
     )
 
 
-def _generator(subject: Subject, defect: Defect, seed: int) -> np.random.Generator:
-    """Return a generator of its own for each image, kind and size; defects that differ in contrast share it."""
-    name = f"{seed}/{subject.sample_id}/{defect.kind}/{defect.size!r}"
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest(), "big"))
+def seeded_generator(*names: object) -> np.random.Generator:
+    """Return a generator of its own for what is named, wherever and in whatever order it is asked for."""
+    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))

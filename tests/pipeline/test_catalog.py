@@ -557,7 +557,7 @@ def test_a_url_where_nothing_is_is_an_error(memory: str, url: str) -> None:
     ).filter(any),
     order=st.randoms(use_true_random=False),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_no_listed_row_is_lost_and_none_is_a_candidate_twice(
     tmp_path_factory: pytest.TempPathFactory, listed: list[str], order: object
 ) -> None:

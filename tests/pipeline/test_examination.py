@@ -46,7 +46,7 @@ def planted(good: int, bad: int, *, seed: int = 0) -> NDArray[np.float32]:
 def judged(clean: Mask, *, threshold: float = np.inf) -> Trimming:
     """Return how a group came out, as far as the guard looks at it."""
     thresholds = np.full((GEOMETRY.rows, GEOMETRY.columns), threshold)
-    return Trimming(clean, clean, np.zeros(len(clean), np.int16), thresholds, clean[np.newaxis], (), UNCHANGED)
+    return Trimming(clean, clean, clean, np.zeros(len(clean), np.int16), thresholds, clean[np.newaxis], (), UNCHANGED)
 
 
 def examined(
@@ -63,21 +63,20 @@ def examined(
     store = (directory / FEATURES).zarr_group("", "w")
     store.create_array(storage_name(GROUP), data=values, chunks=GEOMETRY.chunk_shape(len(values)))
     measured = np.ones(len(values), bool) if measured is None else measured
-    with cluster.client.as_current():
-        decide(cluster, directory, measured, clean, config)
+    examiner = Examiner(cluster, directory, directory / FEATURES, GEOMETRY, config, Reporter())
+    features, stored = directory / FEATURES, directory / DISTANCES
+    with (
+        cluster.client.as_current(),
+        GroupStatistics(cluster, GROUP, measured, GEOMETRY, config, features, stored) as statistics,
+        Reporter().phase("pass", GEOMETRY.rows) as phase,
+    ):
+        statistics.measure(clean, is_first=True, phase=phase)
         before = distances(run)
-        examiner = Examiner(cluster, directory, directory / FEATURES, GEOMETRY, config, Reporter())
-        found = examiner.examine(GROUP, measured, judged(clean, threshold=threshold))
+        found = examiner.examine(GROUP, measured, judged(clean, threshold=threshold), statistics)
     np.testing.assert_array_equal(distances(run), before)
     assert {path.name for path in run.iterdir()} == {FEATURES, DISTANCES}
+    assert [path.name for path in (run / DISTANCES / storage_name(GROUP)).iterdir() if path.is_dir()] == ["distance"]
     return found
-
-
-def decide(cluster: Cluster, run: Directory, measured: Mask, fitted: Mask, config: Config) -> None:
-    """Write the distances of a deciding pass."""
-    statistics = GroupStatistics(cluster, GROUP, measured, GEOMETRY, config, run / FEATURES, run / DISTANCES)
-    with Reporter().phase("pass", GEOMETRY.rows) as phase:
-        statistics.measure(fitted, is_first=True, phase=phase)
 
 
 def distances(run: Path) -> NDArray[np.float64]:

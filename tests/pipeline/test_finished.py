@@ -12,11 +12,12 @@ import zarr
 from pipeline.finished import FinishedRun
 from pipeline.recut import recut
 from pipeline.run import clean
-from schemas.config import Config
+from schemas.config import Config, parse_config
 from schemas.errors import EXIT_USAGE, PaireError, SourceError
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from tests.archives import part_pixels, png, tiny_config, write_parts
-from tests.pipeline.test_recut import digests, recut_to
+from tests.pipeline.runs import digests
+from tests.pipeline.test_recut import recut_to
 from workers.extractor import PatchExtractor
 
 CONFIG = tiny_config("features.pool_kernel=16", "features.pool_stride=16", "input.max_unreadable_fraction=1")
@@ -67,6 +68,18 @@ def test_chunks_of_unreadable_images_alone_are_not_missed(run: Path) -> None:
     stored = zarr.open_array(run / "features" / "all", mode="r")
     assert stored.nchunks_initialized < stored.nchunks, "zarr did store zeros: the case is not there"
     FinishedRun.open(str(run)).require_features()
+
+
+def test_options_that_are_set_otherwise_are_named_with_both_values(run: Path) -> None:
+    finished = FinishedRun.open(str(run))
+    same = ("trim.tau=1.15", "features.pool_kernel=16")
+    wanted = parse_config(None, ("trim.eta=2.6", "gaussian.ridge=1", "features.pool_stride=2", *same))
+    assert list(finished.changed_options(wanted, ("features", "trim"))) == [
+        ("features.pool_stride", 16, 2),
+        ("trim.eta", 2.3, 2.6),
+    ]
+    # What is left at its default is not wanted, though the run had another.
+    assert list(finished.changed_options(Config(), ("input", "features", "gaussian", "trim"))) == []
 
 
 # --- what can not be judged anew; through the job that does, to see that it writes nothing

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
+import pipeline.judge
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.judge import Judge
 from pipeline.progress import Reporter
@@ -21,6 +22,7 @@ from schemas.run import FEATURES
 from tests.archives import tiny_config
 from tests.pipeline.test_against_reference import planted
 from workers.gaussian_map import GaussianMap
+from workers.gram_passes import SMALL_GROUP
 from workers.storage import Directory
 
 CHANNELS = 48
@@ -86,6 +88,7 @@ def test_each_group_is_judged_by_itself_and_one_too_small_not_at_all(cluster: Cl
         "iterations": 0,
         "stop_reason": "not judged",
         "floor_applied": False,
+        "near_duplicates": 0,
         "warnings": ["group 'tiny' has 2 different readable images; at least 3 are needed to judge any"],
         "contamination": None,
         "findings": [
@@ -130,3 +133,43 @@ def test_nothing_but_planted_images_is_found_and_nothing_is_warned_of(cluster: C
     assert anomalous[:4] == [0, 1, 2, 3]
     assert ledger["groups"]["all"]["clean"] >= 70
     assert ledger["groups"]["all"]["warnings"] == []
+
+
+def test_small_groups_are_judged_in_one_task_each_as_by_many(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = {f"group {number}": planted(12 + number, 1, CHANNELS, seed=number) for number in range(4)}
+    features |= {"h primal": planted(60, 3, CHANNELS, seed=5), "z": planted(SMALL_GROUP + 9, 3, CHANNELS, seed=6)}
+    submitted: list[str] = []
+    submit = cluster.client.submit
+
+    def count(function: Any, *args: Any, **kwargs: Any) -> Any:
+        submitted.append(function.__name__)
+        return submit(function, *args, **kwargs)
+
+    monkeypatch.setattr(cluster.client, "submit", count)
+    caplog.set_level("INFO", "paire")
+    apart = judged(cluster, tmp_path / "apart", features, tiny_config("trim.strategy=grow"))
+    assert submitted.count("_judge_alone") == 5
+    groups_of_log = [message.partition(":")[0] for message in caplog.messages]
+    assert sorted(groups_of_log) == groups_of_log
+    assert {"group 0", "z"} <= set(groups_of_log)
+    expected = list(caplog.messages)
+    caplog.clear()
+    monkeypatch.setattr(pipeline.judge, "SMALL_GROUP", 0)
+    in_turn = judged(cluster, tmp_path / "turn", features, tiny_config("trim.strategy=grow"))
+    assert apart == in_turn
+    assert caplog.messages == expected
+    pd.testing.assert_frame_equal(manifest(tmp_path / "apart"), manifest(tmp_path / "turn"), check_exact=True)
+
+
+def test_nothing_is_left_beside_the_distances(cluster: Cluster, tmp_path: Path) -> None:
+    judged(cluster, tmp_path / "run", {"all": planted(20, 2, CHANNELS, seed=7)}, tiny_config())
+    group = tmp_path / "run" / "distances" / storage_name("all")
+    assert {path.name for path in group.iterdir() if path.is_dir()} == {
+        "distance",
+        "threshold",
+        "clean",
+        "representative",
+    }
+    assert {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()} == {"distances", "features", "model"}

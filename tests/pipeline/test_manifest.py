@@ -1,5 +1,6 @@
 """The manifest of hand-made verdicts: every column of every kind of row."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from io import BytesIO
@@ -84,6 +85,7 @@ def verdicts() -> dict[str, GroupVerdict]:
         clean=np.array([True, False, False, False, True, False, True]),
         last_changed=np.array([0, 1, 0, 0, 3, 0, 2], np.int16),
         evidence=EVIDENCE,
+        representative=np.array([0, 1, 2, 3, 4, 5, 6]),
     )
     return {
         "a": GroupVerdict(OUTCOMES["a"], census, judgement),
@@ -152,6 +154,7 @@ def test_a_clean_image_has_every_column(rows: dict[str, dict[str, Any]]) -> None
         "bbox_width": 16,
         "bbox_height": 8,
         "iteration": 0,
+        "near_duplicate_of": None,
         "duplicate_of": None,
         "label": "normal",
         "label_index": 0,
@@ -291,13 +294,36 @@ def test_a_group_of_one_kind_only_keeps_its_types(kept: bool) -> None:
     one = catalog().query("file_name == 'a/clean.png'").reset_index(drop=True)
     outcomes = OUTCOMES["a"][:1]
     evidence = Evidence(*(getattr(EVIDENCE, name)[:1] for name in EVIDENCE.__dataclass_fields__))
-    judgement = Judgement(np.array([kept]), np.array([1], np.int16), evidence)
+    judgement = Judgement(np.array([kept]), np.array([1], np.int16), evidence, np.array([0]))
     verdict = GroupVerdict(outcomes, take_census(outcomes), judgement)
     table = to_arrow(
         build_manifest(one, {"a": verdict}, GEOMETRY, run_id="r", config_digest="c", weights_digest="w"), COLUMNS
     )
     assert table.column("decision").to_pylist() == ["clean" if kept else "anomalous"]
     assert table.schema.types == [column.type for column in COLUMNS]
+
+
+def test_a_near_duplicate_names_the_image_that_it_was_judged_with() -> None:
+    parts = catalog().query("group == 'a' and row.notna()").sort_values("row")
+    names = parts["file_name"].tolist()
+    first, second = np.flatnonzero(take_census(OUTCOMES["a"]).measured)[:2]
+    representative = np.arange(len(names))
+    representative[second] = first
+    known = verdicts()["a"]
+    assert known.judgement is not None
+    judgement = dataclasses.replace(known.judgement, representative=representative)
+    rows = build_manifest(
+        catalog(),
+        verdicts() | {"a": GroupVerdict(known.outcomes, known.census, judgement)},
+        GEOMETRY,
+        run_id="run",
+        config_digest="config",
+        weights_digest="weights",
+    ).set_index("file_name")
+    near = rows.loc[names[second]]
+    assert near["near_duplicate_of"] == f"id of {names[first]}"
+    assert near["reason"].endswith(f"; near-duplicate of {names[first]!r} and judged no better")
+    assert rows["near_duplicate_of"].drop(names[second]).dropna().tolist() in ([], [f"id of {names[first]}"])
 
 
 def test_a_catalog_without_candidates_is_a_manifest_of_skipped_rows() -> None:

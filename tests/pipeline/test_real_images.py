@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from pipeline.recut import RecutResult, recut
 from pipeline.run import CleanResult, clean
 from pipeline.scoring import score
 from schemas.config import parse_config
@@ -27,6 +28,8 @@ ACCEPT = "guard.accept_untrustworthy=true"
 # No slope ratio reaches this tau, so that nothing is trimmed and the map is fitted on everything.
 NO_TRIMMING = "trim.tau=1e12"
 
+GROW = "trim.strategy=grow"
+
 
 @dataclass(frozen=True)
 class Bottles:
@@ -38,22 +41,18 @@ class Bottles:
     test_defective: Sequence[Path]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bottles(shared: Path) -> Bottles:
     folder = shared / "data" / "mvtec_bottle"
     by_kind = [sorted((folder / "test" / kind).glob("*.png")) for kind in DEFECTS]
     found = Bottles(
         good=sorted((folder / "train" / "good").glob("*.png"))[:60],
         planted=[path for paths in by_kind for path in paths[:2]],
-        test_good=sorted((folder / "test" / "good").glob("*.png"))[:20],
-        test_defective=[path for paths in by_kind for path in paths[:7]][:20],
+        test_good=sorted((folder / "test" / "good").glob("*.png"))[:12],
+        test_defective=[path for paths in by_kind for path in paths[:4]],
     )
-    assert [len(paths) for paths in (found.good, found.planted, found.test_good, found.test_defective)] == [
-        60,
-        6,
-        20,
-        20,
-    ]
+    counts = [len(paths) for paths in (found.good, found.planted, found.test_good, found.test_defective)]
+    assert counts == [60, 6, 12, 12]
     return found
 
 
@@ -62,6 +61,7 @@ def index(path: Path, images: Sequence[Path]) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
 def features(shared: Path) -> tuple[str, ...]:
     """Return the backbone of the paper's kind for which real weights are at hand."""
     return (
@@ -71,45 +71,52 @@ def features(shared: Path) -> tuple[str, ...]:
     )
 
 
-def auroc(run: CleanResult, source: str, defective: Sequence[Path], out: Path) -> float:
+@pytest.fixture(scope="module")
+def dirty(features: tuple[str, ...], bottles: Bottles, tmp_path_factory: pytest.TempPathFactory) -> CleanResult:
+    """Return a run over good bottles with six defective ones among them, by the paper's rule."""
+    folder = tmp_path_factory.mktemp("dirty")
+    archive = index(folder / "archive.csv", [*bottles.good, *bottles.planted])
+    return clean(archive, str(folder / "run"), parse_config(None, (*features, *CLUSTER, ACCEPT)))
+
+
+def auroc(run: CleanResult | RecutResult, source: str, defective: Sequence[Path], out: Path) -> float:
     """Return the image AUROC of a run's map on new images."""
     scores = score(f"{run.run}/model", source, str(out), parse_config(None, CLUSTER))
     truth = scores["image_path"].isin([str(path) for path in defective])
     return float(roc_auc_score(truth, scores["anomaly_score"].astype(float)))
 
 
-def test_planted_defects_are_found_and_the_map_is_better_for_it(shared: Path, bottles: Bottles, tmp_path: Path) -> None:
-    archive = index(tmp_path / "archive.csv", [*bottles.good, *bottles.planted])
-    new = index(tmp_path / "new.csv", [*bottles.test_good, *bottles.test_defective])
-    settings = (*features(shared), *CLUSTER, ACCEPT)
-    trimmed = clean(archive, str(tmp_path / "run"), parse_config(None, settings))
-    untrimmed = clean(archive, str(tmp_path / "all"), parse_config(None, (*settings, NO_TRIMMING)))
-
-    manifest = pd.read_parquet(tmp_path / "run" / "manifest.parquet")
-    total = trimmed.ledger["total"]
+def test_planted_defects_are_found_and_the_map_is_better_for_it(
+    dirty: CleanResult, bottles: Bottles, tmp_path: Path
+) -> None:
+    manifest = pd.read_parquet(Path(dirty.run) / "manifest.parquet")
+    total = dirty.ledger["total"]
     assert len(manifest) == total["inputs"] == 66
     assert sum(count for decision, count in total.items() if decision != "inputs") == 66
-    assert untrimmed.ledger["total"]["clean"] + untrimmed.ledger["total"]["duplicate"] == 66
     planted = manifest[manifest["image_path"].isin([str(path) for path in bottles.planted])]
     assert planted["label"].tolist() == ["abnormal"] * 6
     assert np.isfinite(manifest["anomaly_score"]).all()
     assert total["clean"] >= 7
 
-    with_trimming = auroc(trimmed, new, bottles.test_defective, tmp_path / "trimmed scores")
+    untrimmed = recut(dirty.run, parse_config(None, (NO_TRIMMING, ACCEPT)))
+    assert untrimmed.ledger["total"]["clean"] + untrimmed.ledger["total"]["duplicate"] == 66
+    new = index(tmp_path / "new.csv", [*bottles.test_good, *bottles.test_defective])
+    with_trimming = auroc(dirty, new, bottles.test_defective, tmp_path / "trimmed scores")
     without = auroc(untrimmed, new, bottles.test_defective, tmp_path / "untrimmed scores")
     assert with_trimming >= without
 
 
-def test_a_real_archive_with_defects_is_trusted_and_one_mixed_with_another_product_is_not(
-    shared: Path, bottles: Bottles, tmp_path: Path
-) -> None:
-    config = parse_config(None, (*features(shared), *CLUSTER, "trim.strategy=grow"))
-    entry = clean(
-        index(tmp_path / "dirty.csv", [*bottles.good, *bottles.planted]), str(tmp_path / "dirty"), config
-    ).ledger["groups"]["all"]
+def test_a_real_archive_with_defects_is_trusted(dirty: CleanResult) -> None:
+    entry = recut(dirty.run, parse_config(None, [GROW])).ledger["groups"]["all"]
     assert entry["findings"] == []
     assert entry["contamination"]["lower"] <= 6 / 66 <= entry["contamination"]["upper"]
-    plates = sorted((shared / "data" / "kolektor_sdd" / "images").glob("*.jpg"))[:30]
-    assert len(plates) == 30
+
+
+def test_one_mixed_with_another_product_is_not(
+    shared: Path, features: tuple[str, ...], bottles: Bottles, tmp_path: Path
+) -> None:
+    plates = sorted((shared / "data" / "kolektor_sdd" / "images").glob("*.jpg"))[:20]
+    assert len(plates) == 20
+    archive = index(tmp_path / "mixed.csv", [*bottles.good[:40], *plates])
     with pytest.raises(UntrustworthyError, match="two kinds"):
-        clean(index(tmp_path / "mixed.csv", [*bottles.good, *plates]), str(tmp_path / "mixed"), config)
+        clean(archive, str(tmp_path / "mixed"), parse_config(None, (*features, *CLUSTER, GROW)))

@@ -1,6 +1,6 @@
 """Recutting: the same verdicts as a whole new run, beside a run that stays as it is, and what changed."""
 
-import hashlib
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -15,13 +15,15 @@ import zarr
 import pipeline.judge
 import pipeline.recut
 from pipeline.evaluate import evaluate_run
-from pipeline.recut import RecutResult, recut
+from pipeline.finished import FinishedRun
+from pipeline.recut import RecutResult, recut, recut_config
 from pipeline.run import clean
 from pipeline.scoring import score
 from schemas import changes as changes_table
 from schemas.config import parse_config
 from schemas.errors import ConfigError, SourceError, UntrustworthyError
 from tests.archives import part_pixels, png, tiny_config, write_parts
+from tests.pipeline.runs import ALL_OF_A_VERSION, digests, state_of
 from workers.storage import Directory
 
 GROUPS = "input.group_by={line}/*"
@@ -30,32 +32,6 @@ BASE = ("features.pool_kernel=16", "features.pool_stride=16", GROUPS)
 ETA = "trim.eta=1.2"  # low: more positions trim than with the default
 NONE = "trim.strategy=none"
 ACCEPT = "guard.accept_untrustworthy=true"  # tiny groups
-
-ALL_OF_A_VERSION = {
-    "run.json",
-    "config.yaml",
-    "catalog.parquet",
-    "iterations.parquet",
-    "distances",
-    "manifest.parquet",
-    "clean.csv",
-    "model",
-    "ledger.json",
-    "log.jsonl",
-    "changes.parquet",
-    "changes.csv",
-    "changes.json",
-    "_SUCCESS",
-}
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def arrays(folder: Path) -> dict[str, Any]:
@@ -118,8 +94,7 @@ def recutted(cleaned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param((ETA,), id="another parameter"),
-        pytest.param(("gaussian.estimator=oas", "trim.stop_fraction=1"), id="another estimator, another stop"),
+        pytest.param((ETA, "gaussian.estimator=oas", "trim.stop_fraction=1"), id="paire, other parameters"),
         pytest.param(("trim.strategy=grow", "trim.smoothing=3"), id="grow"),
         pytest.param(
             ("trim.strategy=concentrate", "gaussian.segment_images=5", "trim.max_iterations=3"),
@@ -303,10 +278,10 @@ def test_the_settings_of_a_version_are_done_already(recutted: tuple[Path, RecutR
     assert digests(run) == before
 
 
-def test_settings_are_laid_over_those_of_the_run(cleaned: Path, archive: Path, tmp_path: Path) -> None:
-    clean(str(archive), str(tmp_path / "run"), tiny_config(*BASE, "trim.tau=1.1", "gaussian.ridge=0.001"))
-    result = recut(str(tmp_path / "run"), parse_config("trim: {eta: 9}", ["trim.eta=1.2", ACCEPT]))
-    found = parse_config((Path(result.run) / "config.yaml").read_text())
+def test_settings_are_laid_over_those_of_the_run(cleaned: Path) -> None:
+    own = tiny_config(*BASE, "trim.tau=1.1", "gaussian.ridge=0.001")
+    base = dataclasses.replace(FinishedRun.open(str(cleaned)), config=own)
+    found = recut_config(base, parse_config("trim: {eta: 9}", ["trim.eta=1.2", ACCEPT]))
     assert found == tiny_config(*BASE, "trim.tau=1.1", "gaussian.ridge=0.001", "trim.eta=1.2")
 
 
@@ -384,31 +359,25 @@ def test_a_version_is_recut_through_its_run_and_starts_from_its_options(recutted
 # --- versions that are not to be trusted
 
 
-def test_who_accepted_the_run_has_not_accepted_the_version(run: Path, recutted: tuple[Path, RecutResult]) -> None:
+def test_who_accepted_the_run_has_not_accepted_the_version_which_is_refused_or_published_without_judging(
+    run: Path, recutted: tuple[Path, RecutResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused = parse_config(None, [ETA])
     with pytest.raises(UntrustworthyError, match=r"recuts/0001 is not published: 3 of 3 groups"):
         recut(str(run), refused)
-    version = run / "recuts" / "0001"
+    version, before = run / "recuts" / "0001", digests(run)
     assert {path.name for path in version.iterdir()} == ALL_OF_A_VERSION - {"_SUCCESS"}
-    assert json.loads((version / "run.json").read_text())["state"] == "untrustworthy"
+    assert state_of(version) == ("untrustworthy", False)
     assert json.loads((version / "ledger.json").read_text()) == recutted[1].ledger
     with pytest.raises(ConfigError, match="no finished version"):
         recut(str(run), parse_config(None, [NONE]), against=1)
 
-
-def test_an_untrustworthy_version_is_refused_again_or_published_without_judging(
-    run: Path, recutted: tuple[Path, RecutResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(UntrustworthyError):
-        recut(str(run), parse_config(None, [ETA]))
-    before = digests(run)
     shutil.rmtree(run / "features")
     monkeypatch.setattr(pipeline.recut, "Judge", None)  # not to be called
     with pytest.raises(UntrustworthyError):
-        recut(str(run), parse_config(None, [ETA]))
+        recut(str(run), refused)
     accepted = recut_to(run, ETA)
     assert (accepted.was_done, accepted.version, accepted.changes) == (True, 1, recutted[1].changes)
     after = {name: digest for name, digest in digests(run).items() if before.get(name) != digest}
     assert set(after) == {"recuts/0001/run.json", "recuts/0001/_SUCCESS"}
-    record = json.loads((run / "recuts" / "0001" / "run.json").read_text())
-    assert (record["state"], record["accepted_untrustworthy"]) == ("done", True)
+    assert state_of(version) == ("done", True)

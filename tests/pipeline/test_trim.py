@@ -224,7 +224,7 @@ def test_a_floor_that_chooses_the_same_again_is_unchanged() -> None:
     sets=st.lists(st.sets(st.integers(0, 7), min_size=3), min_size=1, max_size=12),
     stop_fraction=st.sampled_from([0.5, 0.75, 1.0]),
 )
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_any_script_ends_with_books_that_balance(sets: list[set[int]], stop_fraction: float) -> None:
     script = Script([keeping(*kept, images=8) for kept in sets])
     trimming = run(script, images=8, stop_fraction=stop_fraction, max_iterations=len(sets))

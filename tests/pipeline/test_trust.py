@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
+import pipeline.trust
 from pipeline.recut import recut
 from pipeline.run import clean
 from pipeline.trust import EXAMPLES, FOLDER, PLOT, RESULT, TABLE, TrustResult, trust
@@ -64,6 +65,13 @@ def result(tiny: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing, where it is the figures that matter: the pictures take as long as all the rest."""
+    for name in ("draw_recall", "draw_examples"):
+        monkeypatch.setattr(pipeline.trust, name, lambda *_: b"")
+
+
+@pytest.fixture
 def copied(tiny: TinyRun, tmp_path: Path) -> TinyRun:
     """Return the same run in a directory that a test may change."""
     shutil.copytree(tiny.run, tmp_path / "run")
@@ -106,6 +114,7 @@ def test_a_group_with_too_few_kept_images_is_named(result: TrustResult) -> None:
     assert "are kept; 5 are to be held out" in result.not_tried[SMALL]
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_the_same_command_finds_the_same_also_when_it_repeats_options_of_the_run(
     tiny: TinyRun, result: TrustResult, tmp_path: Path
 ) -> None:
@@ -115,6 +124,7 @@ def test_the_same_command_finds_the_same_also_when_it_repeats_options_of_the_run
     assert again.not_tried == {}
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_a_version_cut_from_a_run_is_tried_by_its_own_rule(copied: TinyRun) -> None:
     version = recut(str(copied.run), parse_config(None, (*RECUT, "trim.strategy=concentrate", "trim.max_iterations=2")))
     found = trust(version.run, HERE, images=5)
@@ -126,6 +136,7 @@ def test_a_version_cut_from_a_run_is_tried_by_its_own_rule(copied: TinyRun) -> N
     assert plain["recall"].mean() > found.table().query("size <= 0.02 and contrast == 'faint'")["recall"].mean()
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_what_makes_the_figures_mean_less_is_said(copied: TinyRun, caplog: pytest.LogCaptureFixture) -> None:
     # With this few images the paper's ridge lets no new image pass, and its floor alone keeps any.
     settings = (*RECUT, "trim.strategy=paire", "trim.min_clean_fraction=0.7")
@@ -140,6 +151,7 @@ def test_what_makes_the_figures_mean_less_is_said(copied: TinyRun, caplog: pytes
     assert all(f"{LARGE}: {note}" in caplog.text for note in found.overall.notes)
 
 
+@pytest.mark.usefixtures("_without_pictures")
 def test_changed_and_vanished_images_are_left_out_and_named(
     tiny: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -201,6 +213,13 @@ def test_a_run_whose_features_have_gone_is_refused(copied: TinyRun) -> None:
     with pytest.raises(SourceError, match="features"):
         trust(str(copied.run), HERE)
     assert not (copied.run / FOLDER).exists()
+
+
+def test_a_version_that_was_moved_out_of_its_run_is_refused(copied: TinyRun, tmp_path: Path) -> None:
+    version = recut(str(copied.run), parse_config(None, (*RECUT, "trim.strategy=none")))
+    moved = Path(version.run).rename(tmp_path / "moved")
+    with pytest.raises(SourceError, match=r"cut from run .* no features of its own\. Move it back"):
+        trust(str(moved), HERE)
 
 
 def test_a_strategy_that_keeps_everything_has_no_rule_to_try(copied: TinyRun) -> None:

@@ -57,8 +57,20 @@ def test_the_masks_are_those_of_the_run(finished: FinishedRun) -> None:
     decisions = part.sort_index()
     assert sample.measured.tolist() == decisions.isin([CLEAN, ANOMALOUS]).tolist()
     assert sample.kept.tolist() == (decisions == CLEAN).tolist()
-    assert not sample.fitted[sample.held_out].any()
-    assert (sample.fitted | np.isin(np.arange(44), sample.held_out) == sample.kept).all()
+    own = sample.representative == np.arange(44)
+    for rejected_too, allowed in ((False, sample.kept), (True, sample.measured)):
+        fitted = sample.fitted(rejected_too=rejected_too)
+        assert not fitted[sample.held_out].any()
+        # Of those with no near-duplicates all others are fitted.
+        is_alone = own & (np.bincount(sample.representative, minlength=44) == 1)
+        assert (fitted | np.isin(np.arange(44), sample.held_out))[allowed & is_alone].all()
+        assert not fitted[~allowed | ~own].any()
+
+
+def test_nothing_like_a_held_out_image_is_fitted() -> None:
+    everything = np.ones(6, bool)
+    sample = Sample("part", everything, everything, np.array([1]), np.array([0, 1, 1, 3, 3, 5]), (), ())
+    assert sample.fitted(rejected_too=False).tolist() == [True, False, False, True, False, True]
 
 
 @pytest.mark.parametrize("images", [5, 6, 32])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import pipeline.versions
-from pipeline.versions import claim_version, find_version, list_versions, version_of
+from pipeline.versions import claim_version, find_version, list_versions, run_of_version, version_of
 from schemas.errors import RunConflictError
 from schemas.run import RUNNING, RunRecord
 from workers.storage import Directory
@@ -94,3 +94,11 @@ def test_whoever_comes_second_with_the_same_settings_is_told_to_wait(
     with pytest.raises(RunConflictError, match=r"recuts/0001 with the same settings\. Wait"):
         claim_version(run, RECORD)
     assert not (Path(run.url) / "recuts" / "0002").exists()
+
+
+def test_a_version_knows_its_run_while_it_lies_in_it(run: Directory, tmp_path: Path) -> None:
+    found = run_of_version(version_of(run, 12))
+    assert found is not None
+    assert found.url == run.url
+    assert run_of_version(Directory.at(tmp_path / "moved")) is None
+    assert run_of_version(run) is None

@@ -44,6 +44,7 @@ ALTERNATIVES = {
     "trim.max_iterations": ("5", True),
     "trim.target_false_reject": ("0.05", True),
     "trim.smoothing": ("3", True),
+    "trim.near_duplicates": ("0.3", True),
     "trim.deviations": ("3", True),
     "guard.accept_untrustworthy": ("true", False),
     "guard.accept_conditions": ("kinds,images", False),
@@ -331,7 +332,7 @@ def test_a_setting_means_the_same_as_the_yaml_value(eta: float, pixels: int, pro
 
 
 @given(st.text())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_no_text_is_misread_as_options(text: str) -> None:
     # Any text either is refused or sets nothing; no other error comes out.
     with suppress(ConfigError):

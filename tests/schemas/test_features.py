@@ -68,7 +68,7 @@ def test_patch_box_of_a_one_pixel_image_is_that_pixel() -> None:
 
 
 @given(geometry=geometries(), width=sizes, height=sizes, data=st.data())
-@settings(max_examples=200)
+@settings(max_examples=50)
 def test_patch_box_covers_its_cells_and_less_than_a_pixel_more(
     geometry: FeatureGeometry, width: int, height: int, data: st.DataObject
 ) -> None:
@@ -87,7 +87,7 @@ def test_patch_box_covers_its_cells_and_less_than_a_pixel_more(
 
 
 @given(geometry=geometries(), width=sizes, height=sizes)
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_every_patch_box_is_inside_the_image_and_not_empty(geometry: FeatureGeometry, width: int, height: int) -> None:
     for row, column in {(0, 0), (geometry.rows - 1, geometry.columns - 1), (0, geometry.columns - 1)}:
         x, y, box_width, box_height = geometry.patch_box(row, column, width=width, height=height)
@@ -96,7 +96,7 @@ def test_every_patch_box_is_inside_the_image_and_not_empty(geometry: FeatureGeom
 
 
 @given(geometry=geometries(), width=st.integers(1, 300), height=st.integers(1, 300))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_overlapping_patches_cover_the_image_up_to_what_pooling_leaves_out(
     geometry: FeatureGeometry, width: int, height: int
 ) -> None:

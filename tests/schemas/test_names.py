@@ -89,13 +89,13 @@ def test_awkward_names_are_stored_under_different_names() -> None:
 
 
 @given(st.text())
-@settings(max_examples=200)
+@settings(max_examples=50)
 def test_any_name_is_stored_under_a_safe_one(name: str) -> None:
     assert_safe(storage_name(name))
 
 
 @given(st.text(max_size=80), st.text(max_size=80))
-@settings(max_examples=200)
+@settings(max_examples=50)
 def test_different_names_are_stored_under_different_names(one: str, other: str) -> None:
     assume(one != other)
     assert storage_name(one) != storage_name(other)
@@ -108,7 +108,7 @@ def test_no_name_is_stored_as_what_another_is_stored_under(name: str) -> None:
 
 
 @given(st.text("aA1 /.-_", min_size=1, max_size=6), st.text("aA1 /.-_", min_size=1, max_size=6))
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_names_that_differ_in_case_or_punctuation_only_are_stored_under_different_names(one: str, other: str) -> None:
     assume(one != other)
     # Different also on file systems that ignore case.

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.calibration import ScoreLaw, count_borderline, fit_score_law, gumbel_quantile
+from workers.calibration import ScoreLaw, count_borderline, fit_score_law, gumbel_quantile, laws_of_quartiles
 
 
 def test_the_law_of_gumbel_scores_is_recovered() -> None:
@@ -65,3 +65,17 @@ def test_anomalies_just_above_the_threshold_are_counted_and_far_ones_are_not() -
     near, far = np.full(300, threshold + 0.5), np.full(300, 3 * threshold)
     assert count_borderline(law, np.concatenate([scores, near]), 0.02) == pytest.approx(alone + 300)
     assert count_borderline(law, np.concatenate([scores, far]), 0.02) == pytest.approx(alone)
+
+
+def test_several_laws_at_once_have_the_quartiles_they_were_made_of() -> None:
+    median, quartile = np.array([0.0, 5.0, -3.0]), np.array([-1.0, 4.5, -3.0])
+    laws = laws_of_quartiles(median, quartile)
+    np.testing.assert_allclose(laws.threshold(0.5), median, atol=1e-12)
+    np.testing.assert_allclose(laws.threshold(0.75), quartile, atol=1e-8)
+    assert (laws.scale > 0).all()  # of equal scores, too
+
+
+def test_several_laws_at_once_have_the_thresholds_of_each() -> None:
+    laws = laws_of_quartiles(np.array([0.0, 5.0]), np.array([-1.0, 4.5]))
+    each = [ScoreLaw(*pair).threshold(0.02) for pair in zip(laws.location.tolist(), laws.scale.tolist(), strict=True)]
+    assert laws.threshold(0.02).tolist() == each

@@ -228,8 +228,10 @@ def test_the_map_of_an_unfinished_run_is_an_error_that_says_what_to_do(tmp_path:
     model = new_map(Directory.at(tmp_path), describe(GEOMETRY))
     write_group(model, GROUP, GEOMETRY, samples(6), THRESHOLDS)
     message = refusal(model.url)
-    assert "not finished (no _SUCCESS beside it)" in message
+    assert "not finished or not to be trusted (no _SUCCESS beside it)" in message
     assert "Run the same 'paire clean' command again" in message
+    opened = GaussianMap.open(model.url, published_only=False)  # for those who look into such a run
+    assert opened.groups == (GROUP,)
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_counts_of_parts_add_up_to_the_counts_of_the_whole(truth: list[tuple[boo
 
 
 @given(picture=pictures(), limit=st.sampled_from([0.05, AUPRO_LIMIT, 0.7, 1.0]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_aupro_is_its_literal_definition_when_every_score_is_a_threshold(
     picture: tuple[Maps, Mask], limit: float
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from workers.moments import Moments, accumulate, finalize, merge
+from workers.moments import Accumulator, Moments, accumulate, finalize, merge
 
 Array = NDArray[np.float64]
 
@@ -145,3 +145,19 @@ def test_the_scatter_of_a_merge_is_symmetric() -> None:
 def test_a_covariance_of_fewer_than_two_samples_is_an_error(images: int) -> None:
     with pytest.raises(ValueError, match=f"at least 2 samples, got {images}"):
         finalize(accumulate(samples(0, images)))
+
+
+@given(seed=st.integers(0, 2**32 - 1), images=st.integers(2, 60), offset=st.sampled_from([0.0, 1e4]), data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_blocks_added_one_by_one_equal_numpy_whatever_the_first_of_them(
+    seed: int, images: int, offset: float, data: st.DataObject
+) -> None:
+    values = samples(seed, images, positions=1, offset=offset)
+    accumulator = Accumulator(3)
+    for part in np.split(values[:, 0], data.draw(cuts(images))):
+        accumulator.add(part)
+    assert_equal_to_numpy(accumulator.result(), values, relative=1e-9)
+
+
+def test_an_accumulator_of_nothing_is_the_neutral_element() -> None:
+    assert_close(merge(Accumulator(3).result(), accumulate(samples(0, 5, positions=1))), accumulate(samples(0, 5, 1)))

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from schemas.config import GaussianConfig, TrimConfig
 from schemas.features import CHUNK_IMAGES
-from workers.gaussian import fit_dual, fit_primal
+from workers.gaussian import Fit, fit_dual, fit_primal
 from workers.moments import accumulate, finalize
 from workers.passes import (
     ArrayRef,
-    Fit,
     RowMoments,
     Segment,
     accumulate_segment,

@@ -52,7 +52,7 @@ def test_a_defect_has_the_contrast_asked_for_over_its_own_pixels(kind: str, cont
     assert reached == pytest.approx(contrast, rel=0.1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     size=st.floats(0.001, 1.0),

@@ -91,7 +91,7 @@ def test_target_windows_do_not_enter_the_background() -> None:
 
 
 @given(situation=situations(), trim=trims)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_thresholds_equal_a_literal_reading_of_the_paper(situation: tuple[Array, int, bool], trim: TrimConfig) -> None:
     values, fitted, is_first = situation
     expected = literal_threshold(values, trim, fitted=fitted, is_first=is_first)
@@ -99,7 +99,7 @@ def test_thresholds_equal_a_literal_reading_of_the_paper(situation: tuple[Array,
 
 
 @given(situation=situations())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_thresholds_with_the_papers_parameters_equal_the_literal_reading(situation: tuple[Array, int, bool]) -> None:
     values, fitted, is_first = situation
     expected = literal_threshold(values, TrimConfig(), fitted=fitted, is_first=is_first)
@@ -108,7 +108,7 @@ def test_thresholds_with_the_papers_parameters_equal_the_literal_reading(situati
 
 
 @given(situation=situations(), trim=trims, exponent=st.integers(-60, 60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_thresholds_scale_with_the_distances(
     situation: tuple[Array, int, bool], trim: TrimConfig, exponent: int
 ) -> None:
@@ -119,7 +119,7 @@ def test_thresholds_scale_with_the_distances(
 
 
 @given(situation=situations(), trim=trims, shift=st.floats(0, 100))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_thresholds_shift_with_the_distances(
     situation: tuple[Array, int, bool], trim: TrimConfig, shift: float
 ) -> None:
@@ -130,7 +130,7 @@ def test_thresholds_shift_with_the_distances(
 
 
 @given(situation=situations(), trim=trims, seed=seeds)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_thresholds_do_not_depend_on_the_order_of_samples(
     situation: tuple[Array, int, bool], trim: TrimConfig, seed: int
 ) -> None:
@@ -141,7 +141,7 @@ def test_thresholds_do_not_depend_on_the_order_of_samples(
 
 
 @given(situation=situations(), trim=trims)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_threshold_is_infinite_or_lies_within_the_distances(
     situation: tuple[Array, int, bool], trim: TrimConfig
 ) -> None:
@@ -151,7 +151,7 @@ def test_a_threshold_is_infinite_or_lies_within_the_distances(
 
 
 @given(seed=seeds, good=st.integers(40, 100), bad=st.integers(0, 10), taus=st.tuples(*[st.floats(0.8, 3)] * 2))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_larger_tau_never_trims_a_position_that_a_smaller_one_leaves(
     seed: int, good: int, bad: int, taus: tuple[float, float]
 ) -> None:
@@ -178,7 +178,7 @@ def steep(seed: int, start: float, step: float, count: int) -> Array:
 
 
 @given(seed=seeds, good=st.integers(60, 150), exponent=st.floats(1, 6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_group_of_far_outliers_lies_beyond_a_finite_threshold(seed: int, good: int, exponent: float) -> None:
     clean = line(seed, 1.0, 1.5, good)
     assert position_threshold(clean, TrimConfig(), fitted=good, is_first=True) == NO_TRIMMING
@@ -189,7 +189,7 @@ def test_a_group_of_far_outliers_lies_beyond_a_finite_threshold(seed: int, good:
 
 
 @given(seed=seeds, good=st.integers(60, 120), exponent=st.floats(2, 6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_later_pass_excludes_far_outliers_but_not_all_unfitted_samples(seed: int, good: int, exponent: float) -> None:
     # Fitted samples lie close together, good unfitted ones beyond a jump, bad ones beyond another.
     fitted, unfitted = line(seed, 15.0, 15.001, good), line(seed, 100, 150, good)

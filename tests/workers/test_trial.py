@@ -15,7 +15,7 @@ from workers.gaussian_map import GaussianMap
 from workers.planting import BLOB, SCRATCH, Defect
 from workers.scorer import ImageScorer
 from workers.storage import Directory
-from workers.trial import LeftOutError, Subject, Trials, read_ground, run_trials
+from workers.trial import LeftOutError, Subject, Trials, read_ground, run_trials, seeded_generator
 
 CONFIG = tiny_config()
 FITTED = 12
@@ -138,3 +138,10 @@ def test_a_sixteen_bit_image_is_planted_at_its_own_depth(tmp_path: Path) -> None
 def test_reading_says_what_is_wrong(bench: Bench) -> None:
     with pytest.raises(LeftOutError, match="has changed since the run read it"):
         read_ground(bench.subjects[0]._replace(content_sha256="f" * 64), CONFIG)
+
+
+def test_a_generator_depends_on_every_name_and_on_nothing_else() -> None:
+    first = seeded_generator(0, "a", 0.01).random(3).tolist()
+    assert seeded_generator(0, "a", 0.01).random(3).tolist() == first
+    for others in ((1, "a", 0.01), (0, "b", 0.01), (0, "a", 0.02)):
+        assert seeded_generator(*others).random(3).tolist() != first

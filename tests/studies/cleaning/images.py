@@ -1,4 +1,4 @@
-"""Features and Gram matrices of an archive's images, extracted by the production code, once, and kept in a folder."""
+"""What the study knows of an archive's images: Gram matrices and sketches, made once and kept in a folder."""
 
 import hashlib
 import json
@@ -16,30 +16,43 @@ from schemas.errors import SourceError
 from tests.studies.cleaning.gram import Gram, Rows, products_of
 from workers.extract import ImageRef, extract_block
 from workers.extractor import shared_extractor
+from workers.near_duplicates import SKETCH, Sketches, lattice, sketch
 
-_PRODUCTS, _INDEX = "products.npy", "index.json"
+_PRODUCTS, _SKETCHES, _INDEX = "products.npy", "sketches.npy", "index.json"
 
 
 @dataclass(frozen=True)
 class GramFile:
-    """The Gram matrices of some images, as a folder that processes share.
+    """What is known of some images, as a folder that processes share.
 
     Attributes
     ----------
     folder
-        Where they are.
+        Where it is.
     """
 
     folder: Path
 
-    def open(self) -> tuple[Gram, dict[str, int], tuple[int, int]]:
-        """Return the matrices, mapped from the file, each digest's row in them, and the grid of positions."""
-        return _open(self.folder)
+    @property
+    def matrices(self) -> Gram:
+        """The inner products of the images, mapped from the file."""
+        return Gram(_load(self.folder / _PRODUCTS), int(_index(self.folder)["channels"]))
 
+    @property
+    def sketches(self) -> Sketches:
+        """(images, 256) float64: what near-duplicates are found by."""
+        return _load(self.folder / _SKETCHES)
 
-def rows_of(digests: Iterable[str], index: Mapping[str, int]) -> Rows:
-    """Return the rows (images,) int64 of images."""
-    return np.array([index[digest] for digest in digests], dtype=np.int64)
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of positions."""
+        rows, columns = _index(self.folder)["grid"]
+        return rows, columns
+
+    def rows(self, digests: Iterable[str]) -> Rows:
+        """Return which rows (images,) int64 of the matrices some images have."""
+        place = _index(self.folder)["place"]
+        return np.array([place[digest] for digest in digests], dtype=np.int64)
 
 
 def prepare_gram(paths: Mapping[str, str], folder: Path, config: Config) -> GramFile:
@@ -63,7 +76,7 @@ def prepare_gram(paths: Mapping[str, str], folder: Path, config: Config) -> Gram
     """
     digests = sorted(paths)
     extractor = shared_extractor(config.features)
-    made_of = {"images": digests, "weights": extractor.weights_digest, "features": _options(config)}
+    made_of = {"images": digests, "weights": extractor.weights_digest, "features": _options(config), "sketch": SKETCH}
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     target = GramFile(folder / key[:16])
     if (target.folder / _INDEX).is_file():
@@ -76,6 +89,7 @@ def prepare_gram(paths: Mapping[str, str], folder: Path, config: Config) -> Gram
     )
     products_of(features.reshape(count, rows * columns, channels), products)
     products.flush()
+    np.save(target.folder / _SKETCHES, sketch(features[:, lattice(rows)]))
     # Last: whoever finds it finds the rest.
     index = {"digests": digests, "grid": [rows, columns], "channels": channels}
     (target.folder / _INDEX).write_text(json.dumps(index), encoding="utf-8")
@@ -109,9 +123,12 @@ def _options(config: Config) -> dict[str, Any]:
 
 
 @cache
-def _open(folder: Path) -> tuple[Gram, dict[str, int], tuple[int, int]]:
-    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-    rows, columns = index["grid"]
-    products = np.load(folder / _PRODUCTS, mmap_mode="r")
-    digests = {digest: row for row, digest in enumerate(index["digests"])}
-    return Gram(products, index["channels"]), digests, (rows, columns)
+def _load(path: Path) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = np.load(path, mmap_mode="r")
+    return values
+
+
+@cache
+def _index(folder: Path) -> dict[str, Any]:
+    index: dict[str, Any] = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    return index | {"place": {digest: row for row, digest in enumerate(index["digests"])}}

@@ -9,8 +9,8 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.trim import Mask, Trimming
 from schemas.config import Config
-from tests.studies.cleaning.dirty_sets import DirtySet
-from tests.studies.cleaning.images import GramFile, rows_of
+from tests.studies.cleaning.dirty_sets import DirtySet, LabelledImages
+from tests.studies.cleaning.images import GramFile
 from tests.studies.cleaning.methods import ORACLE, Method
 from tests.studies.cleaning.passes import Archive
 from tests.studies.cleaning.results import Result
@@ -40,20 +40,23 @@ def judge(task: Task) -> list[Result]:
 def clean_digests(dirty: DirtySet, gram: GramFile, config: Config) -> set[str]:
     """Return the digests of the images that a strategy keeps."""
     train = dirty.train.distinct()
-    products, index, grid = gram.open()
-    clean = Archive(products, rows_of(train.digests, index), grid).clean(config).clean
+    clean = _archive(train, gram).clean(config).clean
     return {digest for digest, is_clean in zip(train.digests, clean, strict=True) if is_clean}
 
 
 def _judge(dirty: DirtySet, gram: GramFile, method: Method, config: Config, made_of: str) -> Result:
     started = time.monotonic()
     train, test = dirty.train.distinct(), dirty.test
-    products, index, grid = gram.open()
-    archive = Archive(products, rows_of(train.digests, index), grid)
+    archive = _archive(train, gram)
     trimming = None if method.name == ORACLE else archive.clean(config)
     clean = ~train.is_anomalous if trimming is None else trimming.clean
     counts = CleanCounts.of(train.is_anomalous, clean)
-    distances = archive.map_distances(clean, rows_of(test.digests, index), config)
+    distances = archive.map_distances(
+        trimming.published if trimming else clean,
+        gram.rows(test.digests),
+        config,
+        nearest=trimming.nearest if trimming else 1.0,
+    )
     return Result(
         archive=dirty.case.archive,
         protocol=dirty.case.protocol,
@@ -78,6 +81,11 @@ def _judge(dirty: DirtySet, gram: GramFile, method: Method, config: Config, made
         auroc_smoothed=_auroc(test.is_anomalous, smooth(distances, config.trim.smoothing)),
         seconds=time.monotonic() - started,
     )
+
+
+def _archive(train: LabelledImages, gram: GramFile) -> Archive:
+    rows = gram.rows(train.digests)
+    return Archive(gram.matrices, rows, gram.grid, gram.sketches[rows])
 
 
 def _history(trimming: Trimming, is_anomalous: Mask) -> str:

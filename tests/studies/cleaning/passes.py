@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from pipeline.grow import MIN_START, concentrate, grow
 from pipeline.trim import Mask, Trimming, trim
 from schemas.config import Config
-from tests.studies.cleaning.gram import Fitting, Gram, Rows
+from tests.studies.cleaning.gram import Gram, Rows
+from workers.gaussian import Fit
+from workers.near_duplicates import Sketches, find_representatives
 from workers.passes import NORMAL_DEVIATION
 from workers.selection import margins
 from workers.smoothing import smooth
@@ -41,23 +43,27 @@ class Archive:
         (images,) int64: where these are in it.
     grid
         Rows and columns of positions.
+    sketches
+        (images, 256) float64: by which near-duplicates are found.
     """
 
     gram: Gram
     rows: Rows
     grid: tuple[int, int]
+    sketches: Sketches
 
     def clean(self, config: Config) -> Trimming:
         """Find the clean set by the configured strategy."""
         passes = _Passes(self, config)
         everything = np.ones(len(self.rows), dtype=bool)
         if config.trim.strategy == "grow":
-            return grow(passes.score, everything, config.trim, grid=self.grid)
+            representative = find_representatives([self.sketches], config.trim.near_duplicates)
+            return grow(passes.score, everything, config.trim, grid=self.grid, representative=representative)
         if config.trim.strategy == "concentrate":
             return concentrate(passes.robust_score, passes.thresholds_at, everything, config.trim, grid=self.grid)
         return trim(passes.measure, everything, config.trim)
 
-    def map_distances(self, clean: Mask, images: Rows, config: Config) -> Array:
+    def map_distances(self, clean: Mask, images: Rows, config: Config, *, nearest: float = 1.0) -> Array:
         """Return the distances (images, rows, columns) of images under the map published for a clean set.
 
         Parameters
@@ -68,10 +74,20 @@ class Archive:
             (m,) int64: rows of the images to measure.
         config
             Holds the covariance estimator.
+        nearest
+            Below 1, each position is fitted on this share of them, those nearest there.
         """
-        fitting = Fitting(config.gaussian, config.estimator())
-        distances = self.gram.distances(self.rows[clean], images, fitting)
-        return distances.reshape(len(images), *self.grid)
+        fit, fitted = Fit(config.gaussian, config.estimator()), self.rows[clean]
+        if nearest < 1.0:
+            apart = self.gram.distances(fitted, fitted, fit._replace(leaves_one_out=True))
+            fitted = fitted[nearest_of(apart, nearest)]
+        return self.gram.distances(fitted, images, fit).reshape(len(images), *self.grid)
+
+
+def nearest_of(distances: Array, share: float) -> Rows:
+    """Return the indices (n, positions) of the share of some images (images, positions) nearest at each position."""
+    count = min(len(distances), max(MIN_START, round(share * len(distances))))
+    return np.argsort(distances, axis=0, kind="stable")[:count]
 
 
 class _Passes:
@@ -117,13 +133,12 @@ class _Passes:
 
     def _measure_nearest(self, distances: Array, candidates: Rows, share: float) -> None:
         """Measure again, each position fitted on the share of the candidates that are nearest there."""
-        count = min(len(candidates), max(MIN_START, round(share * len(candidates))))
-        nearest = candidates[np.argsort(distances[candidates], axis=0, kind="stable")[:count]]
+        nearest = candidates[nearest_of(distances[candidates], share)]
         self._measure_rows(self._archive.rows[nearest], leaves_one_out=True)
 
     def _measure_rows(self, fitted: Rows, *, leaves_one_out: bool) -> Array:
-        fitting = Fitting(self._config.gaussian, self._config.estimator(), leaves_one_out)
-        distances = self._archive.gram.distances(fitted, self._archive.rows, fitting)
+        fit = Fit(self._config.gaussian, self._config.estimator(), leaves_one_out)
+        distances = self._archive.gram.distances(fitted, self._archive.rows, fit)
         self._distances = distances.reshape(self._distances.shape)
         return distances
 

@@ -7,8 +7,9 @@ import pytest
 
 from schemas.errors import SourceError
 from tests.archives import TINY_SETTINGS, tiny_config, write_parts
-from tests.studies.cleaning.images import extract, prepare_gram, rows_of
+from tests.studies.cleaning.images import extract, prepare_gram
 from tests.studies.cleaning.methods import PAIRE, Method
+from workers.near_duplicates import lattice, sketch
 
 
 @pytest.fixture
@@ -19,14 +20,21 @@ def paths(tmp_path: Path) -> dict[str, str]:
 
 
 def test_products_are_those_of_the_features_about_their_mean(paths: dict[str, str], tmp_path: Path) -> None:
-    gram, index, grid = prepare_gram(paths, tmp_path / "grams", tiny_config()).open()
-    features = extract(list(paths.values()), tiny_config())
-    assert grid == features.shape[1:3]
+    file = prepare_gram(paths, tmp_path / "grams", tiny_config())
+    gram, features = file.matrices, extract(list(paths.values()), tiny_config())
+    assert file.grid == features.shape[1:3]
     assert gram.channels == features.shape[3]
     values = features.reshape(4, -1, gram.channels)[:, 5].astype(np.float64)
     values -= values.mean(axis=0)
-    rows = rows_of(paths, index)
+    rows = file.rows(paths)
     np.testing.assert_allclose(gram.products[5][np.ix_(rows, rows)], values @ values.T, rtol=1e-3, atol=1e-9)
+
+
+def test_sketches_are_those_of_the_features(paths: dict[str, str], tmp_path: Path) -> None:
+    file = prepare_gram(paths, tmp_path / "grams", tiny_config())
+    features = extract(list(paths.values()), tiny_config())
+    expected = sketch(features[:, lattice(features.shape[1])])
+    np.testing.assert_allclose(file.sketches[file.rows(paths)], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_they_are_made_once_for_each_configuration(paths: dict[str, str], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from tests.studies.cleaning.gram import Gram, products_of
 from tests.studies.cleaning.methods import CONCENTRATE, GROW, NONE, PAIRE, STRATEGIES, TRIM_ONCE, Method
 from tests.studies.cleaning.passes import Archive, _Passes
 from workers.gaussian import fit_dual
+from workers.near_duplicates import lattice, sketch
 
 NORMALS, OUTLIERS, GRID, CHANNELS = 60, 6, (3, 4), 96
 IMAGES = NORMALS + OUTLIERS
@@ -30,7 +31,8 @@ def archive() -> Archive:
     values = features()
     products = np.empty((values.shape[1], len(values), len(values)))
     products_of(values, products)
-    return Archive(Gram(products, CHANNELS), np.arange(IMAGES), GRID)
+    sketches = sketch(values[:IMAGES].reshape(IMAGES, *GRID, CHANNELS)[:, lattice(GRID[0])])
+    return Archive(Gram(products, CHANNELS), np.arange(IMAGES), GRID, sketches)
 
 
 @pytest.mark.parametrize("strategy", [TRIM_ONCE, PAIRE, CONCENTRATE, GROW])
@@ -57,6 +59,21 @@ def test_the_map_is_that_of_the_production_kernels(archive: Archive, strategy: s
     for position in range(values.shape[1]):
         fit = fit_dual(values[:IMAGES][clean][:, position], GaussianConfig(), config.estimator())
         expected = fit.gaussian.mahalanobis(values[TESTED, position])
+        row, column = divmod(position, GRID[1])
+        np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-6)
+
+
+def test_a_map_of_the_nearest_images_is_that_of_the_production_kernels(archive: Archive) -> None:
+    config, values = Method(GROW).config(), features()
+    found = archive.map_distances(np.ones(IMAGES, bool), TESTED, config, nearest=0.75)
+    for position in range(values.shape[1]):
+        here = values[:IMAGES, position]
+        everything = fit_dual(here, GaussianConfig(), config.estimator(), leaves_one_out=True)
+        apart = everything.leave_one_out(here, np.ones(IMAGES, bool))
+        nearest = here[np.sort(np.argsort(apart)[: round(0.75 * IMAGES)])]
+        expected = fit_dual(nearest, GaussianConfig(), config.estimator()).gaussian.mahalanobis(
+            values[TESTED, position]
+        )
         row, column = divmod(position, GRID[1])
         np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-6)
 

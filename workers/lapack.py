@@ -1,0 +1,141 @@
+"""BLAS and LAPACK in place and beside each other: SciPy's own routines, called without the interpreter's lock.
+
+Positions are computed side by side in threads. SciPy's functions hold the lock while they compute, so that only one of
+them runs at a time, and return copies. SciPy exports the addresses of its routines for
+such callers (`scipy.LowLevelCallable`), and ctypes releases the lock.
+
+Matrices are float64 in Fortran order, of which samples (images, channels) in C order are the transpose.
+"""
+
+import ctypes
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+from scipy.linalg import cython_blas, cython_lapack
+
+Array = NDArray[np.float64]
+
+# Channels in one block of a triangular solve: as few as multiplications are fast with, since blocks are inverted.
+BLOCK = 64
+
+
+def _routine(module: ModuleType, name: str, arguments: int) -> Callable[..., None]:
+    """Return a routine as a function of so many pointers."""
+    capsule = scipy.LowLevelCallable.from_cython(module, name).function
+    name_of = ctypes.pythonapi.PyCapsule_GetName
+    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    address_of = ctypes.pythonapi.PyCapsule_GetPointer
+    address_of.restype, address_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address_of(capsule, name_of(capsule)))
+
+
+_dgemm = _routine(cython_blas, "dgemm", 13)
+_dsyrk = _routine(cython_blas, "dsyrk", 10)
+_dpotrf = _routine(cython_lapack, "dpotrf", 5)
+_dtrtri = _routine(cython_lapack, "dtrtri", 6)
+
+# Options are the addresses of letters; "N" is for not transposed, and for a diagonal that is not of ones.
+_LETTERS = {letter: ctypes.c_char(letter) for letter in (b"L", b"N")}
+_LOWER = ctypes.addressof(_LETTERS[b"L"])
+_PLAIN = ctypes.addressof(_LETTERS[b"N"])
+
+
+def add_products(total: Array, samples: Array) -> None:
+    """Add the sum of x x^T over samples (images, channels), C order, to the lower triangle of a matrix."""
+    channels = _order(total)
+    assert samples.flags.c_contiguous
+    assert samples.shape[1] == channels
+    if len(samples):
+        n, k, one = ctypes.c_int(channels), ctypes.c_int(len(samples)), ctypes.c_double(1.0)
+        _dsyrk(
+            _LOWER, _PLAIN, _at(n), _at(k), _at(one), samples.ctypes.data, _at(n), _at(one), total.ctypes.data, _at(n)
+        )
+
+
+def factorise(matrix: Array) -> Array:
+    """Turn the lower triangle of a positive definite matrix into its Cholesky factor L; returns the same array.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        When the matrix is not positive definite.
+    """
+    n, info = ctypes.c_int(_order(matrix)), ctypes.c_int(0)
+    _dpotrf(_LOWER, _at(n), matrix.ctypes.data, _at(n), _at(info))
+    if info.value:
+        raise np.linalg.LinAlgError(f"the leading minor of order {info.value} is not positive definite")
+    for column in range(1, n.value):
+        matrix[:column, column] = 0.0
+    return matrix
+
+
+def invert_triangle(factor: Array) -> Array:
+    """Turn a lower triangular matrix into its inverse; returns the same array."""
+    n, info = ctypes.c_int(_order(factor)), ctypes.c_int(0)
+    _dtrtri(_LOWER, _PLAIN, _at(n), factor.ctypes.data, _at(n), _at(info))
+    assert not info.value, "a Cholesky factor has no zero on its diagonal"
+    return factor
+
+
+def invert_diagonal_blocks(factor: Array) -> tuple[Array, ...]:
+    """Return the inverses of the blocks of `BLOCK` channels along the diagonal of a lower triangular matrix."""
+    starts = range(0, len(factor), BLOCK)
+    return tuple(
+        invert_triangle(factor[start : start + BLOCK, start : start + BLOCK].copy(order="F")) for start in starts
+    )
+
+
+def whiten(factor: Array, inverses: tuple[Array, ...], samples: Array) -> None:
+    """Turn samples (images, channels) into L^-1 x for a lower triangular L, in place.
+
+    Forward substitution by halves: the first half of the channels is solved, what it explains is taken off the second,
+    which is solved then. Nearly all of it is products of large matrices, twice as fast as a triangular solve.
+
+    Parameters
+    ----------
+    factor, inverses
+        L, and the inverses of its diagonal blocks.
+    samples
+        What to whiten, and the result; C order.
+    """
+    assert samples.flags.c_contiguous
+    assert samples.shape[1] == _order(factor)
+    if len(inverses) == 1:
+        samples[:] = samples @ inverses[0].T
+    elif len(samples):
+        _whiten_blocks(factor, inverses, samples, 0, len(inverses))
+
+
+def _whiten_blocks(factor: Array, inverses: tuple[Array, ...], samples: Array, first: int, last: int) -> None:
+    """Whiten the channels of some blocks, from which those before are taken off already."""
+    if last - first == 1:
+        block = samples[:, first * BLOCK : last * BLOCK]
+        block[:] = block @ inverses[first].T
+        return
+    middle = (first + last) // 2
+    _whiten_blocks(factor, inverses, samples, first, middle)
+    start, cut, stop = first * BLOCK, middle * BLOCK, min(last * BLOCK, len(factor))
+    rows, columns, images = ctypes.c_int(stop - cut), ctypes.c_int(cut - start), ctypes.c_int(len(samples))
+    stride, minus, one = ctypes.c_int(len(factor)), ctypes.c_double(-1.0), ctypes.c_double(1.0)
+    _dgemm(
+        *(_PLAIN, _PLAIN, _at(rows), _at(images), _at(columns), _at(minus)),
+        *(factor[cut:, start:].ctypes.data, _at(stride), samples[:, start:].ctypes.data, _at(stride)),
+        *(_at(one), samples[:, cut:].ctypes.data, _at(stride)),
+    )
+    _whiten_blocks(factor, inverses, samples, middle, last)
+
+
+def _order(matrix: Array) -> int:
+    """Return n of an n x n matrix that the routines can work on."""
+    assert matrix.dtype == np.float64
+    assert matrix.flags.f_contiguous
+    assert matrix.shape[0] == matrix.shape[1]
+    return len(matrix)
+
+
+def _at(value: ctypes.c_int | ctypes.c_double) -> int:
+    """Return the address of a number, which the caller keeps."""
+    return ctypes.addressof(value)
