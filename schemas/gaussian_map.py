@@ -1,6 +1,6 @@
 """The published Gaussian map's layout: one Zarr group per product group, with all that scoring needs.
 
-Arrays of a product group, all float64, one chunk per position so that a scorer can stream them:
+Arrays of a product group, all float64, in chunks of positions of one row so that a scorer can stream them:
 
 - ``mean`` (rows, columns, channels): mu (Eq. 4).
 - ``factor`` (rows, columns, rank, channels): in the dual form the orthonormal directions V of the fitted

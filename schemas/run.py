@@ -17,7 +17,6 @@ LOG: Final = "log.jsonl"
 SUCCESS: Final = "_SUCCESS"
 
 # Distances under the guard's own fit, while a group is examined.
-EXAMINATION: Final = "examination"
 
 # Later verdicts from the same features: RECUTS/0001, RECUTS/0002, ..., each a run directory without features, with
 # what changed.

@@ -1,6 +1,7 @@
 """The published Gaussian map: written row by row by a run, opened by whoever scores new images."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from schemas.names import storage_name
 from schemas.run import SUCCESS
 from workers.gaussian import DualGaussian, FittedGaussian, Gaussian, PrimalGaussian, uses_dual
 from workers.storage import Directory
+
+# Chunks up to a size that object stores like.
+CHUNK_BYTES = 16 * 1024**2
 
 # The largest map of a group that a scorer keeps in memory; larger ones are streamed row by row.
 CACHED_BYTES = 2 * 1024**3
@@ -111,8 +115,9 @@ def create_group_map(directory: Directory, group: str, geometry: FeatureGeometry
     if dual:
         shapes |= {VARIANCE: (*grid, rank), RIDGE: grid}
     for name, shape in shapes.items():
-        # One chunk per position, so that rows can be written by different tasks and streamed by scorers.
-        chunks = (1, 1, *shape[2:]) if len(shape) > len(grid) else (1, geometry.columns)
+        # Rows are written by different tasks and streamed by scorers; of small groups one chunk has all of a row.
+        position = math.prod(shape[2:]) * np.dtype(np.float64).itemsize
+        chunks = (1, min(geometry.columns, max(1, CHUNK_BYTES // position)), *shape[2:])
         node.create_array(name, shape=shape, chunks=chunks, dtype="float64", compressors=None, fill_value=0.0)
 
 

@@ -14,19 +14,18 @@ For a fitted sample that difference cancels to nothing when r is small; but ther
 where H is (K + c I)^-1 without its part along the ones: those are K's null space, so that part, 1/c, is known. The
 matrix that is factorised has the mean eigenvalue there instead; no k has a part along the ones.
 
-Leaving out a set C of m samples leaves the mean mu - s/(n - m), s the sum of C's u, and the scatter
-U^T U - U_C^T (I + 1 1^T/(n - m)) U_C. Woodbury's identity once more, on C's m x m block of H alone, gives for i in C
+Leaving sample i out leaves the mean mu - u/(n - 1) and the scatter U^T U - (1 + 1/(n - 1)) u u^T. Woodbury's identity
+once more gives
 
-    d^2 = ([(c H_CC)^-1]_ii - 1 - 1/(n - m)) / a,                                                               (3)
+    d^2 = (1/(c H_ii) - 1 - 1/(n - 1)) / a,                                                                     (3)
 
-with a and c of n - m samples. For m = 1 that is `workers.gaussian.FittedGaussian.leave_one_out`.
+with a and c of n - 1 samples: `workers.gaussian.FittedGaussian.leave_one_out` without its cancellation.
 
 Rounding: inner products are exact to eps times the norms, so K's error is at most E = eps tr K, and H's relative error
 E |H|, which is at most E / c = eps tr S / r. The differences above divide it by what they leave. `measure` returns
 that bound; who is not content with it takes `workers.gaussian.fit_dual`, which sees the features themselves.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,14 +89,6 @@ class _Resolvent:
         """Return the diagonal (n,) of c H."""
         diagonal: Array = np.einsum("ki,ki->i", self.inverse, self.inverse) - 1.0 / self.along_ones
         return self.offset * diagonal
-
-    def inverse_diagonals(self, sets: Rows) -> Array:
-        """Return the diagonals (sets, m) of the inverses of c H's blocks of some sets (sets, m) of samples."""
-        if sets.shape[1] == 1:
-            return 1.0 / self.diagonal()[sets]
-        columns = self.inverse.T[sets]
-        blocks = self.offset * (columns @ columns.swapaxes(1, 2) - 1.0 / self.along_ones)
-        return np.diagonal(np.linalg.inv(blocks), axis1=1, axis2=2)
 
 
 @dataclass(frozen=True)
@@ -169,9 +160,7 @@ def inner_products(samples: NDArray[np.floating]) -> Array:
     return products
 
 
-def measure(
-    products: Array, channels: int, fitted: Rows, measured: Rows, fit: Fit, *, sets: NDArray[np.integer] | None = None
-) -> Measured:
+def measure(products: Array, channels: int, fitted: Rows, measured: Rows, fit: Fit) -> Measured:
     """Fit on some images and measure others, which may be among them: Eq. 6.
 
     Parameters
@@ -186,10 +175,6 @@ def measure(
         (m,) int64: rows of the images to measure, in any order.
     fit
         How; with ``leaves_one_out`` fitted images are measured without themselves.
-    sets
-        (n,) integers, with ``leaves_one_out``: fitted images of one number are left out together where one of them is
-        measured; weight and ridge remain those of the whole fit. Not given, every image is a set of its own. From
-        fewer than two others an image is at an infinite distance.
 
     Returns
     -------
@@ -197,21 +182,19 @@ def measure(
         Of NaN and an infinite error where rounding makes K + c I indefinite.
     """
     try:
-        squared, errors = _measure(products, channels, fitted, measured, fit, sets)
+        squared, errors = _measure(products, channels, fitted, measured, fit)
     except np.linalg.LinAlgError:
         return Measured(np.full(len(measured), np.nan), np.inf)
     squared = np.maximum(squared, _TINY)
     return Measured(np.sqrt(squared), float((errors / squared).max(initial=0.0)) / 2.0)
 
 
-def _measure(
-    products: Array, channels: int, fitted: Rows, measured: Rows, fit: Fit, sets: NDArray[np.integer] | None
-) -> _Squared:
+def _measure(products: Array, channels: int, fitted: Rows, measured: Rows, fit: Fit) -> _Squared:
     """Measure fitted and other images each by their own form."""
     count = len(fitted)
     kernel = _Kernel.of(products, channels, fitted, fit)
     resolvent = kernel.resolvent(count - 2 if fit.leaves_one_out else count - 1)
-    own = _without_sets(kernel, resolvent, sets) if fit.leaves_one_out else _as_fitted(kernel, resolvent)
+    own = _without_themselves(kernel, resolvent) if fit.leaves_one_out else _as_fitted(kernel, resolvent)
     place = np.full(len(products), -1)
     place[fitted] = np.arange(count)
     at = place[measured]
@@ -232,42 +215,17 @@ def _as_fitted(kernel: _Kernel, resolvent: _Resolvent | None) -> _Squared:
     return _Squared(squared, (_EPS + resolvent.error * rest) / resolvent.scale)
 
 
-def _without_sets(kernel: _Kernel, resolvent: _Resolvent | None, labels: NDArray[np.integer] | None) -> _Squared:
-    """Measure each fitted sample under the fit without its set: (3); ``resolvent`` is for sets of one."""
-    count = len(kernel.centred)
-    squared, errors = np.full(count, np.inf), np.zeros(count)
-    for sets in _sets_of_each_size(count, labels):
-        size = sets.shape[1]
-        here = resolvent if size == 1 else kernel.resolvent(count - size - 1)
-        if here is None:
-            squared[sets] = _under_the_ridge(kernel, sets)
-            errors[sets] = kernel.rounding / kernel.shrinkage.ridge
-        else:
-            inverses = here.inverse_diagonals(sets)
-            squared[sets] = (inverses - 1.0 - 1.0 / (count - size)) / here.scale
-            errors[sets] = (_EPS + here.error) * inverses / here.scale
-    return _Squared(squared, errors)
-
-
-def _sets_of_each_size(count: int, labels: NDArray[np.integer] | None) -> Iterator[Rows]:
-    """Yield the sets (sets, m) of samples of each size m that leaves two others at least."""
-    if labels is None:
-        if count >= 3:
-            yield np.arange(count)[:, np.newaxis]
-        return
-    _, sizes = np.unique(labels, return_counts=True)
-    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
-    for size in np.unique(sizes[sizes <= count - 2]):
-        yield np.array([rows for rows in members if len(rows) == size])
-
-
-def _under_the_ridge(kernel: _Kernel, sets: Rows) -> Array:
-    """Return the squared distances (sets, m) to the mean of the others where Sigma = r I: |u + s/(n - m)|^2 / r."""
-    count, size = len(kernel.centred), sets.shape[1]
-    shift = np.eye(size) + 1.0 / (count - size)
-    blocks = kernel.centred[sets[:, :, np.newaxis], sets[:, np.newaxis, :]]
-    squared: Array = np.diagonal(shift @ blocks @ shift, axis1=1, axis2=2) / kernel.shrinkage.ridge
-    return squared
+def _without_themselves(kernel: _Kernel, resolvent: _Resolvent | None) -> _Squared:
+    """Measure each fitted sample under the fit of all others: (3); at least two of those, or at infinity."""
+    count, ridge = len(kernel.centred), kernel.shrinkage.ridge
+    if count < 3:
+        return _Squared(np.full(count, np.inf), np.zeros(count))
+    if resolvent is None:
+        shift = count / (count - 1)  # |u + u/(n - 1)|^2 / r
+        return _Squared(shift**2 * np.diag(kernel.centred) / ridge, np.full(count, kernel.rounding / ridge))
+    inverses = 1.0 / resolvent.diagonal()
+    squared = (inverses - 1.0 - 1.0 / (count - 1)) / resolvent.scale
+    return _Squared(squared, (_EPS + resolvent.error) * inverses / resolvent.scale)
 
 
 def _others(kernel: _Kernel, resolvent: _Resolvent | None, products: Array, fitted: Rows, others: Rows) -> _Squared:

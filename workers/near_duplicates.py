@@ -30,10 +30,10 @@ QUARTER = 0.25
 # With fewer distinct images there is nothing to fit a half of.
 MIN_DISTINCT = 8
 
-# Images compared with all others at once.
-BLOCK = 512
+# Distances held at once.
+BLOCK_BYTES = 8 * 1024**2
 
-Sketches = NDArray[np.float64]
+Sketches = NDArray[np.float32]
 
 
 def sketch_segment(features: ArrayRef, segment: Segment) -> Sketches:
@@ -48,7 +48,7 @@ def sketch_segment(features: ArrayRef, segment: Segment) -> Sketches:
     """
     array = features.open()
     rows = lattice(array.shape[1])
-    parts = [np.empty((0, SKETCH))]
+    parts = [np.empty((0, SKETCH), np.float32)]
     for start in range(segment.start, segment.stop, CHUNK_IMAGES):
         stop = min(start + CHUNK_IMAGES, segment.stop)
         mask = segment.mask[start - segment.start : stop - segment.start]
@@ -60,7 +60,8 @@ def sketch_segment(features: ArrayRef, segment: Segment) -> Sketches:
 def sketch(values: NDArray[np.floating]) -> Sketches:
     """Return random projections (images, 256) of features (images, lattice rows, columns, channels)."""
     chosen = values[:, :, lattice(values.shape[2])].reshape(len(values), -1).astype(np.float32)
-    return (chosen @ _signs(chosen.shape[1])).astype(np.float64)
+    projections: Sketches = chosen @ _signs(chosen.shape[1])
+    return projections
 
 
 def find_representatives(parts: list[Sketches], closeness: float) -> NDArray[np.int64]:
@@ -83,19 +84,18 @@ def find_representatives(parts: list[Sketches], closeness: float) -> NDArray[np.
         (images,) int64.
     """
     sketches = np.concatenate(parts)
-    sketches -= sketches.mean(axis=0)
     count = len(sketches)
     representative = np.arange(count)
     if count < 2:
         return representative
-    limits = np.empty(count)
+    limits, size = np.empty(count), max(1, BLOCK_BYTES // (8 * count))
     quarter = math.ceil(QUARTER * (count - 1)) - 1
-    for start in range(0, count, BLOCK):
-        distances = euclidean_distances(sketches[start : start + BLOCK], sketches)
+    for start in range(0, count, size):
+        distances = euclidean_distances(sketches[start : start + size], sketches)
         own = np.arange(len(distances))
         distances[own, start + own] = np.inf
         limit = closeness * np.partition(distances, quarter, axis=1)[:, quarter]
-        limits[start : start + BLOCK] = limit
+        limits[start : start + size] = limit
         # Rows come in order: those before each one are settled, and their limits known.
         for place, earlier in np.argwhere(distances < limit[:, np.newaxis]):
             later = start + place

@@ -13,7 +13,6 @@ from pipeline.examination import Examination, Examiner, weigh_small_groups
 from pipeline.progress import Reporter
 from pipeline.statistics import GroupStatistics
 from pipeline.trim import UNCHANGED, Mask, Trimming
-from schemas.config import Config
 from schemas.features import FeatureGeometry
 from schemas.names import storage_name
 from schemas.run import DISTANCES, FEATURES

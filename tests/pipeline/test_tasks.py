@@ -21,7 +21,8 @@ def total(numbers: list[int], *, factor: int = 1) -> int:
 
 
 def test_without_a_cluster_tasks_are_done_when_submitted() -> None:
-    window, called = open_window(None), []
+    window = open_window(None)
+    called: list[Any] = []
     one = window.submit(abs, -1)
     future = window.submit(total, [one, window.submit(abs, -2), 4], factor=window.submit(abs, -10))
     future.add_done_callback(called.append)
@@ -51,7 +52,8 @@ class Counting(Here):
 
 
 def test_many_results_come_in_order_and_only_some_are_kept_at_a_time() -> None:
-    window, count, done = Counting(), 3 * RESULTS_AHEAD, []
+    window, count = Counting(), 3 * RESULTS_AHEAD
+    done: list[Any] = []
     results = results_in_order(window, abs, ((-number,) for number in range(count)), done.append)
     for number, result in enumerate(results):
         assert result == number

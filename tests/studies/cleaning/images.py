@@ -40,8 +40,9 @@ class GramFile:
 
     @property
     def sketches(self) -> Sketches:
-        """(images, 256) float64: what near-duplicates are found by."""
-        return _load(self.folder / _SKETCHES)
+        """(images, 256) float32: what near-duplicates are found by."""
+        sketches: Sketches = np.load(self.folder / _SKETCHES)
+        return sketches
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -76,7 +77,12 @@ def prepare_gram(paths: Mapping[str, str], folder: Path, config: Config) -> Gram
     """
     digests = sorted(paths)
     extractor = shared_extractor(config.features)
-    made_of = {"images": digests, "weights": extractor.weights_digest, "features": _options(config), "sketch": SKETCH}
+    made_of = {
+        "images": digests,
+        "weights": extractor.weights_digest,
+        "features": _options(config),
+        "sketch": [SKETCH, "float32"],
+    }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     target = GramFile(folder / key[:16])
     if (target.folder / _INDEX).is_file():

@@ -44,7 +44,7 @@ class Archive:
     grid
         Rows and columns of positions.
     sketches
-        (images, 256) float64: by which near-duplicates are found.
+        (images, 256) float32: by which near-duplicates are found.
     """
 
     gram: Gram
