@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv demo test lint format docs study study-large clean
+.PHONY: help venv demo test lint format docs study study-large bench clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -43,6 +43,11 @@ study: venv  ## Make docs/study.md anew: BOTTLE=path/to/mvtec/bottle KOLEKTOR=pa
 
 study-large: venv  ## Add what is missing to docs/large-groups.md: synthetic groups to N = 50 000 and near-duplicates, 20 minutes; LARGE='--again grow'
 	$(BIN)/python -m tests.studies.large_groups $(LARGE)
+
+bench: venv  ## Measure this machine and make tests/benchmarks/RESULTS.md anew; each benchmark within half an hour
+	timeout 1800 $(BIN)/python -m tests.benchmarks extraction
+	timeout 1800 $(BIN)/python -m tests.benchmarks fixed-cost
+	timeout 1800 $(BIN)/python -m tests.benchmarks soak
 
 clean:  ## Remove what make made, the environment too
 	rm -rf $(VENV) demo-run build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +49,53 @@ def clean(
     SOURCE is a folder, an fsspec URL, or a .csv or .parquet index with the column image_path and optionally group.
     """
     config = computing.config(group_by=group_by, accept_untrustworthy=accept_untrustworthy)
-    from pipeline.run import clean as run_clean
+    from pipeline.cluster import opening_cluster
 
-    result = run_clean(source, out, config, scheduler=computing.scheduler, reporter=output.reporter())
-    output.result(result.to_json(), _ledger_table(result.run, result.ledger))
+    # The workers load torch while this process does.
+    with opening_cluster(config.cluster, computing.scheduler) as opened:
+        from pipeline.run import clean as run_clean
+
+        result = run_clean(
+            source, out, config, scheduler=computing.scheduler, reporter=output.reporter(), opened=opened
+        )
+        output.result(result.to_json(), _ledger_table(result.run, result.ledger))
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--sample", type=int, metavar="N", help="Images to try; 0 measures nothing.  [default: 64]")
+@click.option("--workers", type=int, metavar="N", help="Workers of the run.  [default: those of the local cluster]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the sample.")
+@groups_by_path
+@computes
+@speaks
+def plan(
+    source: str,
+    sample: int | None,
+    workers: int | None,
+    seed: int,
+    group_by: str | None,
+    computing: Computing,
+    output: Output,
+) -> None:
+    """Say what cleaning SOURCE would cost: bytes, memory, tasks, requests, hours. Touches nothing.
+
+    A sample of images is tried in a temporary directory of this machine; --scheduler is ignored.
+    """
+    # What this process has computed so far is its own loading, which is part of the start.
+    started, config = time.monotonic() - time.process_time(), computing.config(group_by=group_by)
+    from pipeline.cluster import opening_cluster
+
+    # What is tried lies in a directory that only this machine sees.
+    os.environ.pop("DASK_SCHEDULER_ADDRESS", None)
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"scheduler": None})})
+    # As in clean, so that the start is as long.
+    with opening_cluster(config.cluster) if sample != 0 else nullcontext() as opened:
+        from pipeline.plan import plan as make_plan
+        from pipeline.plan_table import tabulate
+
+        made = make_plan(source, config, sample=sample, workers=workers, seed=seed, opened=opened, started=started)
+        output.result(made.to_json(), tabulate(made))
 
 
 @cli.command()

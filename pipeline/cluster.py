@@ -1,10 +1,13 @@
 """The Dask cluster that a command runs on: a named scheduler's, or a local one sized to the machine."""
 
+import importlib
 import importlib.metadata
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
@@ -12,7 +15,6 @@ from distributed.comm import get_address_host_port
 
 from schemas.config import ClusterConfig
 from schemas.errors import ClusterError
-from workers.compute import set_compute_threads
 
 # Cores that one worker's torch and BLAS use well together; more cores mean more workers.
 CORES_PER_WORKER = 4
@@ -28,6 +30,10 @@ class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Worker) -> None:
         """Set the threads: as configured, else the worker's own number of Dask threads."""
+        # Not at the top: torch takes seconds to load, which a command and its workers spend at the same time.
+        from workers.compute import keep_freed_memory, set_compute_threads
+
+        keep_freed_memory()
         set_compute_threads(self._threads or worker.state.nthreads)
 
 
@@ -69,7 +75,7 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
     ClusterError
         When the scheduler can not be reached, no worker joins in time, or a worker runs another version.
     """
-    address = scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS") or config.scheduler
+    address = _address(config, scheduler)
     with _connected(address, config) if address else _local(config) as (client, threads):
         try:
             client.wait_for_workers(1, timeout=config.timeout_s)
@@ -85,6 +91,46 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
         client.register_plugin(ComputeThreads(None if address else threads))
         hosts = Counter(str(worker["host"]) for worker in workers.values())
         yield Cluster(client, len(workers), threads, dict(hosts))
+
+
+@contextmanager
+def opening_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterator[Callable[[], Cluster]]:
+    """Open a local cluster in the background, so that its processes start and load torch beside other work.
+
+    A named scheduler's cluster is there already: it is opened when it is asked for.
+
+    Yields
+    ------
+    callable
+        Returns the cluster once it is there, or raises what `open_cluster` raises. The cluster is closed, wanted or
+        not, when the block ends.
+    """
+    # Dask's client must be left in the context that it was entered in, though not by the same thread.
+    context, until_closed = copy_context(), ExitStack()
+
+    def opened() -> Cluster:
+        return until_closed.enter_context(open_cluster(config, scheduler))
+
+    def opened_and_loading() -> Cluster:
+        cluster = opened()
+        cluster.client.run(_load_extractor)
+        return cluster
+
+    with ThreadPoolExecutor(1, thread_name_prefix="open-cluster") as pool:
+        coming = None if _address(config, scheduler) else pool.submit(context.run, opened_and_loading)
+        try:
+            yield coming.result if coming else lambda: context.run(opened)
+        finally:
+            pool.shutdown()
+            context.run(until_closed.close)
+
+
+def _address(config: ClusterConfig, scheduler: str | None) -> str | None:
+    return scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS") or config.scheduler
+
+
+def _load_extractor() -> None:
+    importlib.import_module("workers.extractor")
 
 
 @contextmanager
@@ -106,17 +152,23 @@ def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = config.workers or max(1, cores // CORES_PER_WORKER)
     threads = config.threads_per_worker or max(1, cores // workers)
-    with (
-        LocalCluster(
+    try:
+        cluster = LocalCluster(
             n_workers=workers,
             threads_per_worker=1,  # one task at a time: a task uses its threads itself
             processes=config.processes,
             host="127.0.0.1" if config.processes else None,
             dashboard_address="127.0.0.1:0",
             silence_logs=50,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+            death_timeout=config.timeout_s,
+        )
+    except Exception as error:  # whatever it is that a nanny was doing when its time was up
+        raise ClusterError(
+            f"the local cluster of {workers} worker processes did not start within cluster.timeout_s = "
+            f"{config.timeout_s:g} s ({type(error).__name__}). Start fewer with --set cluster.workers=1, wait longer, "
+            "or do without processes: --set cluster.processes=false."
+        ) from error
+    with cluster, Client(cluster) as client:
         yield client, threads
 
 

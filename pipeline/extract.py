@@ -1,14 +1,17 @@
 """The second stage: workers turn images into patch features, one block of whole chunks per task."""
 
+from threading import BoundedSemaphore
+
 import numpy as np
 import pandas as pd
-from distributed import get_worker
+from distributed import get_worker, secede
 from zarr.codecs import ZstdCodec
 
 from pipeline.cluster import Cluster
 from pipeline.progress import Phase
 from pipeline.tasks import TaskWindow
 from schemas.config import Config
+from schemas.errors import PaireError
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.names import storage_name
@@ -19,10 +22,24 @@ from workers.storage import Directory, is_url
 # Worker events that count images, so that progress moves between blocks.
 PROGRESS_TOPIC = "paire-images"
 
+# Blocks that a worker holds at once: one is extracted while another is written.
+_live_blocks = BoundedSemaphore(2)
+
 
 def check_extractor(cluster: Cluster, config: Config, weights_digest: str) -> None:
-    """Build the extractor on every worker, so that what is missing there is missed before the first image."""
-    cluster.client.run(_warm_up, config, weights_digest)
+    """Build the extractor on every worker, so that what is missing there is missed before the first image.
+
+    Raises
+    ------
+    PaireError
+        What `workers.extractor.shared_extractor` raises on a worker, naming it where there are several.
+    """
+    answers = cluster.client.run(_warm_up, config, weights_digest, on_error="return")
+    for worker, answer in sorted(answers.items()):
+        if isinstance(answer, PaireError) and len(answers) > 1:
+            raise type(answer)(f"worker {worker}: {answer}") from answer
+        if isinstance(answer, BaseException):
+            raise answer
 
 
 def extract_features(
@@ -97,19 +114,25 @@ def _compressors(store: Directory) -> ZstdCodec | None:
 def _extract_task(
     block: list[ImageRef], store: Directory, name: str, config: Config, weights_digest: str, readers: int
 ) -> list[ImageOutcome]:
-    """Extract one block and write its chunks; the outcomes are the receipt."""
+    """Extract one block and write its chunks; the outcomes are the receipt.
+
+    Once all its batches are with the compute threads the task lets its worker begin the next one, so that those threads
+    go on while the last features are gathered and written.
+    """
     extractor = shared_extractor(config.features, weights_digest)
     worker = get_worker()
-    features, outcomes = extract_block(
-        block,
-        extractor,
-        inputs=config.input,
-        features=config.features,
-        readers=readers,
-        on_batch=lambda count: worker.log_event(PROGRESS_TOPIC, count),
-    )
-    array = store.zarr_group("", "r+")[name]
-    array[block[0].row : block[-1].row + 1] = features  # type: ignore[index]
+    with _live_blocks:
+        features, outcomes = extract_block(
+            block,
+            extractor,
+            inputs=config.input,
+            features=config.features,
+            readers=readers,
+            on_batch=lambda count: worker.log_event(PROGRESS_TOPIC, count),
+            on_last_batch=secede,
+        )
+        array = store.zarr_group("", "r+")[name]
+        array[block[0].row : block[-1].row + 1] = features  # type: ignore[index]
     return outcomes
 
 

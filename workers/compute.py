@@ -1,8 +1,15 @@
-"""The compute resources of a worker process: its threads, which Dask's nannies leave at one, and its device."""
+"""The compute resources of a worker process: its threads, which Dask's nannies leave at one, its heap, its device.
 
+Threads share work in whole pieces, each computed by one of them: several at once on one thread each are faster than one
+at a time on several, which wait for the slowest of them after every operation, and a result can not depend on the
+number of threads.
+"""
+
+import ctypes
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -12,27 +19,48 @@ from schemas.errors import DeviceError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_pool = ThreadPoolExecutor(1, thread_name_prefix="compute")
+# glibc's parameters (malloc.h), and what they become: blocks up to the first number are cut from the heap and stay
+# there when they are freed, until the second number of bytes is free at its end. The outputs of a backbone's layers are
+# tens of megabytes, and Dask's setting (trim at 64 KB) would map and zero each of them anew.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_HEAP_BLOCK_BYTES = 64 * 2**20
+_FREE_HEAP_BYTES = 256 * 2**20
+
+_lock = Lock()
+_pool: ThreadPoolExecutor | None = None
 
 
 def set_compute_threads(count: int) -> None:
-    """Let torch and `map_in_threads` use ``count`` threads in this process from now on, and BLAS one.
-
-    The statistics are many small factorisations: several at once on one thread each are faster than one at a time on
-    several, and a result does not depend on the number of threads.
-    """
+    """Compute on ``count`` threads in this process from now on; BLAS, which they call, uses one of its own."""
     global _pool
     torch.set_num_threads(count)
     threadpool_limits(limits=1, user_api="blas")
-    _pool = ThreadPoolExecutor(count, thread_name_prefix="compute")
+    with _lock:
+        _pool = _threads(count)
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Return ``function`` of each item, in order, computed on this process's compute threads.
 
-    The function must release the interpreter's lock to gain anything, as NumPy and SciPy do, and not call this one.
+    The function must release the interpreter's lock to gain anything, as NumPy, SciPy and torch do, and not call this
+    one.
     """
-    return list(_pool.map(function, items))
+    return list(_compute_pool().map(function, items))
+
+
+def start_in_thread(function: Callable[..., Result], *args: Any) -> Future[Result]:
+    """Start ``function(*args)`` on the next free compute thread of this process; as for `map_in_threads`."""
+    return _compute_pool().submit(function, *args)
+
+
+def keep_freed_memory() -> None:
+    """Let this process's heap keep what is freed, up to a bound; does nothing where the C library is not glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _HEAP_BLOCK_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _FREE_HEAP_BYTES)
 
 
 def resolve_device(requested: str) -> torch.device:
@@ -51,3 +79,17 @@ def resolve_device(requested: str) -> torch.device:
             "or use --set features.device=auto."
         )
     return torch.device(requested)
+
+
+def _compute_pool() -> ThreadPoolExecutor:
+    """Return the compute threads; outside a worker as many as torch would use."""
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = _threads(torch.get_num_threads())
+        return _pool
+
+
+def _threads(count: int) -> ThreadPoolExecutor:
+    # torch counts threads for each calling thread: an operation called on one of these stays on it.
+    return ThreadPoolExecutor(count, thread_name_prefix="compute", initializer=torch.set_num_threads, initargs=(1,))

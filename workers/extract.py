@@ -1,6 +1,12 @@
-"""One extraction task: a block of images in, whole chunks of the feature store and one outcome per image out."""
+"""One extraction task: a block of images in, whole chunks of the feature store and one outcome per image out.
+
+Reading, decoding and the forward pass overlap: some threads decode a bounded number of images ahead, batches of them
+wait for the compute threads, a bounded number too, and the features of one batch are put into place while later ones
+are computed.
+"""
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -12,11 +18,14 @@ from numpy.typing import NDArray
 from schemas.config import FeaturesConfig, InputConfig
 from schemas.image import ImageOutcome
 from workers.decode import DecodedImage, UndecodableError, decode_image
-from workers.extractor import PatchExtractor
+from workers.extractor import SLICE_IMAGES, PatchExtractor
 from workers.storage import read_bytes
 
 # Images being read and decoded ahead of the forward pass, in batches.
 BATCHES_AHEAD = 2
+
+# Slices waiting for each compute thread when a batch is gathered, so that none is idle meanwhile.
+SLICES_AHEAD = 2
 
 
 class ImageRef(NamedTuple):
@@ -34,6 +43,7 @@ def extract_block(
     features: FeaturesConfig,
     readers: int,
     on_batch: Callable[[int], None] = lambda _: None,
+    on_last_batch: Callable[[], None] = lambda: None,
 ) -> tuple[NDArray[Any], list[ImageOutcome]]:
     """Read, decode and extract a block of images.
 
@@ -49,9 +59,11 @@ def extract_block(
     inputs, features
         The configuration.
     readers
-        Threads that read and decode ahead of the forward pass.
+        Threads that read and decode ahead of the forward pass; as many as compute threads.
     on_batch
         Called with the number of images of each finished batch.
+    on_last_batch
+        Called when all images have been decoded and their batches started: another block may begin.
 
     Returns
     -------
@@ -62,22 +74,37 @@ def extract_block(
     """
     block = np.zeros(extractor.geometry.array_shape(len(images)), dtype=features.dtype)
     outcomes: list[ImageOutcome] = []
-    size = (features.image_size, features.image_size, 3)
+    started: deque[tuple[int, int, Callable[[], NDArray[Any]]]] = deque()
+    batches_ahead = -(-SLICES_AHEAD * SLICE_IMAGES * readers // features.batch_size)
+
+    def finish_one() -> None:
+        start, count, batch_features = started.popleft()
+        readable = [outcome.is_readable for outcome in outcomes[start : start + count]]
+        block[start : start + count][readable] = batch_features()[readable]
+        on_batch(count)
+
     with ThreadPoolExecutor(readers, thread_name_prefix="read-image") as pool:
         arriving = _read_ahead(pool, images, inputs, features)
         for start in range(0, len(images), features.batch_size):
             arrived = list(islice(arriving, features.batch_size))
-            pixels = np.zeros((len(arrived), *size), np.float32)
-            for slot, (_, decoded) in enumerate(arrived):
-                if decoded is not None:
-                    pixels[slot] = decoded.pixels
-            batch = extractor.extract(pixels)
-            for slot, (outcome, _) in enumerate(arrived):
-                if outcome.is_readable:
-                    block[start + slot] = batch[slot]
-                outcomes.append(outcome)
-            on_batch(len(arrived))
+            outcomes.extend(outcome for outcome, _ in arrived)
+            pixels = _batch_pixels([decoded for _, decoded in arrived], features.image_size)
+            started.append((start, len(arrived), extractor.start(pixels)))
+            if len(started) > batches_ahead:
+                finish_one()
+    on_last_batch()
+    while started:
+        finish_one()
     return block, outcomes
+
+
+def _batch_pixels(images: Sequence[DecodedImage | None], image_size: int) -> NDArray[np.float32]:
+    """Return (images, image_size, image_size, 3) pixels, zero where there is no image."""
+    pixels = np.zeros((len(images), image_size, image_size, 3), np.float32)
+    for slot, image in enumerate(images):
+        if image is not None:
+            pixels[slot] = image.pixels
+    return pixels
 
 
 def read_image(

@@ -1,5 +1,7 @@
 """From pixels to patch features (paper, section 3.1): backbone, resize, concatenate, average-pool, choose channels."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from threading import Lock
@@ -9,17 +11,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from numpy.typing import NDArray
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from schemas.config import FeaturesConfig
 from schemas.errors import ConfigError, FeatureRangeError, WeightsError
 from schemas.features import FeatureGeometry
-from workers.compute import resolve_device
+from workers.compute import resolve_device, start_in_thread
 from workers.weights import build_model
 
 # Normalisation that torchvision's ImageNet weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Images that one CPU thread takes through the backbone at once: enough for the convolutions, and at 256 pixels few
+# enough for the outputs of a layer to stay in the heap (see workers.compute). A fixed number, whatever the threads, so
+# that features do not depend on them.
+SLICE_IMAGES = 4
 
 
 class PatchExtractor:
@@ -31,6 +39,8 @@ class PatchExtractor:
         The grid of positions that an image gives.
     weights_digest
         sha256 hex of the weights in use.
+    backbone
+        From (images, 3, image_size, image_size) normalised pixels to a mapping of node to its output.
     """
 
     def __init__(self, features: FeaturesConfig) -> None:
@@ -49,7 +59,8 @@ class PatchExtractor:
         self._config = features
         self._device = resolve_device(features.device)
         model, self.weights_digest = build_model(features)
-        self._model = _cut(model, features).to(self._device).to(memory_format=torch.channels_last)
+        cut = _fuse_batch_norms(_cut(model, features))
+        self.backbone = cut.to(self._device).to(memory_format=torch.channels_last)
         if self._device.type == "cuda":
             # Results must not depend on what cuDNN happens to time as fastest, nor lose digits to TF32.
             torch.backends.cudnn.benchmark = False
@@ -57,9 +68,8 @@ class PatchExtractor:
             torch.backends.cuda.matmul.allow_tf32 = False
         self._mean = torch.tensor(IMAGENET_MEAN, device=self._device).view(1, 3, 1, 1)
         self._std = torch.tensor(IMAGENET_STD, device=self._device).view(1, 3, 1, 1)
-        self.geometry, self._chosen = self._measure_geometry()
+        self.geometry, self._chosen, self._poolings = self._measure_geometry()
 
-    @torch.inference_mode()
     def extract(self, pixels: NDArray[np.float32]) -> NDArray[Any]:
         """Return the patch features of a batch.
 
@@ -78,46 +88,73 @@ class PatchExtractor:
         FeatureRangeError
             When a feature is not finite or overflows the dtype.
         """
-        pooled = F.avg_pool2d(self._concatenated(pixels), self._config.pool_kernel, self._config.pool_stride)
-        if self._chosen is not None:
-            pooled = pooled.index_select(1, self._chosen)
-        return self._to_storage(pooled.permute(0, 2, 3, 1).float().cpu().numpy())
+        return self.start(pixels)()
 
-    def _concatenated(self, pixels: NDArray[np.float32]) -> torch.Tensor:
-        """Return the nodes' outputs on the first one's grid: (images, channels, grid rows, grid columns)."""
+    def start(self, pixels: NDArray[np.float32]) -> Callable[[], NDArray[Any]]:
+        """Start extracting a batch as `extract` does, and return what waits for its features.
+
+        On the CPU the compute threads of this process share the batch, slice by slice; on a GPU it is queued there.
+        Later batches may be started meanwhile. The pixels must not be changed until the features are there.
+        """
+        if self._device.type == "cuda":
+            # From pinned memory the copy runs beside the kernels of the batch before.
+            on_device = torch.from_numpy(pixels).pin_memory().to(self._device, non_blocking=True)
+            features = self._patch_features(on_device)
+            return lambda: self._to_storage(features)
+        slices = [
+            start_in_thread(self._extract_slice, pixels[start : start + SLICE_IMAGES])
+            for start in range(0, len(pixels), SLICE_IMAGES)
+        ]
+        return lambda: np.concatenate([part.result() for part in slices])
+
+    def _extract_slice(self, pixels: NDArray[np.float32]) -> NDArray[Any]:
         # torch can not wrap read-only memory, and has no use for writing to it either.
         writable = pixels if pixels.flags.writeable else pixels.copy()
-        batch = torch.from_numpy(writable).to(self._device).permute(0, 3, 1, 2)
+        return self._to_storage(self._patch_features(torch.from_numpy(writable)))
+
+    @torch.inference_mode()
+    def _patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (images, rows, columns, channels) float32 on the device.
+
+        Resizing to the first node's grid and average pooling are both linear and separable (Eqs. 1-3), so each node
+        goes straight to the positions: one small matrix along its rows, one along its columns.
+        """
+        outputs = self._outputs(pixels)
+        nodes = [_pooled(output, down, across) for output, (down, across) in zip(outputs, self._poolings, strict=True)]
+        features = torch.cat(nodes, dim=-1)
+        return features if self._chosen is None else features.index_select(-1, self._chosen)
+
+    @torch.inference_mode()
+    def _outputs(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Return what the nodes put out for (images, image_size, image_size, 3) pixels, in float32."""
         autocast = (
             torch.autocast(self._device.type, dtype=torch.bfloat16)
             if self._config.precision == "bf16"
             else nullcontext()
         )
         with autocast:
-            outputs = self._model((batch - self._mean) / self._std)
-        first, *others = (outputs[node].float() for node in self._config.nodes)
-        grid = first.shape[-2:]
-        resized = [F.interpolate(other, size=grid, mode="bilinear", align_corners=False) for other in others]
-        return torch.cat([first, *resized], dim=1)
+            outputs = self.backbone((pixels.permute(0, 3, 1, 2) - self._mean) / self._std)
+        return [outputs[node].float() for node in self._config.nodes]
 
-    def _to_storage(self, features: NDArray[np.float32]) -> NDArray[Any]:
-        dtype = np.dtype(self._config.dtype)
-        largest = float(np.abs(features).max(initial=0.0))
-        if not largest <= float(np.finfo(dtype).max):  # also true for NaN
+    def _to_storage(self, features: torch.Tensor) -> NDArray[Any]:
+        dtype = torch.float16 if self._config.dtype == "float16" else torch.float32
+        lowest, highest = (float(bound) for bound in torch.aminmax(features))
+        largest = max(-lowest, highest)
+        if not largest <= torch.finfo(dtype).max:  # also true for NaN
             raise FeatureRangeError(
                 f"A patch feature of backbone {self._config.backbone!r} is {largest:g}, beyond the range of "
                 f"features.dtype = {self._config.dtype!r}. Use --set features.dtype=float32, and if the value is "
                 "not finite, other weights or precision=fp32."
             )
-        return features.astype(dtype)
+        stored: NDArray[Any] = features.to(dtype).cpu().numpy()
+        return stored
 
-    @torch.inference_mode()
-    def _measure_geometry(self) -> tuple[FeatureGeometry, torch.Tensor | None]:
-        """Return the grid of positions, and the indices of the chosen channels; None for all."""
+    def _measure_geometry(self) -> tuple[FeatureGeometry, torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Return the grid of positions, the indices of the chosen channels, None for all, and each node's pooling."""
         size, kernel, stride = self._config.image_size, self._config.pool_kernel, self._config.pool_stride
-        blank = np.zeros((1, size, size, 3), np.float32)
         try:
-            channels, grid_rows, grid_columns = self._concatenated(blank).shape[1:]
+            shapes = [output.shape for output in self._outputs(torch.zeros(1, size, size, 3, device=self._device))]
+            (grid_rows, grid_columns), channels = _grid(shapes)
         except Exception as error:  # models check their input in ways of their own
             raise ConfigError(
                 f"features.nodes = {','.join(self._config.nodes)!r} of {self._config.backbone!r} do not give feature "
@@ -141,7 +178,42 @@ class PatchExtractor:
             pool_kernel=kernel,
             pool_stride=stride,
         )
-        return geometry, None if chosen is None else torch.from_numpy(chosen).to(self._device)
+        poolings = [
+            (
+                _pooling(rows, grid_rows, kernel, stride).to(self._device),
+                _pooling(columns, grid_columns, kernel, stride).to(self._device),
+            )
+            for *_, rows, columns in shapes
+        ]
+        return geometry, None if chosen is None else torch.from_numpy(chosen).to(self._device), poolings
+
+
+def _grid(shapes: Sequence[torch.Size]) -> tuple[tuple[int, int], int]:
+    """Return the first node's grid, which is everyone's, and the number of channels of all nodes together.
+
+    Raises
+    ------
+    ValueError
+        When a node does not put out (images, channels, rows, columns).
+    """
+    for shape in shapes:
+        if len(shape) != 4:
+            raise ValueError(f"a node puts out an array of shape {tuple(shape)}")
+    return (shapes[0][2], shapes[0][3]), sum(shape[1] for shape in shapes)
+
+
+def _pooled(output: torch.Tensor, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    """Return a node's output (images, channels, cells down, cells across) as (images, rows, columns, channels)."""
+    by_row = output.permute(0, 2, 3, 1).flatten(2)  # a view: the backbone computes in channels-last order
+    rows = torch.matmul(down, by_row).view(len(output), len(down), output.shape[3], output.shape[1])
+    return torch.matmul(across, rows)
+
+
+def _pooling(cells: int, grid: int, kernel: int, stride: int) -> torch.Tensor:
+    """Return the matrix (positions, cells) that resizes an axis to the grid bilinearly and average-pools it (Eq. 3)."""
+    basis = torch.eye(cells, dtype=torch.float64).unsqueeze(0)
+    resized = F.interpolate(basis, size=grid, mode="linear", align_corners=False)
+    return F.avg_pool1d(resized, kernel, stride)[0].T.float().contiguous()
 
 
 def choose_channels(channels: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -179,10 +251,10 @@ def choose_channels(channels: int, count: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.argsort(ranks, kind="stable")[:count])
 
 
-def _cut(model: torch.nn.Module, features: FeaturesConfig) -> torch.nn.Module:
+def _cut(model: torch.nn.Module, features: FeaturesConfig) -> torch.fx.GraphModule:
     """Return the part of the model that the nodes need."""
     try:
-        cut: torch.nn.Module = create_feature_extractor(model, list(features.nodes)).eval()
+        cut: torch.fx.GraphModule = create_feature_extractor(model, list(features.nodes)).eval()
     except ValueError as error:
         names = [name for name in get_graph_node_names(model)[1] if name != "x"]
         tops = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
@@ -195,6 +267,25 @@ def _cut(model: torch.nn.Module, features: FeaturesConfig) -> torch.nn.Module:
             f"features.backbone = {features.backbone!r} can not be cut at nodes: torchvision can not trace it "
             f"({type(error).__name__}). Choose a convolutional one, like wide_resnet50_2 or resnet18."
         ) from error
+    return cut
+
+
+def _fuse_batch_norms(cut: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Fold each batch normalisation into the convolution before it, whose output nothing else needs."""
+    modules = dict(cut.named_modules())
+    calls = Counter(node.target for node in cut.graph.nodes if node.op == "call_module")
+    for node in list(cut.graph.nodes):
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        convolution, norm = modules[str(before.target)], modules[str(node.target)]
+        is_used_once = calls[before.target] == 1  # fusing changes it for all its calls
+        if is_used_once and isinstance(convolution, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
+            fused = fuse_conv_bn_eval(convolution, norm)
+            convolution.weight, convolution.bias = fused.weight, fused.bias
+            node.replace_all_uses_with(before)
+            cut.graph.erase_node(node)
+    cut.recompile()
     return cut
 
 

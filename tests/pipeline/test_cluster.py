@@ -10,7 +10,7 @@ import threadpoolctl
 import torch
 from distributed import Client, LocalCluster
 
-from pipeline.cluster import Cluster, open_cluster
+from pipeline.cluster import Cluster, open_cluster, opening_cluster
 from pipeline.tasks import TaskWindow
 from schemas.config import ClusterConfig
 from schemas.errors import ClusterError
@@ -182,3 +182,36 @@ def test_a_scheduler_without_workers_is_an_error_that_says_how_to_start_some() -
         pytest.raises(ClusterError, match=f"dask worker {cluster.scheduler_address}"),
     ):
         opened(config(timeout_s=0.5), cluster.scheduler_address)
+
+
+def test_a_local_cluster_that_does_not_start_in_time_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(ClusterError, match=r"1 worker processes did not start within cluster\.timeout_s = 0\.01 s"):
+        opened(config(processes=True, timeout_s=0.01))
+
+
+def test_a_cluster_opens_in_the_background_and_is_closed_after_the_block() -> None:
+    with opening_cluster(config(workers=2)) as coming:
+        cluster = coming()
+        assert cluster.workers == 2
+        assert cluster.client.submit(sum, [1, 2, 3]).result() == 6
+    assert cluster.client.status == "closed"
+
+
+def test_a_cluster_that_nobody_waits_for_is_closed_too() -> None:
+    before = open_clients()
+    with pytest.raises(KeyError), opening_cluster(config()):
+        raise KeyError
+    assert open_clients() == before
+
+
+def test_a_named_scheduler_is_not_asked_before_the_cluster_is_wanted(running: str) -> None:
+    with opening_cluster(config(timeout_s=0.5), NOBODY) as never:
+        pass
+    with (
+        opening_cluster(config(timeout_s=0.5), NOBODY) as coming,
+        pytest.raises(ClusterError, match="can not be reached"),
+    ):
+        coming()
+    with opening_cluster(config(), running) as coming:
+        assert coming().client.scheduler.address == running
+    assert callable(never)

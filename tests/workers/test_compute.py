@@ -1,5 +1,9 @@
 """A worker's threads and device."""
 
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from threading import Barrier
 
@@ -8,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from schemas.errors import DeviceError
-from workers.compute import map_in_threads, resolve_device, set_compute_threads
+from workers.compute import keep_freed_memory, map_in_threads, resolve_device, set_compute_threads, start_in_thread
 
 
 def blas_threads() -> set[int]:
@@ -41,6 +45,46 @@ def test_as_many_threads_compute_at_once_in_order() -> None:
         return number**2
 
     assert map_in_threads(compute, range(6)) == [0, 1, 4, 9, 16, 25]
+
+
+@pytest.mark.usefixtures("_threads_put_back")
+def test_torch_stays_on_the_compute_thread_that_calls_it() -> None:
+    set_compute_threads(2)
+    assert start_in_thread(torch.get_num_threads).result() == 1
+    assert torch.get_num_threads() == 2
+
+
+def test_what_fails_on_a_compute_thread_fails_where_it_is_waited_for() -> None:
+    with pytest.raises(ZeroDivisionError):
+        start_in_thread(divmod, 1, 0).result()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="speaks to glibc only")
+def test_a_worker_that_keeps_freed_memory_is_not_given_it_anew() -> None:
+    script = """
+import resource, sys
+from workers.compute import keep_freed_memory
+if sys.argv[1] == "keep": keep_freed_memory()
+import numpy as np
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(2**22); before = faults()
+for _ in range(4): np.ones(2**22)
+print(faults() - before)
+"""
+    # As Dask's nannies set it.
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536"}
+    given_anew, kept = (
+        int(
+            subprocess.run([sys.executable, "-c", script, how], env=environment, capture_output=True, check=True).stdout
+        )
+        for how in ("do not", "keep")
+    )
+    assert kept < given_anew / 4
+
+
+def test_keeping_freed_memory_does_nothing_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    keep_freed_memory()
 
 
 def test_the_cpu_is_the_cpu() -> None:

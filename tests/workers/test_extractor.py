@@ -19,7 +19,8 @@ from schemas.config import FeaturesConfig, parse_config
 from schemas.errors import ConfigError, FeatureRangeError, WeightsError
 from schemas.features import FeatureGeometry
 from tests.archives import part_pixels, tiny_config
-from workers.extractor import PatchExtractor, choose_channels, shared_extractor
+from workers.compute import set_compute_threads
+from workers.extractor import SLICE_IMAGES, PatchExtractor, choose_channels, shared_extractor
 from workers.weights import build_model
 
 RESNET = ("features.backbone=resnet18",)
@@ -133,6 +134,56 @@ def test_an_image_has_the_same_features_in_any_batch_but_for_rounding() -> None:
     together = extractor.extract(images(5, 64))
     alone = np.concatenate([extractor.extract(image[np.newaxis]) for image in images(5, 64)])
     np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-4 * np.abs(together).max())
+
+
+def test_features_are_the_same_bits_on_any_number_of_threads() -> None:
+    extractor = PatchExtractor(tiny_config("features.dtype=float32").features)
+    pixels, before = images(2 * SLICE_IMAGES + 1, 64), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            set_compute_threads(threads)
+            found.append(extractor.extract(pixels))
+    finally:
+        set_compute_threads(before)
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
+def test_a_batch_is_the_slices_that_it_is_cut_into() -> None:
+    extractor = PatchExtractor(tiny_config("features.dtype=float32").features)
+    pixels = images(2 * SLICE_IMAGES + 1, 64)
+    apart = [extractor.extract(pixels[at : at + SLICE_IMAGES]) for at in range(0, len(pixels), SLICE_IMAGES)]
+    np.testing.assert_array_equal(extractor.extract(pixels), np.concatenate(apart))
+
+
+def test_batches_that_are_started_together_do_not_disturb_one_another() -> None:
+    extractor = PatchExtractor(tiny_config().features)
+    batches = [images(7, 64)[start:] for start in range(3)]
+    expected = [extractor.extract(batch) for batch in batches]
+    waiting = [extractor.start(batch) for batch in batches]
+    for wait, batch in zip(reversed(waiting), reversed(expected), strict=True):
+        np.testing.assert_array_equal(wait(), batch)
+
+
+def test_batch_normalisations_are_folded_into_the_convolutions_before_them() -> None:
+    backbone = PatchExtractor(features(*RESNET, "features.image_size=64", "features.pool_kernel=2")).backbone
+    assert isinstance(backbone, torch.fx.GraphModule)
+    called = [backbone.get_submodule(str(node.target)) for node in backbone.graph.nodes if node.op == "call_module"]
+    assert any(isinstance(module, torch.nn.Conv2d) for module in called)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in called)
+
+
+def test_the_output_of_a_convolution_that_is_a_node_itself_is_left_alone() -> None:
+    config = features(*RESNET, "features.image_size=64", "features.nodes=conv1,layer1", "features.dtype=float32")
+    pixels = images(2, 64)
+    model: Any = build_model(config)[0]
+    with torch.no_grad():
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        first = avg_pool2d(model.conv1(((torch.tensor(pixels) - mean) / std).permute(0, 3, 1, 2)), 10, 4)
+    found = PatchExtractor(config).extract(pixels)[..., :64]
+    expected = first.permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_read_only_pixels_are_extracted_without_a_warning() -> None:

@@ -1,0 +1,34 @@
+"""``python -m tests.benchmarks NAME``: measure one thing, keep what was found, and make the tables anew."""
+
+import argparse
+import shlex
+import sys
+from types import ModuleType
+
+from tests.benchmarks import extraction, fixed_cost, results, scale, soak, statistics
+
+# Each module has a docstring, ``add_arguments(parser)`` and ``measure(arguments, command) -> results.Record``.
+BENCHMARKS: dict[str, ModuleType] = {
+    "extraction": extraction,
+    "fixed-cost": fixed_cost,
+    "scale": scale,
+    "soak": soak,
+    "statistics": statistics,
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run the benchmark that the arguments name."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    names = parser.add_subparsers(dest="name", required=True)
+    for name, module in BENCHMARKS.items():
+        module.add_arguments(names.add_parser(name, help=str(module.__doc__).splitlines()[0]))
+    parsed = parser.parse_args(arguments)
+    found = BENCHMARKS[parsed.name].measure(parsed, f"python -m tests.benchmarks {shlex.join(arguments)}")
+    results.save(parsed.name, found)
+    for row in found.rows:
+        print(", ".join(f"{column}: {value}" for column, value in row.items()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

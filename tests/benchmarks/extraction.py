@@ -1,0 +1,95 @@
+"""Extraction, from files on disk to stored features, against the bare forward pass.
+
+One side is the stage that `paire clean` runs, on a local cluster with a worker process: reading, hashing, decoding,
+resizing, forward pass, pooling, writing. The other is the same backbone on tensors in memory.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline.cluster import open_cluster
+from pipeline.extract import check_extractor, extract_features
+from pipeline.progress import Reporter
+from schemas.config import Config, parse_config
+from tests.benchmarks.forward import forward_process, images_per_second
+from tests.benchmarks.images import catalog_of, write_images
+from tests.benchmarks.results import Record, record, spread
+from workers.extractor import PatchExtractor
+from workers.storage import Directory
+
+BACKBONES = {
+    "wide_resnet50_2": ("layer1", "layer2", "layer3"),
+    "squeezenet1_1": ("features.4", "features.7", "features.12"),
+}
+# Files of their own are needed only until the page cache has them all.
+FILES = 64
+
+_EXPLANATION = """Images/s of extraction over images/s of the bare forward pass of the same backbone, data type, size
+(256 px) and cores. The bare pass is done in two ways: a batch of 32 on all of torch's threads, and a slice of 4 on each
+core, which is how extraction does it; the second is usually the faster and so the harder one."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what can be chosen."""
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES))
+    parser.add_argument("--files", nargs="+", default=["256:PNG", "256:JPEG", "1024:PNG", "1024:JPEG"])
+    parser.add_argument("--images", type=int, default=128, help="of each side in a round; squeezenet takes four times")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit-s", type=float, default=1200, help="begin no other kind of file after so many seconds")
+
+
+def measure(arguments: argparse.Namespace, command: str) -> Record:
+    """Measure every backbone with every kind of file."""
+    rows: list[dict[str, str]] = []
+    started = time.monotonic()
+    for backbone in arguments.backbones:
+        images = arguments.images * (4 if backbone == "squeezenet1_1" else 1)
+        for kind in arguments.files:
+            if rows and time.monotonic() - started > arguments.limit_s:
+                continue
+            size, _, image_format = kind.partition(":")
+            with tempfile.TemporaryDirectory() as folder:
+                row = _compare(Path(folder), backbone, int(size), image_format, images, arguments.rounds)
+            rows.append(row)
+            print(row, flush=True)
+    return record("Extraction", _EXPLANATION, rows, command=command)
+
+
+def _compare(folder: Path, backbone: str, size: int, image_format: str, images: int, rounds: int) -> dict[str, str]:
+    config = _config(backbone)
+    paths = write_images(folder / "images", FILES, size, image_format)
+    kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1000
+    extractor = PatchExtractor(config.features)
+    catalog, store = catalog_of(paths, images), Directory.at(folder / "features")
+    over_batches, over_slices = [], []
+    with open_cluster(config.cluster) as cluster, forward_process() as process:
+        cores = cluster.threads * cluster.workers
+        check_extractor(cluster, config, extractor.weights_digest)
+
+        def extraction() -> float:
+            with Reporter().phase("extract", images) as phase:
+                started = time.perf_counter()
+                extract_features(cluster, catalog, store, extractor.geometry, config, extractor.weights_digest, phase)
+                return images / (time.perf_counter() - started)
+
+        def bare(*, by_slices: bool) -> float:
+            return process.apply(images_per_second, (config.features, images, cores), {"by_slices": by_slices})
+
+        for number in range(1 + rounds):  # the first warms both sides up
+            batches, ours, slices = bare(by_slices=False), extraction(), bare(by_slices=True)
+            if number:
+                over_batches.append(ours / batches)
+                over_slices.append(ours / slices)
+    return {
+        "backbone": backbone,
+        "files": f"{size} px {image_format}, {kilobytes:.0f} kB",
+        "over batches on all threads": spread(over_batches),
+        "over slices, one a core": spread(over_slices),
+    }
+
+
+def _config(backbone: str) -> Config:
+    nodes = ",".join(BACKBONES[backbone])
+    return parse_config(None, (f"features.backbone={backbone}", f"features.nodes={nodes}", "features.weights=random"))
