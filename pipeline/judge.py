@@ -34,7 +34,7 @@ from schemas.image import ImageOutcome
 from schemas.ledger import build_ledger
 from schemas.run import RunRecord
 from workers.gaussian_map import MapDescription, create_group_map, create_map, write_thresholds
-from workers.gram_passes import SMALL_GROUP
+from workers.gram_passes import SMALL_GROUP, uses_products
 from workers.guard import not_judged
 from workers.selection import MIN_FITTED
 from workers.storage import Directory
@@ -42,6 +42,9 @@ from workers.storage import Directory
 logger = logging.getLogger("paire")
 
 Outcomes = Mapping[str, list[ImageOutcome]]
+
+# So many groups for each worker even out that some take longer than others.
+GROUPS_PER_WORKER = 4
 
 # The paper's rule stops at a majority; where no more than this share is clean, good images have been lost.
 FEW_CLEAN = 0.5
@@ -125,10 +128,25 @@ class Judge:
         self.run.zarr_group(layout.DISTANCES, "w")
         create_map(self._model, self._map_description())
         endings: dict[str, _Ending] = {}
-        for is_small, groups in itertools.groupby(outcomes, lambda group: len(outcomes[group]) <= SMALL_GROUP):
-            judge = self._judge_apart if is_small else self._judge_in_turn
+        apart = self._groups_apart(outcomes)
+        for is_apart, groups in itertools.groupby(outcomes, apart.__contains__):
+            judge = self._judge_apart if is_apart else self._judge_in_turn
             endings |= judge({group: outcomes[group] for group in groups})
         return self._publish(catalog, endings)
+
+    def _groups_apart(self, outcomes: Outcomes) -> set[str]:
+        """Return the groups to judge side by side, each in one task.
+
+        Small groups are; and all that need no moments, where there are enough of them to keep every worker busy: then a
+        pass that waits for its last row would leave the others idle. No result depends on it.
+        """
+        by_products = [
+            group for group, images in outcomes.items() if uses_products(len(images), self.geometry.channels)
+        ]
+        workers = 1 if self.cluster is None else self.cluster.workers
+        if workers > 1 and len(by_products) >= GROUPS_PER_WORKER * workers:
+            return set(by_products)
+        return {group for group, images in outcomes.items() if len(images) <= SMALL_GROUP}
 
     def _judge_in_turn(self, outcomes: Outcomes) -> dict[str, _Ending]:
         """Judge groups one after another, each by many tasks."""

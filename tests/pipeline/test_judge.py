@@ -1,5 +1,6 @@
 """Judging hand-made features: verdicts and books without an archive or a backbone."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,29 @@ def test_small_groups_are_judged_in_one_task_each_as_by_many(
     assert apart == in_turn
     assert caplog.messages == expected
     pd.testing.assert_frame_equal(manifest(tmp_path / "apart"), manifest(tmp_path / "turn"), check_exact=True)
+
+
+def test_many_groups_are_judged_side_by_side_whatever_their_size(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = {f"group {number}": planted(12 + number, 1, CHANNELS, seed=number) for number in range(4)}
+    monkeypatch.setattr(pipeline.judge, "SMALL_GROUP", 0)
+    in_turn = judged(cluster, tmp_path / "turn", features, tiny_config())
+    asked: list[list[str]] = []
+    apart = Judge._judge_apart
+
+    def note(judge: Judge, outcomes: Any) -> Any:
+        asked.append(list(outcomes))
+        return apart(judge, outcomes)
+
+    monkeypatch.setattr(Judge, "_judge_apart", note)
+    two = dataclasses.replace(cluster, workers=2)
+    monkeypatch.setattr(pipeline.judge, "GROUPS_PER_WORKER", 3)
+    assert judged(two, tmp_path / "few", features, tiny_config()) == in_turn
+    assert asked == []
+    monkeypatch.setattr(pipeline.judge, "GROUPS_PER_WORKER", 2)
+    assert judged(two, tmp_path / "many", features, tiny_config()) == in_turn
+    assert asked == [list(features)]
 
 
 def test_nothing_is_left_beside_the_distances(cluster: Cluster, tmp_path: Path) -> None:
