@@ -7,9 +7,8 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from workers.near_duplicates import SKETCH, find_representatives, sketch_segment
+from workers.near_duplicates import SKETCH, Sketches, find_representatives, sketch_segment
 from workers.passes import ArrayRef, Segment, cut_segments
 from workers.storage import Directory
 
@@ -17,14 +16,14 @@ IMAGES, COPIES = 60, 5
 CLOSENESS = 0.5
 
 
-def independent(images: int = IMAGES, seed: int = 0) -> NDArray[np.float64]:
-    return np.random.default_rng(seed).normal(size=(images, SKETCH))
+def independent(images: int = IMAGES, seed: int = 0) -> Sketches:
+    return np.random.default_rng(seed).normal(size=(images, SKETCH)).astype(np.float32)
 
 
-def with_copies(images: int = IMAGES, copies: int = COPIES, *, spread: float = 0.1) -> NDArray[np.float64]:
+def with_copies(images: int = IMAGES, copies: int = COPIES, *, spread: float = 0.1) -> Sketches:
     """Return independent sketches, the last of them ``copies`` of one."""
     sketches = independent(images)
-    noise = np.random.default_rng(1).normal(size=(copies, SKETCH))
+    noise = np.random.default_rng(1).normal(size=(copies, SKETCH)).astype(np.float32)
     sketches[-copies:] = sketches[-copies] + spread * noise
     return sketches
 
@@ -62,7 +61,9 @@ def test_a_chain_of_small_changes_is_not_one_image() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_a_handful_of_copies_is_left_as_it_is(count: int) -> None:
-    np.testing.assert_array_equal(find_representatives([np.ones((count, SKETCH))], CLOSENESS), np.arange(count))
+    np.testing.assert_array_equal(
+        find_representatives([np.ones((count, SKETCH), np.float32)], CLOSENESS), np.arange(count)
+    )
 
 
 def test_a_group_of_a_few_images_saved_many_times_is_left_as_it_is() -> None:
@@ -74,7 +75,8 @@ def test_a_group_of_a_few_images_saved_many_times_is_left_as_it_is() -> None:
 @given(st.integers(10, 60), st.floats(0.0, 0.9), st.integers(0, 5))
 def test_representatives_come_first_represent_themselves_and_are_near(images: int, closeness: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    sketches = independent(images, seed)[rng.integers(0, images, images)] + 0.2 * rng.normal(size=(images, SKETCH))
+    sketches = independent(images, seed)[rng.integers(0, images, images)]
+    sketches += (0.2 * rng.normal(size=(images, SKETCH))).astype(np.float32)
     representative = find_representatives([sketches], closeness)
     assert (representative <= np.arange(images)).all()
     np.testing.assert_array_equal(representative[representative], representative)
