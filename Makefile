@@ -3,9 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What is compared with: in an environment of its own that adds to .venv, so that torch is installed once.
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
+ANOMALIB := 2.7.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Moments to kill runs at: of one process, and of several.
+TORTURE ?= 24,16
 
-.PHONY: help venv demo test lint format docs study study-large bench clean
+.PHONY: help venv demo test test-ceph torture lint format docs study study-large bench bench-peers scaling clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -25,6 +31,12 @@ demo: venv  ## Clean a synthetic archive with known defects, end to end, without
 
 test: venv  ## Run all tests on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+torture: venv  ## Kill real runs at 24 + 16 moments and compare what their repetition publishes, half an hour; TORTURE=8,4
+	PAIRE_TORTURE=$(TORTURE) $(BIN)/python -m pytest -s tests/torture
+
+test-ceph: venv  ## Run the storage tests on a real Ceph RADOS gateway: needs apt-get install radosgw ceph-mon ceph-osd
+	PAIRE_TEST_CEPH=1 $(BIN)/python -m pytest tests/storage -m ceph
 
 lint: venv  ## Check style and types
 	$(BIN)/ruff check .
@@ -49,5 +61,23 @@ bench: venv  ## Measure this machine and make tests/benchmarks/RESULTS.md anew; 
 	timeout 1800 $(BIN)/python -m tests.benchmarks fixed-cost
 	timeout 1800 $(BIN)/python -m tests.benchmarks soak
 
+bench-peers: $(PEERS_STAMP)  ## Compare with anomalib's PaDiM and with scikit-learn in one run, in .venv-peers: half an hour
+	timeout 1800 $(PEERS)/bin/python -m tests.benchmarks peers-scikit-learn
+	timeout 1800 $(PEERS)/bin/python -m tests.benchmarks peers-anomalib
+	timeout 1800 $(PEERS)/bin/python -m tests.benchmarks peers-memory
+
+# The versions in .venv are constraints: what does not go with them fails here instead of taking their place.
+$(PEERS_STAMP): $(STAMP)
+	$(BIN)/python -m venv --clear $(PEERS)
+	$(BIN)/python -m pip freeze --exclude-editable > $(PEERS)/constraints.txt
+	site=$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  $(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$site/packages-of-venv.pth"
+	$(PEERS)/bin/python -m pip install --quiet --constraint $(PEERS)/constraints.txt anomalib==$(ANOMALIB)
+	@touch $@
+
+scaling: venv  ## Make the tables and the plot of docs/scaling.md anew, constants and check measured here: 3 minutes; SCALING='tables'
+	$(BIN)/python -m tests.benchmarks.scaling $(SCALING)
+
 clean:  ## Remove what make made, the environment too
-	rm -rf $(VENV) demo-run build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) demo-run build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

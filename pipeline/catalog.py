@@ -9,6 +9,7 @@ import pandas as pd
 
 from schemas.catalog import COLUMNS
 from schemas.config import InputConfig
+from schemas.credentials import has_credentials, redacted
 from schemas.errors import ConfigError, SourceError
 from schemas.names import DEFAULT_GROUP, sample_id
 from workers.index_file import IndexFormat, folder_of, read_index, resolve
@@ -90,7 +91,13 @@ def build_catalog(source: str, inputs: InputConfig) -> pd.DataFrame:
 
 
 def _from_folder(source: str, fs: Any, root: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
-    if not fs.exists(root):
+    try:
+        is_there = fs.exists(root)
+    except PermissionError as error:
+        raise SourceError(
+            f"access to source {source!r} is denied. Grant it, or use other credentials (storage.profile)."
+        ) from error
+    if not is_there:
         raise SourceError(
             f"source {source!r} does not exist. Give a folder, an fsspec URL, or a .csv or .parquet index."
         )
@@ -113,6 +120,11 @@ def _from_index(source: str) -> Iterator[_Listed]:
             name = f"(index row {position})"
             yield _Listed(name, "", _text_or_none(group), reason="image_path is empty")
             continue
+        if has_credentials(path):
+            raise SourceError(
+                f"row {position} of the index {source!r} has credentials in its image_path, {redacted(path)!r}, and it "
+                "would be written down for all to read. Name the images by URLs without credentials, like s3://bucket/key."
+            )
         file_name = path if is_url(path) else posixpath.normpath(path)
         yield _Listed(file_name, resolve(folder, path), _text_or_none(group))
 

@@ -14,6 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline.interruption import INTERRUPTED, interruptible
 from pipeline.log import one_line
 from pipeline.options import Computing, Output, computes, groups_by_path, may_accept, speaks
 from schemas.errors import EXIT_INTERRUPTED, EXIT_UNEXPECTED, EXIT_USAGE, PaireError
@@ -37,14 +38,21 @@ def cli() -> None:
 @cli.command()
 @click.argument("source")
 @click.option("--out", required=True, metavar="RUN", help="Run directory, path or URL.")
+@click.option("--fresh", is_flag=True, help="Start over where RUN holds a run: what it left is removed.")
 @groups_by_path
 @may_accept
 @computes
 @speaks
 def clean(
-    source: str, out: str, group_by: str | None, accept_untrustworthy: bool, computing: Computing, output: Output
+    source: str,
+    out: str,
+    fresh: bool,
+    group_by: str | None,
+    accept_untrustworthy: bool,
+    computing: Computing,
+    output: Output,
 ) -> None:
-    """Say of every image in SOURCE whether other models may train on it.
+    """Say of every image in SOURCE whether other models may train on it; the same command finishes an unfinished run.
 
     SOURCE is a folder, an fsspec URL, or a .csv or .parquet index with the column image_path and optionally group.
     """
@@ -56,7 +64,13 @@ def clean(
         from pipeline.run import clean as run_clean
 
         result = run_clean(
-            source, out, config, scheduler=computing.scheduler, reporter=output.reporter(), opened=opened
+            source,
+            out,
+            config,
+            scheduler=computing.scheduler,
+            reporter=output.reporter(),
+            opened=opened,
+            fresh=fresh,
         )
         output.result(result.to_json(), _ledger_table(result.run, result.ledger))
 
@@ -300,7 +314,8 @@ def _ledger_table(run: str, ledger: dict[str, Any]) -> Table:
 def main() -> None:
     """Run the command line; every error ends as one line on stderr and an exit code."""
     try:
-        cli.main(standalone_mode=False)
+        with interruptible():
+            cli.main(standalone_mode=False)
     except click.exceptions.Exit as ending:
         sys.exit(ending.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -310,7 +325,7 @@ def main() -> None:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "paire"
         _fail(f"{error.format_message()} See '{command} --help'.", EXIT_USAGE)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; run the same command again to finish.", EXIT_INTERRUPTED)
+        _fail(INTERRUPTED, EXIT_INTERRUPTED)
     except PaireError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001 - the last resort of a command that never shows a traceback

@@ -3,21 +3,30 @@
 import importlib
 import importlib.metadata
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 
+import dask
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
 from distributed.comm import get_address_host_port
 
-from schemas.config import ClusterConfig
+from schemas.config import ClusterConfig, StorageConfig
 from schemas.errors import ClusterError
+from workers.storage_settings import storage_in_use, use_storage
 
 # Cores that one worker's torch and BLAS use well together; more cores mean more workers.
 CORES_PER_WORKER = 4
+
+
+# Dask's profiler lists the frames of all threads every few milliseconds, and CPython before 3.12.1 stops for good where
+# that list makes it collect a dead thread-local (python/cpython#106883).
+_NO_PROFILER = {"distributed.worker.profile.enabled": False}
 
 
 class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
@@ -35,6 +44,19 @@ class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
 
         keep_freed_memory()
         set_compute_threads(self._threads or worker.state.nthreads)
+
+
+class StorageSettings(WorkerPlugin):  # type: ignore[misc]
+    """Lets every worker reach object stores as the command does, workers that join later too."""
+
+    name = "paire-storage-settings"
+
+    def __init__(self, settings: StorageConfig) -> None:
+        self._settings = settings
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002 - the signature is Dask's
+        """Set them for the worker's process."""
+        use_storage(self._settings)
 
 
 @dataclass(frozen=True)
@@ -89,6 +111,7 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
             _require_same_version(client)
             threads = min(worker["nthreads"] for worker in workers.values())
         client.register_plugin(ComputeThreads(None if address else threads))
+        client.register_plugin(StorageSettings(storage_in_use()))
         hosts = Counter(str(worker["host"]) for worker in workers.values())
         yield Cluster(client, len(workers), threads, dict(hosts))
 
@@ -153,15 +176,16 @@ def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
     workers = config.workers or max(1, cores // CORES_PER_WORKER)
     threads = config.threads_per_worker or max(1, cores // workers)
     try:
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,  # one task at a time: a task uses its threads itself
-            processes=config.processes,
-            host="127.0.0.1" if config.processes else None,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=50,
-            death_timeout=config.timeout_s,
-        )
+        with _deaf_to_sigint(), dask.config.set(_NO_PROFILER):
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,  # one task at a time: a task uses its threads itself
+                processes=config.processes,
+                host="127.0.0.1" if config.processes else None,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=50,
+                death_timeout=config.timeout_s,
+            )
     except Exception as error:  # whatever it is that a nanny was doing when its time was up
         raise ClusterError(
             f"the local cluster of {workers} worker processes did not start within cluster.timeout_s = "
@@ -170,6 +194,19 @@ def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
         ) from error
     with cluster, Client(cluster) as client:
         yield client, threads
+
+
+@contextmanager
+def _deaf_to_sigint() -> Iterator[None]:
+    """Let processes that are started inside ignore SIGINT: a terminal sends it to all, and their driver ends them."""
+    # Else it starts with the first process, and unblocks the signal as it does.
+    resource_tracker.ensure_running()
+    # A thread's signal mask is inherited by the threads and processes that it starts, and by theirs.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _require_same_version(client: Client) -> None:

@@ -1,9 +1,15 @@
-"""The second stage: workers turn images into patch features, one block of whole chunks per task."""
+"""The second stage: workers turn images into patch features, one block of whole chunks per task.
 
+A block that an earlier command finished has a receipt, and is checked instead of extracted.
+"""
+
+import logging
 from threading import BoundedSemaphore
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import zarr
 from distributed import get_worker, secede
 from zarr.codecs import ZstdCodec
 
@@ -17,13 +23,23 @@ from schemas.image import ImageOutcome
 from schemas.names import storage_name
 from workers.extract import ImageRef, extract_block
 from workers.extractor import PatchExtractor, shared_extractor
+from workers.receipts import find_finished, write_receipt
 from workers.storage import Directory, is_url
+
+logger = logging.getLogger("paire")
 
 # Worker events that count images, so that progress moves between blocks.
 PROGRESS_TOPIC = "paire-images"
 
 # Blocks that a worker holds at once: one is extracted while another is written.
 _live_blocks = BoundedSemaphore(2)
+
+
+class _BlockResult(NamedTuple):
+    """What a task says of its block: one outcome for each image, and whether it was finished before."""
+
+    outcomes: list[ImageOutcome]
+    was_finished: bool
 
 
 def check_extractor(cluster: Cluster, config: Config, weights_digest: str) -> None:
@@ -50,6 +66,8 @@ def extract_features(
     config: Config,
     weights_digest: str,
     phase: Phase,
+    *,
+    receipts: Directory | None = None,
 ) -> dict[str, list[ImageOutcome]]:
     """Write every group's features and report what became of each image.
 
@@ -60,7 +78,7 @@ def extract_features(
     catalog
         The inputs, sorted; skipped ones have no row.
     store
-        The run's feature store; it is made anew.
+        The run's feature store.
     geometry
         The grid of positions.
     config
@@ -69,13 +87,16 @@ def extract_features(
         The weights that every worker must have.
     phase
         Counts images.
+    receipts
+        Where finished blocks have their receipts: those are not extracted again. None extracts everything anew and
+        writes no receipts.
 
     Returns
     -------
     dict
         Group to the outcomes of its candidates, in row order.
     """
-    root = store.zarr_group("", "w")
+    root = _open_store(store, keeps=receipts is not None)
     window = TaskWindow(cluster.client, cluster.workers)
     candidates = catalog[catalog["row"].notna()]
     blocks = []
@@ -83,27 +104,61 @@ def extract_features(
     try:
         for group, part in candidates.groupby("group", sort=True):
             name = storage_name(str(group))
-            root.create_array(
-                name,
-                shape=geometry.array_shape(len(part)),
-                chunks=geometry.chunk_shape(len(part)),
-                dtype=config.features.dtype,
-                compressors=_compressors(store),
-                attributes={"group": str(group)},
-            )
+            _require_array(root, name, str(group), geometry, len(part), config.features.dtype, _compressors(store))
+            beside = None if receipts is None else receipts / name
             refs = [ImageRef(int(row), path) for row, path in zip(part["row"], part["image_path"], strict=True)]
             for start in range(0, len(refs), CHUNK_IMAGES):
                 block = refs[start : start + CHUNK_IMAGES]
-                task = window.submit(_extract_task, block, store, name, config, weights_digest, cluster.threads)
+                task = window.submit(_extract_task, block, store, name, config, weights_digest, cluster.threads, beside)
                 blocks.append((str(group), task))
-        results = window.gather([task for _, task in blocks])
+        results: list[_BlockResult] = window.gather([task for _, task in blocks])
     finally:
         cluster.client.unsubscribe_topic(PROGRESS_TOPIC)
     phase.complete_to(len(candidates))
     outcomes: dict[str, list[ImageOutcome]] = {}
     for (group, _), result in zip(blocks, results, strict=True):
-        outcomes.setdefault(group, []).extend(result)
+        outcomes.setdefault(group, []).extend(result.outcomes)
+    finished = sum(len(result.outcomes) for result in results if result.was_finished)
+    if finished:
+        logger.info("extract: %d of %d images had been extracted before", finished, len(candidates))
     return outcomes
+
+
+def _open_store(store: Directory, *, keeps: bool) -> zarr.Group:
+    """Open the feature store, with what an interrupted command left in it if that is to be kept."""
+    try:
+        return store.zarr_group("", "a" if keeps else "w")
+    except ValueError:
+        # Its metadata is torn; then so may be all of it.
+        return store.zarr_group("", "w")
+
+
+def _require_array(
+    root: zarr.Group,
+    name: str,
+    group: str,
+    geometry: FeatureGeometry,
+    images: int,
+    dtype: str,
+    compressors: ZstdCodec | None,
+) -> None:
+    """Create a group's array, unless there is just such a one."""
+    shape, chunks = geometry.array_shape(images), geometry.chunk_shape(images)
+    try:
+        there: Any = root.get(name)
+    except ValueError:
+        there = None
+    if isinstance(there, zarr.Array) and (there.shape, there.chunks, there.dtype.name) == (shape, chunks, dtype):
+        return
+    root.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        compressors=compressors,
+        attributes={"group": group},
+        overwrite=True,
+    )
 
 
 def _compressors(store: Directory) -> ZstdCodec | None:
@@ -112,28 +167,39 @@ def _compressors(store: Directory) -> ZstdCodec | None:
 
 
 def _extract_task(
-    block: list[ImageRef], store: Directory, name: str, config: Config, weights_digest: str, readers: int
-) -> list[ImageOutcome]:
-    """Extract one block and write its chunks; the outcomes are the receipt.
+    block: list[ImageRef],
+    store: Directory,
+    name: str,
+    config: Config,
+    weights_digest: str,
+    readers: int,
+    receipts: Directory | None,
+) -> _BlockResult:
+    """Extract one block, write its chunks, then its receipt; or check those of a block that is finished.
 
     Once all its batches are with the compute threads the task lets its worker begin the next one, so that those threads
     go on while the last features are gathered and written.
     """
-    extractor = shared_extractor(config.features, weights_digest)
     worker = get_worker()
     with _live_blocks:
+        array: Any = store.zarr_group("", "r+")[name]
+        finished = None if receipts is None else find_finished(receipts, block, array)
+        if finished is not None:
+            worker.log_event(PROGRESS_TOPIC, len(block))
+            return _BlockResult(finished, was_finished=True)
         features, outcomes = extract_block(
             block,
-            extractor,
+            shared_extractor(config.features, weights_digest),
             inputs=config.input,
             features=config.features,
             readers=readers,
             on_batch=lambda count: worker.log_event(PROGRESS_TOPIC, count),
             on_last_batch=secede,
         )
-        array = store.zarr_group("", "r+")[name]
-        array[block[0].row : block[-1].row + 1] = features  # type: ignore[index]
-    return outcomes
+        array[block[0].row : block[-1].row + 1] = features
+        if receipts is not None:
+            write_receipt(receipts, outcomes, features)
+    return _BlockResult(outcomes, was_finished=False)
 
 
 def _warm_up(config: Config, weights_digest: str) -> None:

@@ -18,8 +18,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster
+from pipeline.ending import Ending, digest_outcomes
 from pipeline.examination import Examination, Examiner, weigh_small_groups
 from pipeline.grow import Scores, concentrate, grow
+from pipeline.journal import Journal, StaleJournalError
 from pipeline.manifest import Census, GroupVerdict, Judgement, build_manifest, take_census
 from pipeline.near_duplicates import find_near_duplicates
 from pipeline.progress import Phase, Reporter
@@ -32,6 +34,7 @@ from schemas.config import Config
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.ledger import build_ledger
+from schemas.names import storage_name
 from schemas.run import RunRecord
 from workers.gaussian_map import MapDescription, create_group_map, create_map, write_thresholds
 from workers.gram_passes import SMALL_GROUP, uses_products
@@ -46,33 +49,11 @@ Outcomes = Mapping[str, list[ImageOutcome]]
 # So many groups for each worker even out that some take longer than others.
 GROUPS_PER_WORKER = 4
 
+# In the journal, once the stores are there.
+BEGUN = "begun"
+
 # The paper's rule stops at a majority; where no more than this share is clean, good images have been lost.
 FEW_CLEAN = 0.5
-
-
-@dataclass(frozen=True)
-class _Ending:
-    """How the judging of one group ended.
-
-    Attributes
-    ----------
-    verdict, examination
-        What was found.
-    trimming
-        How the clean set came out; None where the group could not be judged.
-    near_duplicates
-        Images that are near-duplicates of earlier ones.
-    """
-
-    verdict: GroupVerdict
-    trimming: Trimming | None
-    examination: Examination
-    near_duplicates: int = 0
-
-    def iterations(self, group: str) -> list[dict[str, Any]]:
-        """Return the group's rows of ``iterations.parquet``."""
-        steps = self.trimming.iterations if self.trimming else ()
-        return [{"group": group, **dataclasses.asdict(step)} for step in steps]
 
 
 @dataclass(frozen=True)
@@ -95,6 +76,8 @@ class Judge:
         Where to compute; None for here.
     reporter
         Shows progress.
+    journal
+        Where to keep which passes and groups are finished, so that the same job goes on after them; None for nowhere.
     """
 
     run: Directory
@@ -104,6 +87,7 @@ class Judge:
     record: RunRecord
     cluster: Cluster | None
     reporter: Reporter
+    journal: Directory | None = None
 
     def judge(self, catalog: pd.DataFrame, outcomes: Outcomes) -> dict[str, Any]:
         """Judge all groups; write distances, Gaussian map, iterations, manifest and ledger.
@@ -125,14 +109,24 @@ class Judge:
         LedgerError
             When the books do not balance; then there is neither manifest nor ledger.
         """
-        self.run.zarr_group(layout.DISTANCES, "w")
-        create_map(self._model, self._map_description())
-        endings: dict[str, _Ending] = {}
+        self._prepare()
+        endings: dict[str, Ending] = {}
         apart = self._groups_apart(outcomes)
         for is_apart, groups in itertools.groupby(outcomes, apart.__contains__):
             judge = self._judge_apart if is_apart else self._judge_in_turn
             endings |= judge({group: outcomes[group] for group in groups})
         return self._publish(catalog, endings)
+
+    def _prepare(self) -> None:
+        """Create empty stores, unless the job goes on with those that it has begun."""
+        if self.journal is not None and self.journal.exists(BEGUN):
+            return
+        if self.journal is not None:
+            self.journal.remove("")
+        self.run.zarr_group(layout.DISTANCES, "w")
+        create_map(self._model, self._map_description())
+        if self.journal is not None:
+            self.journal.write(BEGUN, b"")
 
     def _groups_apart(self, outcomes: Outcomes) -> set[str]:
         """Return the groups to judge side by side, each in one task.
@@ -148,11 +142,11 @@ class Judge:
             return set(by_products)
         return {group for group, images in outcomes.items() if len(images) <= SMALL_GROUP}
 
-    def _judge_in_turn(self, outcomes: Outcomes) -> dict[str, _Ending]:
+    def _judge_in_turn(self, outcomes: Outcomes) -> dict[str, Ending]:
         """Judge groups one after another, each by many tasks."""
         return {group: self._judge_group(group, images) for group, images in outcomes.items()}
 
-    def _judge_apart(self, outcomes: Outcomes) -> dict[str, _Ending]:
+    def _judge_apart(self, outcomes: Outcomes) -> dict[str, Ending]:
         """Judge small groups side by side, each in one task; what they log comes in their order."""
         alone = dataclasses.replace(self, cluster=None, reporter=Reporter())
         level, endings = logger.getEffectiveLevel(), {}
@@ -165,7 +159,24 @@ class Judge:
                     logger.handle(record)
         return endings
 
-    def _judge_group(self, group: str, outcomes: list[ImageOutcome]) -> _Ending:
+    def _judge_group(self, group: str, outcomes: list[ImageOutcome]) -> Ending:
+        """Judge one group, from where an earlier command ended."""
+        if self.journal is None:
+            return self._judge_from(None, group, outcomes)
+        journal = Journal(self.journal / storage_name(group), digest_outcomes(outcomes))
+        try:
+            kept = journal.ending()
+            if kept is not None:
+                return Ending.from_arrays(kept, outcomes)
+            ending = self._judge_from(journal, group, outcomes)
+        except StaleJournalError as error:
+            logger.warning("%s: judged anew, because %s", group, error)
+            journal.clear()
+            ending = self._judge_from(journal, group, outcomes)
+        journal.note_ending(ending.to_arrays())
+        return ending
+
+    def _judge_from(self, journal: Journal | None, group: str, outcomes: list[ImageOutcome]) -> Ending:
         """Find one group's clean set, gather the evidence, publish the Gaussians."""
         census = take_census(outcomes)
         count = int(census.measured.sum())
@@ -175,10 +186,10 @@ class Judge:
             )
             logger.warning("%s: none of them is judged", reason)
             examination = Examination(None, (not_judged(reason),))
-            return _Ending(GroupVerdict(outcomes, census, not_judged=reason), None, examination)
+            return Ending(GroupVerdict(outcomes, census, not_judged=reason), None, examination)
         found = find_near_duplicates(self.cluster, group, census.measured, self.config, self.features)
         representative = found if self.config.trim.fits_distinct_images else np.arange(len(found))
-        with self._statistics(group, census) as statistics:
+        with self._statistics(group, census, journal) as statistics:
             trimming = self._find_clean_set(group, census.measured, representative, statistics)
             statistics.store_verdict(
                 trimming.thresholds, trimming.history, representative, smoothing=trimming.smoothing
@@ -188,9 +199,9 @@ class Judge:
             judgement = Judgement(trimming.clean, trimming.last_changed, evidence, representative)
             examination = self._examine(group, census.measured, trimming, statistics)
         copies = int((found != np.arange(len(found))).sum())
-        return _Ending(GroupVerdict(outcomes, census, judgement), trimming, examination, copies)
+        return Ending(GroupVerdict(outcomes, census, judgement), trimming, examination, copies)
 
-    def _statistics(self, group: str, census: Census) -> GroupStatistics:
+    def _statistics(self, group: str, census: Census, journal: Journal | None) -> GroupStatistics:
         return GroupStatistics(
             self.cluster,
             group,
@@ -199,6 +210,7 @@ class Judge:
             self.config,
             self.features,
             self.run / layout.DISTANCES,
+            journal,
         )
 
     def _find_clean_set(
@@ -236,7 +248,8 @@ class Judge:
             # The cut is where the better half ends; new images are judged by the law of all.
             with self._rows_phase(f"{group}: calibrate") as phase:
                 thresholds = statistics.calibrate_law(fitted, smoothing=trimming.smoothing, phase=phase, **how)
-        create_group_map(self._model, group, self.geometry, statistics.count_fitted(fitted, **how))
+        if not statistics.was_published(fitted, **how):
+            create_group_map(self._model, group, self.geometry, statistics.count_fitted(fitted, **how))
         with self._rows_phase(f"{group}: publish") as phase:
             statistics.publish(fitted, self._model, phase=phase, **how)
         write_thresholds(self._model, group, thresholds, smoothing=trimming.smoothing, **how)
@@ -249,7 +262,7 @@ class Judge:
             logger.warning("%s: %s", group, finding.sentence)
         return examination
 
-    def _publish(self, catalog: pd.DataFrame, endings: Mapping[str, _Ending]) -> dict[str, Any]:
+    def _publish(self, catalog: pd.DataFrame, endings: Mapping[str, Ending]) -> dict[str, Any]:
         """Write the tables and the books."""
         manifest = build_manifest(
             catalog,
@@ -294,7 +307,7 @@ class Judge:
 
 def _judge_alone(
     judge: Judge, group: str, outcomes: list[ImageOutcome], level: int
-) -> tuple[_Ending, list[logging.LogRecord]]:
+) -> tuple[Ending, list[logging.LogRecord]]:
     """Judge a group as one task; returns what was logged besides, to be shown where the job runs."""
     with _withheld(level) as records:
         return judge._judge_group(group, outcomes), records
@@ -322,7 +335,7 @@ def _withheld(level: int) -> Iterator[list[logging.LogRecord]]:
         logger.removeFilter(collect)
 
 
-def _ledger_entry(ending: _Ending) -> dict[str, Any]:
+def _ledger_entry(ending: Ending) -> dict[str, Any]:
     """Return how a group ended, for the ledger."""
     verdict, trimming = ending.verdict, ending.trimming
     if trimming is None:

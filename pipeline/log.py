@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
+from schemas.credentials import redacted
 from schemas.run import LOG
 from workers.storage import Directory
 
@@ -17,8 +18,8 @@ logger = logging.getLogger("paire")
 
 
 def one_line(text: str) -> str:
-    """Return a text on one line and without control characters, which a file name may well hold."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    """Return a text on one line, without credentials and the control characters that a file name may well hold."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in redacted(text))
 
 
 class _ConsoleHandler(logging.Handler):
@@ -49,7 +50,8 @@ class _JsonLines(logging.Handler):
     def note(self, level: str, message: str, **details: str) -> None:
         """Keep one line."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self.lines.append(json.dumps({"time": now, "level": level, "message": message, **details}))
+        shown = {name: redacted(text) for name, text in {"message": message, **details}.items()}
+        self.lines.append(json.dumps({"time": now, "level": level, **shown}))
 
 
 def show_on(console: Console, *, quiet: bool = False) -> None:

@@ -15,6 +15,7 @@ from pipeline.log import show_on
 from pipeline.progress import Reporter
 from schemas.config import Config, parse_config
 from schemas.errors import ConfigError
+from workers.storage_settings import use_storage
 
 Command = Callable[..., Any]
 
@@ -60,7 +61,10 @@ class Computing:
     def config(
         self, *, defaults: Sequence[str] = (), group_by: str | None = None, accept_untrustworthy: bool = False
     ) -> Config:
-        """Return the configuration: the command's own defaults, the settings, and the options that stand for some."""
+        """Return the configuration: the command's own defaults, the settings, and the options that stand for some.
+
+        Files are reached from now on as its ``storage`` section says.
+        """
         text = None
         if self.config_path is not None:
             try:
@@ -74,7 +78,9 @@ class Computing:
             settings = (*settings, f"input.group_by={group_by}")
         if accept_untrustworthy:
             settings = (*settings, "guard.accept_untrustworthy=true")
-        return parse_config(text, settings, origin=self.config_path or "configuration")
+        config = parse_config(text, settings, origin=self.config_path or "configuration")
+        use_storage(config.storage)
+        return config
 
 
 def speaks(command: Command) -> Command:

@@ -2,8 +2,10 @@
 
 Groups of no more images than channels have the inner products of their images at every position computed once, and
 passes are tasks of rows of positions (`workers.gram_passes`). In larger groups a task has one row of positions and one
-segment of images (`workers.passes`), and moments are merged over segments in order. Which way a group goes follows
-from its size alone, so a result depends on neither the number of workers nor who finishes first.
+segment of images (`workers.passes`), and moments are merged over segments in order; where few images changed since an
+earlier pass, one task for each row updates the moments of that one (`workers.updates`). Which way a group goes follows
+from its size, and which way a pass goes from the sequence of fitted images, so a result depends on neither the number
+of workers nor who finishes first.
 """
 
 from collections.abc import Iterator
@@ -41,11 +43,23 @@ from workers.passes import (
     take_images,
 )
 from workers.storage import Directory
+from workers.updates import (
+    Change,
+    KeptMoments,
+    fit_row_whitening,
+    kept_values,
+    pays_to_keep,
+    pays_to_update,
+    update_row,
+)
 
 Mask = NDArray[np.bool_]
 
 # The array of inner products beside a group's distances, there while the group is judged.
 PRODUCTS = "products"
+
+# The array of moments there, of a larger group.
+MOMENTS = "moments"
 
 
 class Rows(NamedTuple):
@@ -75,6 +89,9 @@ class Passes(Protocol):
         With ``nearest``, each position is fitted a second time, on so many of the images that are nearest there.
         """
 
+    def replay(self, fitted: Mask, fit: Fit) -> None:
+        """Take note of a pass that an interrupted job finished, as if it had run here."""
+
     def close(self) -> None:
         """Remove what was kept between passes."""
 
@@ -99,7 +116,7 @@ def plan_passes(
     """
     if uses_products(int(measured.sum()), geometry.channels):
         return PassesByProducts(features, directory, measured, geometry, config.trim)
-    return PassesByFeatures(features, measured, geometry, config)
+    return PassesByFeatures(features, directory, measured, geometry, config)
 
 
 class PassesByProducts:
@@ -124,6 +141,9 @@ class PassesByProducts:
         for band, receipt in self._multiplied(window):
             measured = window.submit(measure_rows, self._group, into, band, fitted, fit, nearest, receipt)
             yield Rows(band.stop - band.start, [measured])
+
+    def replay(self, fitted: Mask, fit: Fit) -> None:
+        """Nothing follows from it: the products are computed anew."""
 
     def close(self) -> None:
         """Remove the products."""
@@ -151,36 +171,89 @@ class PassesByProducts:
         )
 
 
-class PassesByFeatures:
-    """One task for each row of positions and segment of images."""
+class _Plan(NamedTuple):
+    """How a pass gets the moments of its fitted images.
 
-    def __init__(self, features: ArrayRef, measured: Mask, geometry: FeatureGeometry, config: Config) -> None:
+    Attributes
+    ----------
+    fitted
+        (images,) bool.
+    fit
+        How they are fitted.
+    number
+        Of the pass.
+    kept
+        Where its moments are kept; None for nowhere.
+    change
+        What to update there; None to accumulate anew.
+    """
+
+    fitted: Mask
+    fit: Fit
+    number: int
+    kept: KeptMoments | None
+    change: Change | None
+
+
+class PassesByFeatures:
+    """One task for each row of positions and segment of images; or for each row, where moments are updated."""
+
+    def __init__(
+        self, features: ArrayRef, directory: Directory, measured: Mask, geometry: FeatureGeometry, config: Config
+    ) -> None:
         self._features, self._measured, self._geometry, self._config = features, measured, geometry, config
+        self._directory, self._passes = directory, 0
+        self._kept: tuple[int, Mask] | None = None
 
     def judge(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, *, is_first: bool) -> Iterator[Rows]:
         """Submit the tasks of each row."""
-        trim, count = self._config.trim, int(fitted.sum())
+        trim, count, plan = self._config.trim, int(fitted.sum()), self._plan(fitted, fit)
         for row in range(self._geometry.rows):
-            receipts = self._measure(window, into, row, self._fit(window, row, fitted, fit), None)
+            receipts = self._measure(window, into, row, self._fit(window, row, plan), None)
             yield Rows(1, [window.submit(judge_row, into, row, self._measured, trim, count, is_first, receipts)])
 
     def measure(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None) -> Iterator[Rows]:
         """Submit the tasks of each row."""
+        plan = self._plan(fitted, fit)
         for row in range(self._geometry.rows):
             own: list[Any] = [segment.mask if fit.leaves_one_out else None for segment in self._segments(fitted)]
-            receipts = self._measure(window, into, row, self._fit(window, row, fitted, fit), own)
+            receipts = self._measure(window, into, row, self._fit(window, row, plan), own)
             if nearest is not None:
                 chosen = window.submit(nearest_images, into, row, fitted, nearest, receipts)
                 own = [
                     window.submit(take_images, chosen, segment.start, segment.stop) if fit.leaves_one_out else None
                     for segment in self._segments(fitted)
                 ]
-                gaussians = self._fit(window, row, fitted, fit, chosen=chosen, count=nearest)
+                # Every position has images of its own, which no other pass fits.
+                gaussians = self._fit_anew(window, row, plan._replace(kept=None), chosen, nearest)
                 receipts = self._measure(window, into, row, gaussians, own)
             yield Rows(1, receipts)
 
+    def replay(self, fitted: Mask, fit: Fit) -> None:
+        """Take note of what was kept."""
+        self._plan(fitted, fit, is_replayed=True)
+
     def close(self) -> None:
-        """Nothing was kept."""
+        """Remove the kept moments."""
+        self._directory.remove(MOMENTS)
+
+    def _plan(self, fitted: Mask, fit: Fit, *, is_replayed: bool = False) -> _Plan:
+        """Choose how the next pass gets its moments, and take note of what will be kept after it."""
+        count, self._passes = int(fitted.sum()), self._passes + 1
+        # The fourth moments of ledoit-wolf need all images in any case.
+        is_kept = fit.estimator != "ledoit-wolf" and pays_to_keep(count) and not self._is_dual(count)
+        if not is_kept:
+            return _Plan(fitted, fit, self._passes, None, None)
+        change = None
+        if self._kept is None:
+            if not is_replayed:
+                self._create()
+        else:
+            since, before = self._kept
+            if pays_to_update(int((before != fitted).sum()), count):
+                change = Change(before, fitted, since, self._passes)
+        self._kept = self._passes, fitted.copy()
+        return _Plan(fitted, fit, self._passes, KeptMoments(ArrayRef(self._directory, "", MOMENTS)), change)
 
     def _measure(self, window: Window, into: ArrayRef, row: int, gaussians: Any, own: list[Any] | None) -> list[Any]:
         """Submit the distances of each segment; ``own`` has its fitted images where they are left out one by one."""
@@ -190,10 +263,34 @@ class PassesByFeatures:
             for segment, left_out in zip(segments, own or [None] * len(segments), strict=True)
         ]
 
-    def _fit(self, window: Window, row: int, fitted: Mask, fit: Fit, **chosen: Any) -> Any:
-        """Submit the fit of a row, see `fit_row`."""
-        size, channels = self._config.gaussian.segment_images, self._geometry.channels
-        return fit_row(window, self._features, row, fitted, fit, channels=channels, segment_images=size, **chosen)
+    def _fit(self, window: Window, row: int, plan: _Plan) -> Any:
+        """Submit the fit of a row as planned."""
+        if plan.change is not None:
+            return window.submit(update_row, self._features, plan.kept, row, plan.change, plan.fit)
+        return self._fit_anew(window, row, plan)
+
+    def _fit_anew(self, window: Window, row: int, plan: _Plan, chosen: Any = None, count: int | None = None) -> Any:
+        """Submit the fit of a row to features, see `fit_row`."""
+        source = (window, self._features, row, plan.fitted, plan.fit)
+        size = self._config.gaussian.segment_images
+        if self._is_dual(count or int(plan.fitted.sum())):
+            return _fit_dual(*source, chosen)
+        moments, fourth = _accumulate(*source, chosen, size)
+        return window.submit(fit_row_whitening, moments, plan.fit, fourth, row, plan.kept, plan.number)
+
+    def _is_dual(self, fitted: int) -> bool:
+        return uses_dual(fitted, self._geometry.channels)
+
+    def _create(self) -> None:
+        grid, values = (self._geometry.rows, self._geometry.columns), kept_values(self._geometry.channels)
+        self._directory.zarr_group("", "a").create_array(
+            MOMENTS,
+            shape=(*grid, values),
+            chunks=(1, 1, values),
+            dtype="float64",
+            compressors=None,
+            overwrite=True,
+        )
 
     def _segments(self, mask: Mask) -> Iterator[Segment]:
         return cut_segments(mask, self._config.gaussian.segment_images)
@@ -213,6 +310,8 @@ def fit_row(
 ) -> Any:
     """Submit the fit of one row of positions to features; returns a future of its Gaussians.
 
+    Moments are accumulated anew: what is published carries no drift of earlier passes.
+
     Parameters
     ----------
     window
@@ -227,7 +326,19 @@ def fit_row(
         A future of the images (images, columns) that each column is fitted on, and how many they are at each.
     """
     if uses_dual(count or int(fitted.sum()), channels):
-        return window.submit(fit_row_dual, features, row, Segment(0, len(fitted), fitted), fit, chosen)
+        return _fit_dual(window, features, row, fitted, fit, chosen)
+    moments, fourth = _accumulate(window, features, row, fitted, fit, chosen, segment_images)
+    return window.submit(fit_row_primal, moments, fit, fourth)
+
+
+def _fit_dual(window: Window, features: ArrayRef, row: int, fitted: Mask, fit: Fit, chosen: Any) -> Any:
+    return window.submit(fit_row_dual, features, row, Segment(0, len(fitted), fitted), fit, chosen)
+
+
+def _accumulate(
+    window: Window, features: ArrayRef, row: int, fitted: Mask, fit: Fit, chosen: Any, segment_images: int
+) -> tuple[Any, list[Any]]:
+    """Submit the moments of a row, segment by segment; returns a future of them, and of each fourth moment needed."""
     segments = list(cut_segments(fitted, segment_images))
     parts = [
         None if chosen is None else window.submit(take_images, chosen, segment.start, segment.stop)
@@ -242,4 +353,4 @@ def fit_row(
         for segment, part in zip(segments, parts, strict=True)
         if fit.estimator == "ledoit-wolf"
     ]
-    return window.submit(fit_row_primal, moments, fit, fourth)
+    return moments, fourth

@@ -35,8 +35,17 @@ def new_record(source: str, catalog: pd.DataFrame, config: Config, weights_diges
     )
 
 
-def claim(run: Directory, record: RunRecord) -> RunRecord:
+def claim(run: Directory, record: RunRecord, *, fresh: bool = False) -> RunRecord:
     """Make the directory this run's, or return the record of the same job that it is already.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    record
+        Of the run that is to be there.
+    fresh
+        Let it be any job's, whose record is returned: it is to be started over.
 
     Raises
     ------
@@ -58,12 +67,25 @@ def claim(run: Directory, record: RunRecord) -> RunRecord:
     except ValueError as error:
         raise RunConflictError(f"{error}. Give --out a new directory.") from error
     differences = owner.differences(record)
-    if differences:
+    if differences and not fresh:
         raise RunConflictError(
             f"{run.url} belongs to run {owner.run_id} with another configuration or archive: "
-            f"{'; '.join(differences)}. Give --out a new directory, or run with the old configuration."
+            f"{'; '.join(differences)}. Give --out a new directory, run with the old configuration, or start over with "
+            "--fresh, which removes that run."
         )
     return owner
+
+
+def start_over(run: Directory, record: RunRecord) -> RunRecord:
+    """Remove all that a run has left in its directory and make it another's, whose record is returned.
+
+    What is no run's stays. The record is replaced last, so that the directory is some run's all the time, and the
+    proof that it is finished goes first.
+    """
+    for name in (layout.SUCCESS, *layout.MADE_BY_RUNS):
+        run.remove(name)
+    write_record(run, record)
+    return record
 
 
 def read_record(run: Directory) -> RunRecord:

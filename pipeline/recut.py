@@ -17,6 +17,7 @@ import pandas as pd
 from pipeline.cluster import open_cluster
 from pipeline.finished import FinishedRun, read_table, warn_if_untrustworthy
 from pipeline.judge import Judge
+from pipeline.lease import Lease
 from pipeline.locations import with_absolute_weights
 from pipeline.log import recorded
 from pipeline.progress import Reporter
@@ -30,6 +31,7 @@ from schemas.config import Config, GuardConfig, flatten
 from schemas.errors import ConfigError, SourceError
 from schemas.run import RunRecord
 from workers.storage import Directory
+from workers.storage_settings import use_storage
 
 logger = logging.getLogger("paire")
 
@@ -75,7 +77,7 @@ def recut(
     """Judge the features of a finished run anew and publish the verdicts as a version of it, with what changed.
 
     The verdicts, the evidence, the passes and the Gaussian map are those of `clean` with the same options. A version
-    of the same options that is finished is returned as it is; an unfinished one is started over. So is the run itself
+    of the same options that is finished is returned as it is; an unfinished one is finished. So is the run itself
     where it has these options; where it is not to be trusted, it is refused again or accepted, as by `clean`.
 
     Parameters
@@ -98,6 +100,7 @@ def recut(
         version.
     """
     reporter = reporter or Reporter()
+    use_storage(wanted.storage)
     base = _open_base(run)
     warn_if_untrustworthy(base.directory)
     config = recut_config(base, wanted)
@@ -206,26 +209,30 @@ def _judge_anew(
 ) -> dict[str, Any]:
     """Fill a version's directory, whose record is there already; returns what it changed, in counts."""
     record = read_record(directory)
-    with recorded(directory):
-        directory.write(layout.CONFIG, config.to_yaml().encode())
-        directory.write(layout.CATALOG, base.directory.read(layout.CATALOG))
-        with open_cluster(config.cluster, scheduler) as cluster:
-            record = dataclasses.replace(record, hosts=cluster.hosts)
-            judge = Judge(directory, base.features, base.geometry, config, record, cluster, reporter)
-            ledger = judge.judge(base.catalog, base.outcomes)
-        changes, summary = _compare(before, directory, against)
-        write_changes(directory, changes, summary)
-        total = summary["total"]
-        logger.info(
-            "compared with %s: %d added, %d removed, %d unchanged",
-            version_of(base.directory, against).url,
-            total["added"],
-            total["removed"],
-            total["unchanged"],
-        )
-        conclude(directory, record, ledger, config.guard)
-    # Last, and after the log: whoever sees _SUCCESS may read everything.
-    release(directory, ledger, config.guard)
+    with Lease(directory) as lease:
+        with recorded(directory):
+            directory.write(layout.CONFIG, config.to_yaml().encode())
+            directory.write(layout.CATALOG, base.directory.read(layout.CATALOG))
+            with open_cluster(config.cluster, scheduler) as cluster:
+                record = dataclasses.replace(record, hosts=cluster.hosts)
+                journal = directory / layout.JOURNAL
+                judge = Judge(directory, base.features, base.geometry, config, record, cluster, reporter, journal)
+                ledger = judge.judge(base.catalog, base.outcomes)
+            changes, summary = _compare(before, directory, against)
+            write_changes(directory, changes, summary)
+            total = summary["total"]
+            logger.info(
+                "compared with %s: %d added, %d removed, %d unchanged",
+                version_of(base.directory, against).url,
+                total["added"],
+                total["removed"],
+                total["unchanged"],
+            )
+            lease.require()
+            conclude(directory, record, ledger, config.guard)
+        lease.end_for_good()
+        # Last, and after the log: whoever sees _SUCCESS may read everything.
+        release(directory, ledger, config.guard)
     return summary
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.record import write_record
@@ -17,7 +18,8 @@ from schemas.config import GuardConfig
 from schemas.errors import UntrustworthyError
 from schemas.ledger import stopping_sentences
 from schemas.run import RunRecord
-from workers.storage import Directory
+from workers.atomic import PARTIAL, remove_partial_files
+from workers.storage import Directory, is_url
 
 logger = logging.getLogger("paire")
 
@@ -50,7 +52,7 @@ def conclude(run: Directory, record: RunRecord, ledger: Mapping[str, Any], guard
 
 
 def release(run: Directory, ledger: Mapping[str, Any], guard: GuardConfig) -> None:
-    """Write ``_SUCCESS``, the last file of a run.
+    """Write ``_SUCCESS``, the last file of a run, and remove what only unfinished runs need.
 
     Parameters
     ----------
@@ -62,9 +64,29 @@ def release(run: Directory, ledger: Mapping[str, Any], guard: GuardConfig) -> No
     UntrustworthyError
         When the result is not to be trusted and that is not accepted.
     """
-    if refused := _refused(ledger, guard):
+    refused = _refused(ledger, guard)
+    if not refused:
+        run.write(layout.SUCCESS, b"")
+    # Not before: until now they were what a repeated command would go on from.
+    remove_leftovers(run)
+    _remove_partial_files(run)
+    if refused:
         raise UntrustworthyError(_refusal(run, refused, len(ledger["groups"])))
-    run.write(layout.SUCCESS, b"")
+
+
+def remove_leftovers(run: Directory) -> None:
+    """Remove what only unfinished runs need."""
+    for name in (layout.JOURNAL, layout.RECEIPTS):
+        run.remove(name)
+
+
+def _remove_partial_files(run: Directory) -> None:
+    """Remove what commands that were killed left of files; object stores have no such files."""
+    if not is_url(run.url):
+        for name in (layout.FEATURES, layout.DISTANCES, layout.MODEL):
+            remove_partial_files(f"{run.url}/{name}")
+        for path in Path(run.url).glob(f"*{PARTIAL}"):
+            path.unlink(missing_ok=True)
 
 
 def reconsider(run: Directory, record: RunRecord, guard: GuardConfig) -> dict[str, Any] | None:
@@ -113,7 +135,7 @@ def _refusal(run: Directory, refused: Mapping[str, list[str]], groups: int) -> s
             *named,
             *([f"And {more} more; see {layout.LEDGER}."] if more else []),
             f"All is written but {layout.SUCCESS}: look at {layout.MANIFEST}; mend the archive or split groups with "
-            "--group-by and clean into a new directory; try another strategy with 'paire recut'; or give the same command "
-            "with --accept-untrustworthy, which publishes the result as it is.",
+            "--group-by and clean into a new directory; try another strategy with 'paire recut'; or give the same "
+            "command with --accept-untrustworthy, which publishes the result as it is.",
         ]
     )

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +14,23 @@ from pipeline.catalog import build_catalog
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.extract import check_extractor, extract_features
 from pipeline.judge import Judge
+from pipeline.lease import Lease, refuse_if_at_work
 from pipeline.locations import absolute_source, with_absolute_weights
 from pipeline.log import recorded
 from pipeline.progress import Reporter
 from pipeline.publish import write_table
-from pipeline.record import claim, new_record
-from pipeline.release import conclude, reconsider, release
+from pipeline.record import claim, new_record, start_over, write_record
+from pipeline.release import conclude, reconsider, release, remove_leftovers
 from schemas import catalog as catalog_table
 from schemas import run as layout
 from schemas.config import Config, FeaturesConfig
 from schemas.errors import UnreadableBudgetError
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
+from schemas.run import RunRecord
 from workers.extractor import PatchExtractor
 from workers.storage import Directory
+from workers.storage_settings import use_storage
 
 logger = logging.getLogger("paire")
 
@@ -66,8 +69,12 @@ def clean(
     scheduler: str | None = None,
     reporter: Reporter | None = None,
     opened: Callable[[], Cluster] | None = None,
+    fresh: bool = False,
 ) -> CleanResult:
     """Clean an archive: say of every image whether other models may train on it, and publish the Gaussian map.
+
+    The same job on an unfinished run finishes it: images that were extracted, passes and groups that were done are not
+    gone through again.
 
     Parameters
     ----------
@@ -83,9 +90,13 @@ def clean(
         Shows progress; None shows none.
     opened
         Of `pipeline.cluster.opening_cluster`, where the caller is opening the cluster already, and closes it.
+    fresh
+        Start over where there is a run, of whatever configuration and archive: what it left is removed.
 
     Raises
     ------
+    RunConflictError
+        When the directory is another job's, or another command is at work in it.
     UntrustworthyError
         When the breakdown guard does not trust the result and ``guard`` does not accept it. It is written then but for
         ``_SUCCESS``, and the same job with ``guard.accept_untrustworthy`` publishes it as it is.
@@ -93,8 +104,10 @@ def clean(
         Whatever else the user can mend; see ``schemas.errors``.
     """
     reporter = reporter or Reporter()
+    use_storage(config.storage)
     run, source = Directory.at(out), absolute_source(source)
     config = with_absolute_weights(config)
+    refuse_if_at_work(run)
     catalog = build_catalog(source, config.input)
     logger.info(
         "catalog: %d inputs, %d to read, in %d groups",
@@ -108,41 +121,92 @@ def clean(
             "features.weights = 'random': the backbone has never seen an image. Good for trying the pipeline; "
             "never trust such a manifest."
         )
-    record = new_record(source, catalog, config, weights_digest)
-    record = claim(run, record)
-    if run.exists(layout.SUCCESS):
-        logger.info("%s is done already; nothing to do", run.url)
-        return CleanResult(run.url, record.run_id, json.loads(run.read(layout.LEDGER)), was_done=True)
-    accepted = reconsider(run, record, config.guard)
-    if accepted is not None:
-        return CleanResult(run.url, record.run_id, accepted, was_done=True)
-    with recorded(run):
-        run.write(layout.CONFIG, config.to_yaml().encode())
-        write_table(run, layout.CATALOG, catalog, catalog_table.COLUMNS)
-        with nullcontext(opened()) if opened else open_cluster(config.cluster, scheduler) as cluster:
-            record = dataclasses.replace(record, hosts=cluster.hosts)
-            features = run / layout.FEATURES
-            outcomes = _extract(cluster, catalog, features, geometry, config, weights_digest, reporter)
-            ledger = Judge(run, features, geometry, config, record, cluster, reporter).judge(catalog, outcomes)
-        conclude(run, record, ledger, config.guard)
-    # Last, and after the log: whoever sees _SUCCESS may read everything.
-    release(run, ledger, config.guard)
+    wanted = new_record(source, catalog, config, weights_digest)
+    record = claim(run, wanted, fresh=fresh)
+    if not fresh and run.exists(layout.SUCCESS) and not run.exists(layout.LEASE):
+        return _done(run, record)
+    with Lease(run) as lease:
+        # Anew: another command may have been at work until now.
+        record = start_over(run, wanted) if fresh else claim(run, wanted)
+        if run.exists(layout.SUCCESS):
+            lease.end_for_good()
+            remove_leftovers(run)
+            return _done(run, record)
+        if record.state == layout.UNTRUSTWORTHY:
+            lease.end_for_good()
+            accepted = reconsider(run, record, config.guard)
+            assert accepted is not None
+            return CleanResult(run.url, record.run_id, accepted, was_done=True)
+        with _noted_if_interrupted(run, record), recorded(run):
+            run.write(layout.CONFIG, config.to_yaml().encode())
+            write_table(run, layout.CATALOG, catalog, catalog_table.COLUMNS)
+            with nullcontext(opened()) if opened else open_cluster(config.cluster, scheduler) as cluster:
+                record = _begin(run, record, wanted, cluster)
+                outcomes = _extract(cluster, catalog, run, geometry, config, weights_digest, reporter)
+                lease.require()
+                features, journal = run / layout.FEATURES, run / layout.JOURNAL
+                judge = Judge(run, features, geometry, config, record, cluster, reporter, journal)
+                ledger = judge.judge(catalog, outcomes)
+            lease.require()
+            conclude(run, record, ledger, config.guard)
+        lease.end_for_good()
+        # Last, and after the log: whoever sees _SUCCESS may read everything.
+        release(run, ledger, config.guard)
     return CleanResult(run.url, record.run_id, ledger)
+
+
+def _done(run: Directory, record: RunRecord) -> CleanResult:
+    """Return what a finished run ended with."""
+    logger.info("%s is done already; nothing to do", run.url)
+    return CleanResult(run.url, record.run_id, json.loads(run.read(layout.LEDGER)), was_done=True)
+
+
+@contextmanager
+def _noted_if_interrupted(run: Directory, record: RunRecord) -> Iterator[None]:
+    """Let the record of a run say that it was interrupted, by a person or whoever needed the machine."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        write_record(run, dataclasses.replace(record, state=layout.INTERRUPTED))
+        raise
+
+
+def _begin(run: Directory, record: RunRecord, wanted: RunRecord, cluster: Cluster) -> RunRecord:
+    """Return the record of a run whose work begins or goes on now; ``wanted`` is the one that would begin now."""
+    others = [
+        f"{name} {record.versions.get(name)} then, {version} now"
+        for name, version in wanted.versions.items()
+        if record.versions.get(name) != version
+    ]
+    if others:
+        logger.warning("this run was begun with other versions, which can change results: %s", "; ".join(others))
+    record = dataclasses.replace(record, state=layout.RUNNING, hosts=cluster.hosts)
+    write_record(run, record)
+    return record
 
 
 def _extract(
     cluster: Cluster,
     catalog: pd.DataFrame,
-    features: Directory,
+    run: Directory,
     geometry: FeatureGeometry,
     config: Config,
     weights_digest: str,
     reporter: Reporter,
 ) -> dict[str, list[ImageOutcome]]:
-    """Write the feature store; returns what became of each image, unless too many are unreadable."""
+    """Write what is missing of the feature store; returns what became of each image, unless too many are unreadable."""
     check_extractor(cluster, config, weights_digest)
     with reporter.phase("extract", int(catalog["row"].notna().sum())) as phase:
-        outcomes = extract_features(cluster, catalog, features, geometry, config, weights_digest, phase)
+        outcomes = extract_features(
+            cluster,
+            catalog,
+            run / layout.FEATURES,
+            geometry,
+            config,
+            weights_digest,
+            phase,
+            receipts=run / layout.RECEIPTS,
+        )
     _check_budget(outcomes, catalog, config.input.max_unreadable_fraction)
     return outcomes
 

@@ -17,6 +17,7 @@ from schemas.names import DEFAULT_GROUP
 from workers.gaussian_map import GaussianMap
 from workers.scorer import scoring_config
 from workers.storage import Directory
+from workers.storage_settings import use_storage
 
 
 def score(
@@ -63,6 +64,7 @@ def score(
         Whatever the user can mend; see ``schemas.errors``.
     """
     reporter = reporter or Reporter()
+    use_storage(config.storage)
     directory, source = Directory.at(out), absolute_source(source)
     if directory.exists(layout.RUN_RECORD):
         raise RunConflictError(f"{directory.url} is a run directory. Give the scores a directory of their own.")

@@ -1,9 +1,10 @@
 """The third stage: passes over the features of a product group, which find Gaussians, distances and thresholds.
 
-Which tasks a pass is, `pipeline.passes` says; here is what the strategies ask for, and what is kept of it.
+Which tasks a pass is, `pipeline.passes` says; here is what the strategies ask for, and what is kept of it: distances,
+and in the group's journal the outcome of each pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster
+from pipeline.journal import Arrays, Journal
 from pipeline.passes import fit_row, plan_passes
 from pipeline.progress import Phase
 from pipeline.tasks import Window, open_window
@@ -41,6 +43,9 @@ Mask = NDArray[np.bool_]
 
 # The array of distances that decide nothing, beside those that do.
 SCRATCH = "scratch"
+
+# In the journal, the writing of the map.
+PUBLISH = "publish"
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,9 @@ class GroupStatistics:
         config: Config,
         features: Directory,
         distances: Directory,
+        journal: Journal | None = None,
     ) -> None:
-        """Create the group's distance arrays.
+        """Create the group's distance arrays, unless passes were finished before.
 
         Parameters
         ----------
@@ -91,6 +97,8 @@ class GroupStatistics:
             The configuration.
         features, distances
             The run's stores.
+        journal
+            Knows the passes that were finished before; None where passes are not kept.
         """
         self._cluster = cluster
         self._group = group
@@ -99,7 +107,9 @@ class GroupStatistics:
         self._config = config
         self._features = ArrayRef(features, "", storage_name(group))
         self._directory = distances / storage_name(group)
-        self._create_distances(DISTANCE)
+        self._journal = journal
+        if journal is None or not journal.is_begun:
+            self._create_distances(DISTANCE)
         self._passes = plan_passes(self._features, self._directory, measured, geometry, config)
 
     def __enter__(self) -> "GroupStatistics":
@@ -108,7 +118,9 @@ class GroupStatistics:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._passes.close()
+        # What was kept between passes is what an interrupted job goes on with.
+        if kind is None or self._journal is None:
+            self._passes.close()
 
     def measure(self, fitted: Mask, *, is_first: bool, phase: Phase, into: str = DISTANCE) -> PassResult:
         """Fit on some images, measure all that take part, find the thresholds.
@@ -124,16 +136,22 @@ class GroupStatistics:
         into
             The distance array to write.
         """
-        window, fit = open_window(self._cluster), self._fit()
-        verdicts: list[Any] = []
-        for rows in self._passes.judge(window, self._array(into), fitted, fit, is_first=is_first):
-            _advance(phase, rows.futures[-1], rows.number)
-            verdicts += rows.futures
-        found: list[RowVerdict] = window.gather(verdicts)
-        return PassResult(
-            np.concatenate([np.atleast_2d(verdict.thresholds) for verdict in found]),
-            np.asarray(np.fmax.reduce([verdict.margin for verdict in found])),
-        )
+        fit = self._fit()
+
+        def judge() -> Arrays:
+            window = open_window(self._cluster)
+            verdicts: list[Any] = []
+            for rows in self._passes.judge(window, self._array(into), fitted, fit, is_first=is_first):
+                _advance(phase, rows.futures[-1], rows.number)
+                verdicts += rows.futures
+            found: list[RowVerdict] = window.gather(verdicts)
+            return {
+                "thresholds": np.concatenate([np.atleast_2d(verdict.thresholds) for verdict in found]),
+                "margin": np.asarray(np.fmax.reduce([verdict.margin for verdict in found])),
+            }
+
+        outcome = self._once(judge, "measure", fitted, fit, is_first=is_first, into=into)
+        return PassResult(outcome["thresholds"], outcome["margin"])
 
     def score(
         self,
@@ -168,19 +186,28 @@ class GroupStatistics:
         ndarray
             (images,) float64; NaN where an image does not take part.
         """
-        window, distances = open_window(self._cluster), self._array(into)
         fit = self._fit(estimator)._replace(leaves_one_out=True)
-        chosen = None if nearest >= 1.0 else _share(nearest, int(fitted.sum()))
+        asked = {"smoothing": smoothing, "nearest": nearest, "estimator": fit.estimator, "into": into}
+
+        def score() -> Arrays:
+            chosen = None if nearest >= 1.0 else _share(nearest, int(fitted.sum()))
+            return {"scores": self._score(self._array(into), fitted, fit, chosen, smoothing, phase)}
+
+        return np.asarray(self._once(score, "score", fitted, fit, **asked)["scores"])
+
+    def _score(
+        self, distances: ArrayRef, fitted: Mask, fit: Fit, chosen: int | None, smoothing: int | None, phase: Phase
+    ) -> NDArray[np.float64]:
+        """Run a pass and score its distances, see `score`; ``chosen`` is how many images each position is fitted on."""
+        window = open_window(self._cluster)
         segments = list(self._segments(self._measured))
         receipts: list[list[Any]] = []
         for rows in self._passes.measure(window, distances, fitted, fit, chosen):
             _advance(phase, rows.futures[-1], rows.number)
             receipts += [rows.futures] * rows.number
         if smoothing is None:
-            by_row = [
-                window.submit(score_row, distances, row, self._measured, futures)
-                for row, futures in enumerate(receipts)
-            ]
+            rows_of = enumerate(receipts)
+            by_row = [window.submit(score_row, distances, row, self._measured, futures) for row, futures in rows_of]
             return np.asarray(np.fmax.reduce(window.gather(by_row)))
         scores = [
             # Where one task measured all segments, each waits for that.
@@ -205,9 +232,8 @@ class GroupStatistics:
     def thresholds_at(self, score: float) -> NDArray[np.float64]:
         """Return the distances (rows, columns) that a score in robust deviations means in the stored distances."""
         distances, window = self._array(DISTANCE), open_window(self._cluster)
-        rows = [
-            window.submit(row_thresholds, distances, row, self._measured, score) for row in range(self._geometry.rows)
-        ]
+        all_rows = range(self._geometry.rows)
+        rows = [window.submit(row_thresholds, distances, row, self._measured, score) for row in all_rows]
         return np.stack(window.gather(rows))
 
     def calibrate(self, fitted: Mask, *, phase: Phase) -> NDArray[np.float64]:
@@ -223,6 +249,20 @@ class GroupStatistics:
         scores = self.score_apart(fitted, smoothing=smoothing, nearest=nearest, phase=phase)
         threshold = fit_score_law(scores[fitted]).threshold(self._config.trim.target_false_reject)
         return np.full((self._geometry.rows, self._geometry.columns), np.exp(threshold))
+
+    def _once(
+        self, compute: Callable[[], Arrays], kind: str, fitted: Mask, fit: Fit | None, **asked: object
+    ) -> Mapping[str, NDArray[Any]]:
+        """Compute an outcome, or recall it where it was finished before; ``fit`` is that of its pass, if it is one."""
+        if self._journal is None:
+            return compute()
+        outcome = self._journal.recall(kind, fitted, **asked)
+        if outcome is not None:
+            if fit is not None:
+                self._passes.replay(fitted, fit)
+            return outcome
+        self._journal.note(computed := compute())
+        return computed
 
     def count_fitted(self, fitted: Mask, *, nearest: float) -> int:
         """Return how many images `publish` fits each position on."""
@@ -243,18 +283,30 @@ class GroupStatistics:
         phase
             Counts rows of positions.
         """
-        window, fit = open_window(self._cluster), self._fit()
-        if nearest >= 1.0:
-            self._write_map(window, fitted, fit, model, phase, [None] * self._geometry.rows, None)
-            return
-        count = self.count_fitted(fitted, nearest=nearest)
-        with self._scratch() as into:
-            distances = self._array(into)
-            chosen: list[Any] = []
-            for rows in self._passes.measure(window, distances, fitted, fit._replace(leaves_one_out=True), None):
-                for _ in range(rows.number):
-                    chosen.append(window.submit(nearest_images, distances, len(chosen), fitted, count, rows.futures))
-            self._write_map(window, fitted, fit, model, phase, chosen, count)
+        fit = self._fit()
+
+        def publish() -> Arrays:
+            window = open_window(self._cluster)
+            if nearest >= 1.0:
+                self._write_map(window, fitted, fit, model, phase, [None] * self._geometry.rows, None)
+                return {}
+            count = self.count_fitted(fitted, nearest=nearest)
+            with self._scratch() as into:
+                distances = self._array(into)
+                chosen: list[Any] = []
+                for rows in self._passes.measure(window, distances, fitted, left_out, None):
+                    for _ in range(rows.number):
+                        place = len(chosen)
+                        chosen.append(window.submit(nearest_images, distances, place, fitted, count, rows.futures))
+                self._write_map(window, fitted, fit, model, phase, chosen, count)
+            return {}
+
+        left_out = fit._replace(leaves_one_out=True)
+        self._once(publish, PUBLISH, fitted, left_out if nearest < 1.0 else None, nearest=nearest)
+
+    def was_published(self, fitted: Mask, *, nearest: float) -> bool:
+        """Tell whether `publish` comes next and was finished before."""
+        return self._journal is not None and self._journal.expects(PUBLISH, fitted, nearest=nearest)
 
     def _write_map(
         self,

@@ -46,6 +46,7 @@ from workers.extractor import shared_extractor
 from workers.gaussian_map import GaussianMap
 from workers.recall import CONFIDENCE, CONTRASTS, DEFECTS, SIZES, GroupTrust
 from workers.storage import Directory
+from workers.storage_settings import use_storage
 from workers.trial import LeftOutError, Subject, Trials, read_ground, run_trials
 
 logger = logging.getLogger("paire")
@@ -59,7 +60,7 @@ TASK_IMAGES: Final = 4
 # Where the images are read again need not be where the run read them.
 MAY_DIFFER: Final = ("features.weights", "features.device")
 
-FOLDER: Final = "trust"
+FOLDER: Final = layout.TRUST
 RESULT, TABLE, PLOT, EXAMPLES = "trust.json", "trust.csv", "trust.png", "examples.png"
 SCRATCH: Final = "scratch"
 UNDER_WAY: Final = "a trust test is under way"
@@ -166,6 +167,7 @@ def trust(
         Whatever else the user can mend; see ``schemas.errors``.
     """
     reporter = reporter or Reporter()
+    use_storage(config.storage)
     if images < MIN_IMAGES or seed < 0:
         raise ConfigError(
             f"--images {images}, --seed {seed}: at least {MIN_IMAGES} images, of which a recall says something, and a "

@@ -8,7 +8,7 @@ import posixpath
 
 from pipeline.record import create_record, read_record
 from schemas import run as layout
-from schemas.errors import RunConflictError
+from schemas.errors import RunConflictError, StorageError
 from schemas.run import RunRecord
 from workers.storage import Directory, split_location
 
@@ -69,5 +69,7 @@ def claim_version(run: Directory, record: RunRecord) -> int:
 def _record_or_none(run: Directory) -> RunRecord | None:
     try:
         return read_record(run)
+    except StorageError:
+        raise
     except (OSError, ValueError):
         return None

@@ -7,12 +7,14 @@ refused with the nearest known one, so that a typing error never silently means 
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from schemas.credentials import has_credentials, redacted
 from schemas.errors import ConfigError
 
 
@@ -26,6 +28,14 @@ def _split_commas(value: object) -> object:
 def _none_if_unset(value: object) -> object:
     """Let ``null``, ``none`` and the empty string on the command line mean 'not set'."""
     return None if isinstance(value, str) and value.lower() in {"", "null", "none"} else value
+
+
+def _web_address(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", value):
+        raise ValueError("expected an address like https://s3.example.com:9000")
+    if value is not None and has_credentials(value):
+        raise ValueError("give credentials by the environment or by storage.profile, never in the address")
+    return value
 
 
 OptionalText = Annotated[str | None, BeforeValidator(_none_if_unset)]
@@ -176,6 +186,28 @@ class GuardConfig(_Section):
     )
 
 
+class StorageConfig(_Section):
+    """How ``s3://`` URLs are reached; never changes a result, and never holds a secret."""
+
+    endpoint_url: Annotated[OptionalText, AfterValidator(_web_address)] = Field(
+        None, description="Address of an S3-compatible store. Not set: AWS_ENDPOINT_URL, else Amazon's."
+    )
+    region: OptionalText = Field(None, description="Not set: AWS_DEFAULT_REGION or the profile's.")
+    profile: OptionalText = Field(
+        None,
+        description="Profile of the AWS configuration files with the credentials, on each machine. Not set: "
+        "AWS_PROFILE, AWS_ACCESS_KEY_ID and so on. Credentials themselves are no options.",
+    )
+    anonymous: bool = Field(False, description="Read public buckets without credentials.")
+    retry_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="How long a request that fails for a passing reason (no connection, SlowDown, a torn answer) is "
+        "tried again, with growing pauses, before the command gives up.",
+    )
+    timeout_s: float = Field(30.0, gt=0, description="How long to wait for an answer before it counts as failed.")
+
+
 class ClusterConfig(_Section):
     """The local Dask cluster that is started when no scheduler is named; never changes a result."""
 
@@ -198,6 +230,7 @@ class Config(_Section):
     gaussian: GaussianConfig = GaussianConfig()
     trim: TrimConfig = TrimConfig()
     guard: GuardConfig = GuardConfig()
+    storage: StorageConfig = StorageConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     def estimator(self) -> str:
@@ -213,7 +246,13 @@ class Config(_Section):
         """
         options: dict[str, Any] = self.model_dump(
             mode="json",
-            exclude={"cluster": True, "guard": True, "features": {"device"}, "input": {"max_unreadable_fraction"}},
+            exclude={
+                "cluster": True,
+                "guard": True,
+                "storage": True,
+                "features": {"device"},
+                "input": {"max_unreadable_fraction"},
+            },
         )
         if not is_reserved_weights(self.features.weights):
             options["features"]["weights"] = "file"
@@ -311,7 +350,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
             hint = f" Did you mean {near[0]!r}?" if near else f" Sections: {', '.join(Config.model_fields)}."
             yield f"unknown option {name!r}.{hint}"
         else:
-            yield f"{name} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            value = redacted(repr(problem["input"]))
+            yield f"{name} = {value}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def is_reserved_weights(weights: str) -> bool:

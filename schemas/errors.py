@@ -49,6 +49,12 @@ class ClusterError(PaireError, RuntimeError):
     exit_code = EXIT_USAGE
 
 
+class StorageError(PaireError, OSError):
+    """An object store can not be used: it does not answer, or it refuses the credentials, the bucket or the access."""
+
+    exit_code = EXIT_USAGE
+
+
 class FeatureRangeError(PaireError, OverflowError):
     """Patch features are not finite or do not fit the store's dtype."""
 

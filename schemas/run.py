@@ -16,7 +16,11 @@ LEDGER: Final = "ledger.json"
 LOG: Final = "log.jsonl"
 SUCCESS: Final = "_SUCCESS"
 
-# Distances under the guard's own fit, while a group is examined.
+# What only unfinished runs have, so that the same command finishes them: receipts of extracted blocks, the outcomes of
+# passes and groups, and who is at work.
+RECEIPTS: Final = "receipts"
+JOURNAL: Final = "journal"
+LEASE: Final = "lease"
 
 # Later verdicts from the same features: RECUTS/0001, RECUTS/0002, ..., each a run directory without features, with
 # what changed.
@@ -25,13 +29,36 @@ CHANGES: Final = "changes.parquet"
 CHANGES_LIST: Final = "changes.csv"
 CHANGES_SUMMARY: Final = "changes.json"
 
+# What a trust test found, where it is not told to write elsewhere.
+TRUST: Final = "trust"
+
 # Arrays of a product group's node in distances/.
 DISTANCE: Final = "distance"
 THRESHOLD: Final = "threshold"
 CLEAN_SETS: Final = "clean"
 REPRESENTATIVE: Final = "representative"
 
+# All that a run makes but its record, its lease and _SUCCESS; first what unfinished runs go on from.
+MADE_BY_RUNS: Final = (
+    RECEIPTS,
+    JOURNAL,
+    MANIFEST,
+    CLEAN_LIST,
+    LEDGER,
+    MODEL,
+    RECUTS,
+    TRUST,
+    ITERATIONS,
+    DISTANCES,
+    FEATURES,
+    CATALOG,
+    CONFIG,
+    LOG,
+)
+
 RUNNING: Final = "running"
+# Ended by a signal; the same command goes on with it. One that was killed stays ``running``.
+INTERRUPTED: Final = "interrupted"
 DONE: Final = "done"
 # Judged and written, but for _SUCCESS: the breakdown guard found reasons to stop, and nobody has accepted them.
 UNTRUSTWORTHY: Final = "untrustworthy"
@@ -46,7 +73,7 @@ class RunRecord:
     run_id
         UTC start time and a random part.
     state
-        ``running``, ``done`` or ``untrustworthy``.
+        ``running``, ``interrupted``, ``done`` or ``untrustworthy``.
     source
         The archive, as given.
     options

@@ -14,7 +14,7 @@ SCHEMAS, WORKERS, PIPELINE = (
 CLUSTER = {"dask", "distributed"}
 STAGES = ("catalog", "extract", "statistics", "trim", "manifest", "publish", "score")
 # What strings stages together: the judging that jobs share, and the jobs.
-JUDGE, JOBS = "pipeline.judge", ("run", "recut", "scoring", "trust")
+JUDGE, JOBS = "pipeline.judge", ("run", "recut", "scoring", "trust", "plan")
 COMMANDS = {"pipeline.cli", "pipeline.demo"}
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.config import FeaturesConfig, InputConfig
+from schemas.errors import StorageError
 from schemas.image import ImageOutcome
 from workers.decode import DecodedImage, UndecodableError, decode_image
 from workers.extractor import SLICE_IMAGES, PatchExtractor
@@ -113,6 +114,8 @@ def read_image(
     """Read and decode one image; whatever is wrong with it becomes the outcome's reason."""
     try:
         content = read_bytes(image.path)
+    except StorageError:
+        raise  # of the whole store, not of this image
     except (OSError, ValueError) as error:
         return ImageOutcome(image.row, reason=f"can not be read: {_in_words(error)}"), None
     digest = hashlib.sha256(content).hexdigest()

@@ -12,7 +12,7 @@ from io import BytesIO, StringIO
 
 import pandas as pd
 
-from schemas.errors import SourceError
+from schemas.errors import SourceError, StorageError
 from workers.storage import is_url, read_bytes, split_location
 
 CSV_EXTENSION = ".csv"
@@ -61,6 +61,8 @@ def read_index(location: str, expected: IndexFormat) -> pd.DataFrame:
     """
     try:
         content = read_bytes(location)
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         raise SourceError(
             f"the {expected.kind} {location!r} can not be read ({type(error).__name__}). Check the path."

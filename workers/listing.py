@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from schemas.errors import SourceError
+from schemas.errors import SourceError, StorageError
 from workers.storage import is_url, split_location
 
 
@@ -51,7 +51,7 @@ def list_files(folder: str) -> list[ListedFile]:
     """
     fs, root = split_location(folder)
     found = _remote_files(fs, root) if is_url(folder) else _local_files(root)
-    return [_as_text(posixpath.relpath(path, root), location, fault) for path, location, fault in found]
+    return [_as_text(_below(root, path), location, fault) for path, location, fault in found]
 
 
 def list_sound_files(folder: str) -> list[ListedFile]:
@@ -64,6 +64,12 @@ def list_sound_files(folder: str) -> list[ListedFile]:
                 "remove it."
             )
     return files
+
+
+def _below(root: str, path: str) -> str:
+    """Return a path relative to a folder; of an object's key every character, for 'a//b' is another one than 'a/b'."""
+    prefix = f"{root.rstrip('/')}/"
+    return path.removeprefix(prefix) if path.startswith(prefix) else posixpath.relpath(path, root)
 
 
 def _as_text(name: str, location: str, fault: str) -> ListedFile:
@@ -80,9 +86,14 @@ def _escaped(text: str) -> str:
 
 
 def _remote_files(fs: Any, root: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the path and URL of every file of a URL, and nothing against it."""
+    """Yield the path and URL of every file of a URL, and nothing against it.
+
+    Empty objects whose name ends in a slash stand for folders, as storage consoles make them.
+    """
     try:
-        paths = sorted(fs.find(root))
+        paths = sorted(path for path in fs.find(root) if not path.endswith("/"))
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         raise _refusal(fs.unstrip_protocol(root), error) from error
     for path in paths:

@@ -2,6 +2,11 @@
 
 The scatter matrix is always taken about a mean, never as a difference of large sums: unshifted sums lose four
 digits on real features.
+
+Samples can also be taken off again, which does subtract: so moments carry a bound on the Frobenius norm of what
+rounding has done to their scatter. Products of k samples with the sum of squares t are right to k eps t, adding them
+to a matrix of trace T to eps T (Higham, Accuracy and Stability of Numerical Algorithms, sections 3.1 and 3.5), in any
+order of summation; a trace is at least the Frobenius norm.
 """
 
 from dataclasses import dataclass
@@ -9,7 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.lapack import add_products
+from workers.lapack import add_products, mirror
+
+_EPS = float(np.finfo(np.float64).eps)
+
+# The products, and twice the sum of samples whose square is taken off them in the end.
+_ROUNDED = 3.0
 
 
 @dataclass(frozen=True)
@@ -24,11 +34,14 @@ class Moments:
         (positions, channels) float64.
     scatter
         (positions, channels, channels) float64: the sum of (x - mean)(x - mean)^T.
+    error
+        A bound on the Frobenius norm of the scatter's rounding error, at the worst position.
     """
 
     count: int
     mean: NDArray[np.float64]
     scatter: NDArray[np.float64]
+    error: float = 0.0
 
     @classmethod
     def empty(cls, positions: int, channels: int) -> "Moments":
@@ -44,30 +57,55 @@ class Accumulator:
     """
 
     def __init__(self, channels: int) -> None:
-        self._count = 0
+        self._count, self._has_origin = 0, False
         self._origin, self._sum = np.zeros(channels), np.zeros(channels)
         self._products = np.zeros((channels, channels), order="F")  # below the diagonal
+        self._error = 0.0
+
+    @classmethod
+    def resume(cls, moments: Moments) -> "Accumulator":
+        """Go on from moments of one position; sums are taken about their mean."""
+        resumed = cls(0)
+        resumed._count, resumed._has_origin, resumed._error = moments.count, True, moments.error
+        resumed._origin = moments.mean[0]
+        resumed._sum = np.zeros_like(resumed._origin)
+        # Symmetric: its transpose is itself, in Fortran order.
+        resumed._products = np.array(moments.scatter[0]).T
+        return resumed
 
     def add(self, samples: NDArray[np.floating]) -> None:
         """Add a block of samples (images, channels), any floating dtype."""
+        self._update(samples, 1)
+
+    def remove(self, samples: NDArray[np.floating]) -> None:
+        """Take off a block of samples that were added before."""
+        self._update(samples, -1)
+
+    def _update(self, samples: NDArray[np.floating], sign: int) -> None:
         if not len(samples):
             return
         values = samples.astype(np.float64, order="C")
-        if not self._count:
-            self._origin = values.mean(axis=0)
+        if not self._has_origin:
+            self._origin, self._has_origin = values.mean(axis=0), True
         values -= self._origin
-        self._count += len(values)
-        self._sum += values.sum(axis=0)
-        add_products(self._products, values)
+        self._count += sign * len(values)
+        self._sum += sign * values.sum(axis=0)
+        before = float(self._products.trace())
+        add_products(self._products, values, sign)
+        after = float(self._products.trace())
+        self._error += _ROUNDED * _EPS * (len(values) * abs(after - before) + max(before, after))
 
     def result(self) -> "Moments":
         """Return the moments of one position; nothing can be added afterwards."""
-        shift = self._sum / max(self._count, 1)
-        scatter = self._products
-        scatter -= np.outer(self._sum, shift)
-        for column in range(1, len(scatter)):
-            scatter[:column, column] = scatter[column, :column]
-        return Moments(self._count, (self._origin + shift)[np.newaxis], scatter.T[np.newaxis])
+        count = max(self._count, 1)
+        shift = self._sum / count
+        scatter, trace = self._products, float(self._products.trace())
+        add_products(scatter, (self._sum / np.sqrt(count))[np.newaxis], -1)
+        mirror(scatter)
+        # The origin is a rounded mean where moments were resumed: their sum about it is not quite 0.
+        offset = _EPS * float(np.linalg.norm(self._origin) * np.linalg.norm(self._sum))
+        error = self._error + _ROUNDED * _EPS * trace + 2.0 * offset
+        return Moments(self._count, (self._origin + shift)[np.newaxis], scatter.T[np.newaxis], error)
 
 
 def accumulate(samples: NDArray[np.floating]) -> Moments:
@@ -87,7 +125,10 @@ def accumulate(samples: NDArray[np.floating]) -> Moments:
     if not positions:
         return Moments.empty(0, channels)
     return Moments(
-        images, np.concatenate([part.mean for part in parts]), np.concatenate([part.scatter for part in parts])
+        images,
+        np.concatenate([part.mean for part in parts]),
+        np.concatenate([part.scatter for part in parts]),
+        max(part.error for part in parts),
     )
 
 
@@ -104,7 +145,18 @@ def merge(left: Moments, right: Moments) -> Moments:
     between *= left.count * right.count / count
     between += left.scatter
     between += right.scatter
-    return Moments(count, mean, between)
+    trace = float(np.trace(between, axis1=1, axis2=2).max(initial=0.0))
+    lengths = np.linalg.norm(delta, axis=1) * (np.linalg.norm(left.mean, axis=1) + np.linalg.norm(right.mean, axis=1))
+    offset = 2.0 * _EPS * left.count * right.count / count * float(lengths.max(initial=0.0))
+    return Moments(count, mean, between, left.error + right.error + _ROUNDED * _EPS * trace + offset)
+
+
+def error_anew(count: int, block: int, trace: float) -> float:
+    """Return the bound on the scatter's error that accumulating ``count`` samples in such blocks comes to.
+
+    ``trace`` is the scatter's; sums of parts of it are smaller.
+    """
+    return _ROUNDED * _EPS * (block + -(-count // block)) * trace
 
 
 def finalize(moments: Moments) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

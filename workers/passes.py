@@ -3,7 +3,7 @@
 Features are read chunk by chunk, so a task holds one chunk and the Gaussians or moments of one row, whatever N is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from schemas.config import TrimConfig
 from schemas.features import CHUNK_IMAGES
 from workers.compute import map_in_threads
-from workers.gaussian import Fit, FittedGaussian, fit_dual, fit_primal
+from workers.gaussian import Fit, FittedGaussian, FittedWhitening, fit_dual, fit_primal
 from workers.moments import Accumulator, Moments, merge
 from workers.selection import margins, smallest
 from workers.smoothing import SMALLEST, smooth
@@ -25,6 +25,7 @@ from workers.threshold import position_threshold
 NORMAL_DEVIATION = 1.4826
 
 RowGaussians = tuple[FittedGaussian, ...]
+RowWhitenings = tuple[FittedWhitening, ...]
 # One Moments of one position for each column: columns may be fitted on different images.
 RowMoments = tuple[Moments, ...]
 
@@ -67,7 +68,11 @@ class RowVerdict(NamedTuple):
 
 
 def accumulate_segment(
-    features: ArrayRef, row: int, segment: Segment, chosen: NDArray[np.bool_] | None = None
+    features: ArrayRef,
+    row: int,
+    segment: Segment,
+    chosen: NDArray[np.bool_] | None = None,
+    columns: Sequence[int] | None = None,
 ) -> RowMoments:
     """Return the moments of a segment's fitted images at one row of positions, chunk by chunk in order.
 
@@ -79,16 +84,21 @@ def accumulate_segment(
         The images, masked to those that are fitted.
     chosen
         (segment's images, columns) bool: those fitted at each column; None for the segment's mask at all of them.
+    columns
+        The columns to accumulate; None for all.
     """
     array = features.open()
     used = segment.mask if chosen is None else chosen
-    columns = [Accumulator(array.shape[3]) for _ in range(array.shape[2])]
-    for start, values in _chunks(array, row, segment):
+    places = range(array.shape[2]) if columns is None else columns
+    accumulators = [Accumulator(array.shape[3]) for _ in places]
+    for start, values in read_chunks(features, row, segment, used):
         mask = used[start - segment.start : start - segment.start + len(values)]
-        if mask.any():
-            samples = [_fitted_at(values, mask, column) for column in range(len(columns))]
-            map_in_threads(lambda pair: pair[0].add(pair[1]), zip(columns, samples, strict=True))
-    return tuple(map_in_threads(Accumulator.result, columns))
+
+        def add(pair: tuple[int, Accumulator], values: Any = values, mask: NDArray[np.bool_] = mask) -> None:
+            pair[1].add(fitted_at(values, mask, pair[0]))
+
+        map_in_threads(add, zip(places, accumulators, strict=True))
+    return tuple(map_in_threads(Accumulator.result, accumulators))
 
 
 def merge_rows(left: RowMoments, right: RowMoments) -> RowMoments:
@@ -100,13 +110,12 @@ def fit_row_dual(
     features: ArrayRef, row: int, segment: Segment, fit: Fit, chosen: NDArray[np.bool_] | None = None
 ) -> RowGaussians:
     """Fit one row of positions on the masked or chosen images (see `accumulate_segment`), at most one a channel."""
-    array = features.open()
     used = segment.mask if chosen is None else chosen
-    parts: list[list[NDArray[Any]]] = [[] for _ in range(array.shape[2])]
-    for start, values in _chunks(array, row, segment):
+    parts: list[list[NDArray[Any]]] = [[] for _ in range(features.open().shape[2])]
+    for start, values in read_chunks(features, row, segment, used):
         mask = used[start - segment.start : start - segment.start + len(values)]
         for column, part in enumerate(parts):
-            part.append(_fitted_at(values, mask, column))
+            part.append(fitted_at(values, mask, column))
     return tuple(
         map_in_threads(
             lambda part: fit_dual(np.concatenate(part), fit.config, fit.estimator, leaves_one_out=fit.leaves_one_out),
@@ -115,7 +124,7 @@ def fit_row_dual(
     )
 
 
-def _fitted_at(values: NDArray[Any], mask: NDArray[np.bool_], column: int) -> NDArray[Any]:
+def fitted_at(values: NDArray[Any], mask: NDArray[np.bool_], column: int) -> NDArray[Any]:
     """Return the features (fitted, channels) at a column; ``mask`` is (images,) or (images, columns)."""
     fitted: NDArray[Any] = values[mask if mask.ndim == 1 else mask[:, column], column]
     return fitted
@@ -126,15 +135,16 @@ def fit_row_primal(moments: RowMoments, fit: Fit, fourth_moments: list[NDArray[n
     fourth = sum(fourth_moments[1:], fourth_moments[0]) if fourth_moments else None
 
     def fit_column(column: int) -> FittedGaussian:
-        return fit_primal(
-            moments[column],
-            fit.config,
-            fit.estimator,
-            fourth_moments=None if fourth is None else fourth[column : column + 1],
-            leaves_one_out=fit.leaves_one_out,
-        )[0]
+        return fit_moments(moments[column], fit, None if fourth is None else fourth[column])
 
     return tuple(map_in_threads(fit_column, range(len(moments))))
+
+
+def fit_moments(moments: Moments, fit: Fit, fourth_moment: float | None = None) -> FittedGaussian:
+    """Fit one position from its moments."""
+    fourth = None if fourth_moment is None else np.array([fourth_moment])
+    (fitted,) = fit_primal(moments, fit.config, fit.estimator, fourth_moments=fourth, leaves_one_out=fit.leaves_one_out)
+    return fitted
 
 
 def accumulate_fourth(
@@ -143,10 +153,10 @@ def accumulate_fourth(
     """Return the sum of |x - mean|^4 (columns,) over a segment's fitted images."""
     used = segment.mask if chosen is None else chosen
     total = np.zeros(len(moments))
-    for start, values in _chunks(features.open(), row, segment):
+    for start, values in read_chunks(features, row, segment, used):
         mask = used[start - segment.start : start - segment.start + len(values)]
         for column, part in enumerate(moments):
-            centred = _fitted_at(values, mask, column).astype(np.float64) - part.mean[0]
+            centred = fitted_at(values, mask, column).astype(np.float64) - part.mean[0]
             total[column] += (np.einsum("ij,ij->i", centred, centred) ** 2).sum()
     return total
 
@@ -185,7 +195,7 @@ def take_images(chosen: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.
 
 
 def measure_segment(
-    gaussians: RowGaussians,
+    gaussians: RowGaussians | RowWhitenings,
     features: ArrayRef,
     distances: ArrayRef,
     row: int,
@@ -214,19 +224,18 @@ def measure_segment(
         Images measured: the receipt that the row's verdict waits for.
     """
     result = np.full((segment.stop - segment.start, len(gaussians)), np.nan)
-    for start, values in _chunks(features.open(), row, segment):
+    for start, values in read_chunks(features, row, segment, segment.mask):
         place = slice(start - segment.start, start - segment.start + len(values))
         mask = segment.mask[place]
-        if mask.any():
-            out = None if left_out is None else left_out[place][mask]
-            measured = _measure_columns(gaussians, values[mask], out)
-            result[place][mask] = np.stack(measured, axis=1)
+        out = None if left_out is None else left_out[place][mask]
+        measured = _measure_columns(gaussians, values[mask], out)
+        result[place][mask] = np.stack(measured, axis=1)
     distances.open("r+")[segment.start : segment.stop, row] = result
     return int(segment.mask.sum())
 
 
 def _measure_columns(
-    gaussians: RowGaussians, samples: NDArray[Any], left_out: NDArray[np.bool_] | None
+    gaussians: RowGaussians | RowWhitenings, samples: NDArray[Any], left_out: NDArray[np.bool_] | None
 ) -> list[NDArray[np.float64]]:
     """Return the distances (images,) of samples (images, columns, channels) at each column, the columns at once."""
 
@@ -338,13 +347,20 @@ def read_row(features: ArrayRef, row: int, segment: Segment) -> NDArray[Any]:
     """Return the features (taking part, columns, channels) of a segment's masked images at one row of positions."""
     parts = [
         values[segment.mask[start - segment.start : start - segment.start + len(values)]]
-        for start, values in _chunks(features.open(), row, segment)
+        for start, values in read_chunks(features, row, segment)
     ]
     return np.concatenate(parts)
 
 
-def _chunks(array: zarr.Array[Any], row: int, segment: Segment) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield (first image, values (images, columns, channels)) for each chunk of a segment."""
+def read_chunks(
+    features: ArrayRef, row: int, segment: Segment, wanted: NDArray[np.bool_] | None = None
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield (first image, values (images, columns, channels)) for each chunk of a segment at one row of positions.
+
+    Those without an image of ``wanted`` (segment's images,) or (segment's images, columns) are not read.
+    """
+    array = features.open()
     for start in range(segment.start, segment.stop, CHUNK_IMAGES):
         stop = min(start + CHUNK_IMAGES, segment.stop)
-        yield start, np.asarray(array[start:stop, row])
+        if wanted is None or wanted[start - segment.start : stop - segment.start].any():
+            yield start, np.asarray(array[start:stop, row])

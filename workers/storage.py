@@ -1,6 +1,8 @@
 """Directories on any fsspec file system, as a recipe: pickles as its URL, opens its file system where it is used."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +11,14 @@ import fsspec
 import zarr
 from fsspec.implementations.local import LocalFileSystem
 from zarr.storage import FsspecStore, LocalStore
+
+from schemas.credentials import refuse_credentials
+from schemas.errors import StorageError
+from workers.atomic import create_file, replace_file
+from workers.storage_settings import storage_in_use
+
+# Of URLs that the settings of object stores are for.
+S3_PROTOCOLS = ("s3", "s3a")
 
 
 def is_url(location: str) -> bool:
@@ -23,11 +33,17 @@ def split_location(location: str | os.PathLike[str]) -> tuple[Any, str]:
     ------
     ValueError
         When the protocol is unknown or its package is not installed.
+    ConfigError
+        When a URL carries credentials.
     """
     text = os.fspath(location)
     if not is_url(text):
         # Not through url_to_fs: local names may hold '::' or '~', which mean something to it.
         return LocalFileSystem(), os.path.abspath(text)  # noqa: PTH100 - resolve() would follow links
+    refuse_credentials(text, "the URL")
+    if _is_s3(text):
+        store = _object_store()
+        return store, store._strip_protocol(text)
     try:
         if "::" in text:  # part of a name; url_to_fs would take it for a chain of file systems
             fs = fsspec.filesystem(text.partition("://")[0])
@@ -73,9 +89,17 @@ class Directory:
 
     @classmethod
     def at(cls, location: str | os.PathLike[str]) -> "Directory":
-        """Return the directory at a path or URL; nothing is created."""
+        """Return the directory at a path or URL; nothing is created.
+
+        Raises
+        ------
+        ConfigError
+            When a URL carries credentials.
+        """
         text = os.fspath(location)
-        return cls(text.rstrip("/")) if is_url(text) else cls(split_location(text)[1])
+        if is_url(text):
+            return cls(refuse_credentials(text, "the URL").rstrip("/"))
+        return cls(split_location(text)[1])
 
     def __truediv__(self, name: str) -> "Directory":
         return Directory(f"{self.url}/{name}")
@@ -83,24 +107,30 @@ class Directory:
     def exists(self, name: str = "") -> bool:
         """Tell whether a file or directory is there."""
         fs, path = self._locate(name)
-        return bool(fs.exists(path))
+        with self._reading(name):
+            return bool(fs.exists(path))
 
     def is_empty(self) -> bool:
         """Tell whether nothing is in it, or it is not there."""
         fs, path = self._locate("")
-        return not fs.exists(path) or not fs.ls(path, detail=False)
+        with self._reading(""):
+            return not fs.exists(path) or not fs.ls(path, detail=False)
 
     def read(self, name: str) -> bytes:
         """Return a whole file."""
         fs, path = self._locate(name)
-        content: bytes = fs.cat_file(path)
-        return content
+        with self._reading(name):
+            content: bytes = fs.cat_file(path)
+            return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a whole file, replacing it."""
+        """Write a whole file, replacing it; it is never there in part, even if this process is killed."""
         fs, path = self._locate(name)
         fs.makedirs(fs._parent(path), exist_ok=True)
-        fs.pipe_file(path, content)
+        if is_url(self.url):
+            fs.pipe_file(path, content)
+        else:
+            replace_file(path, content)
 
     def create(self, name: str, content: bytes) -> None:
         """Write a file that must not be there yet.
@@ -112,8 +142,13 @@ class Directory:
         """
         fs, path = self._locate(name)
         fs.makedirs(fs._parent(path), exist_ok=True)
-        with fs.open(path, "xb") as file:
-            file.write(content)
+        if _is_s3(self.url):
+            fs.pipe_file(path, content, mode="create")
+        elif is_url(self.url):
+            with fs.open(path, "xb") as file:
+                file.write(content)
+        else:
+            create_file(path, content)
 
     def remove(self, name: str) -> None:
         """Remove a file or a directory tree, if it is there."""
@@ -133,12 +168,41 @@ class Directory:
         """
         self._locate(name)  # refuses a protocol that can not be used, in our words
         url = f"{self.url}/{name}" if name else self.url
-        store = (
-            FsspecStore.from_url(url, read_only=mode == "r")
-            if is_url(url)
-            else LocalStore(Path(url), read_only=mode == "r")
-        )
+        store: FsspecStore | LocalStore
+        if _is_s3(url):
+            client = _object_store(asynchronous=True)
+            store = FsspecStore(client, path=client._strip_protocol(url), read_only=mode == "r")
+        elif is_url(url):
+            store = FsspecStore.from_url(url, read_only=mode == "r")
+        else:
+            store = LocalStore(Path(url), read_only=mode == "r")
         return zarr.open_group(store=store, mode=mode, zarr_format=3, use_consolidated=False)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Say that a store denies access, which on disk the errors themselves say well enough."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except PermissionError as error:
+            if not is_url(self.url):
+                raise
+            raise StorageError(
+                f"{self.url}/{name}: access is denied. Grant the credentials in use GetObject and ListBucket, or use "
+                "others: storage.profile, or AWS_ACCESS_KEY_ID and its like."
+            ) from error
 
     def _locate(self, name: str) -> tuple[Any, str]:
         return split_location(f"{self.url}/{name}" if name else self.url)
+
+
+def _is_s3(url: str) -> bool:
+    return url.partition("://")[0].lower() in S3_PROTOCOLS and is_url(url)
+
+
+def _object_store(*, asynchronous: bool = False) -> Any:
+    # Not at the top: its client takes long to load, which only those who need it shall wait for.
+    from workers.object_store import open_store
+
+    return open_store(storage_in_use(), asynchronous=asynchronous)

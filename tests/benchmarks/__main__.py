@@ -5,12 +5,25 @@ import shlex
 import sys
 from types import ModuleType
 
-from tests.benchmarks import extraction, fixed_cost, results, scale, soak, statistics
+from tests.benchmarks import (
+    extraction,
+    fixed_cost,
+    peers_anomalib,
+    peers_memory,
+    peers_sklearn,
+    results,
+    scale,
+    soak,
+    statistics,
+)
 
 # Each module has a docstring, ``add_arguments(parser)`` and ``measure(arguments, command) -> results.Record``.
 BENCHMARKS: dict[str, ModuleType] = {
     "extraction": extraction,
     "fixed-cost": fixed_cost,
+    "peers-anomalib": peers_anomalib,
+    "peers-memory": peers_memory,
+    "peers-scikit-learn": peers_sklearn,
     "scale": scale,
     "soak": soak,
     "statistics": statistics,

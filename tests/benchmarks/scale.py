@@ -2,6 +2,9 @@
 
 Features are synthetic and written straight into a store; only the judging is measured, from the first pass to the
 published map. Each size has a cluster of its own, so that a worker's peak memory is that size's.
+
+Costs are CPU seconds of the command and its worker together, which other work on the machine does not change. A pass
+has a fixed cost, of its tasks and of factorising, so the cost of an image is also given as what further images cost.
 """
 
 import argparse
@@ -9,31 +12,40 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pandas as pd
+from distributed import Client
 
 import pipeline.judge
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.judge import Judge
-from pipeline.progress import Reporter
+from pipeline.progress import Phase, Reporter
 from pipeline.record import new_record
 from schemas.config import Config, parse_config
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.names import sample_id, storage_name
-from schemas.run import FEATURES, ITERATIONS
+from schemas.run import FEATURES
 from tests.benchmarks import results
 from tests.studies.synthetic_features import Archive, catalog_and_outcomes, plan, write_features
 from workers.storage import Directory
 
-SIZES = (1000, 5000, 20_000)
-CHANNELS, SIDE = 64, 5
+# The second one is only there for its memory.
+SIZES = (1000, 2000, 5000, 20_000)
+# Fewer channels than half of the smallest group: the form is primal throughout. So few that the largest takes minutes.
+CHANNELS, SIDE = 256, 6
+# The phases that are told apart, by the names that they are shown by; what happens in none of them is the rest.
+PHASES = ("pass", "publish", "examine")
+REST = "rest"
 # Groups of as many images as small product lines have, on the grid of an image of 256 pixels.
 GROUPS, GROUP_IMAGES, GROUP_GRID, GROUP_CHANNELS = 200, 20, 14, 448
 MANY = 10_000
@@ -51,10 +63,12 @@ def measure(arguments: argparse.Namespace, command: str) -> results.Record:
     return results.record(
         "Scale: judging",
         f"`{arguments.strategy}` on one worker of one thread. Large groups: {SIDE} x {SIDE} positions of {CHANNELS} "
-        f"channels; peak memory of the worker and of the command, and seconds for each image, over those of the "
-        f"smallest group. Small groups: {GROUP_IMAGES} images of {GROUP_GRID} x {GROUP_GRID} positions of "
-        f"{GROUP_CHANNELS} channels each, judged in one task each, over the same groups by a task for each row of "
-        f"positions; {MANY} groups are extrapolated.",
+        f"channels. Peak memory of the worker, over that at {SIZES[1]} images. CPU seconds of command and worker for "
+        f"each image, over those of a further image at the most images: of a pass, of publishing, of a fit of the "
+        f"breakdown guard, and of the rest, which compares all pairs of images to find near-duplicates. 1 everywhere "
+        f"is flat; images in a small group also bear the fixed cost of tasks and factors. Small groups: {GROUP_IMAGES} "
+        f"images of {GROUP_GRID} x {GROUP_GRID} positions of {GROUP_CHANNELS} channels each, judged in one task each, "
+        f"over the same groups by a task for each row of positions; {MANY} groups are extrapolated.",
         rows,
         command=command,
     )
@@ -62,18 +76,19 @@ def measure(arguments: argparse.Namespace, command: str) -> results.Record:
 
 @dataclass(frozen=True)
 class _Run:
-    """What one judging took: tasks, seconds of all and of the passes alone, peak bytes of the worker."""
+    """What one judging took: tasks, seconds, CPU seconds of an average phase of each kind and of all, peak bytes."""
 
     tasks: int
     seconds: float
-    seconds_by_pass: float
+    cpu: Mapping[str, float]
+    all_cpu: float
     peak: int
 
 
 def _growth(strategy: str) -> Iterator[dict[str, str]]:
-    """Yield a row for each size of a large group."""
-    runs = {}
-    for images in (SIZES[0], 2000, *SIZES[1:]):
+    """Yield a row for each size of a large group, and one for what further images cost from each to the next."""
+    runs: dict[int, _Run] = {}
+    for images in SIZES:
         archive = Archive(images=images, channels=CHANNELS, side=SIDE, planted=0.05)
         truth = plan(archive)
 
@@ -82,16 +97,31 @@ def _growth(strategy: str) -> Iterator[dict[str, str]]:
 
         catalog, outcomes = catalog_and_outcomes(archive, truth)
         runs[images] = _judge(strategy, archive.geometry, catalog, outcomes, store)
-    first = runs[SIZES[0]]
+    compared = [size for size in SIZES if size != SIZES[1]]
+    steps = list(pairwise(compared))
+    further = {(few, many): _further(runs[few], runs[many], many - few) for few, many in steps}
+    unit = further[steps[-1]]
     for images, run in runs.items():
-        per_pass = run.seconds_by_pass / images / (first.seconds_by_pass / SIZES[0])
-        yield {
-            "case": f"{images} images",
-            "peak memory": f"{run.peak / first.peak:.2f}",
-            "seconds of a pass per image": f"{per_pass:.2f}",
-            "all seconds per image": f"{run.seconds / images / (first.seconds / SIZES[0]):.2f}",
-            "tasks": str(run.tasks),
-        }
+        costs = {phase: run.cpu[phase] / images / unit[phase] for phase in unit}
+        yield _row(f"{images} images", run.peak / runs[SIZES[1]].peak, costs, run.tasks)
+    for (few, many), added in further.items():
+        yield _row(
+            f"a further image, {few} to {many}", None, {phase: added[phase] / unit[phase] for phase in unit}, None
+        )
+
+
+def _further(few: _Run, many: _Run, images: int) -> dict[str, float]:
+    """Return the CPU seconds of each phase that one image more costs."""
+    return {phase: (many.cpu[phase] - few.cpu[phase]) / images for phase in (*PHASES, REST)}
+
+
+def _row(case: str, peak: float | None, costs: Mapping[str, float], tasks: int | None) -> dict[str, str]:
+    return {
+        "case": case,
+        "peak memory": "" if peak is None else f"{peak:.2f}",
+        **{f"CPU, {phase}": f"{costs[phase]:.2f}" if phase in costs else "" for phase in (*PHASES, REST)},
+        "tasks": "" if tasks is None else str(tasks),
+    }
 
 
 def _small_groups(strategy: str, count: int) -> Iterator[dict[str, str]]:
@@ -103,11 +133,14 @@ def _small_groups(strategy: str, count: int) -> Iterator[dict[str, str]]:
     first = runs["many tasks", few]
     for (name, groups), run in runs.items():
         hours = run.seconds / groups * MANY / 3600
+        cost = run.all_cpu / groups / (first.all_cpu / few)
         yield {
-            "case": f"{groups} groups of {GROUP_IMAGES}, {name} each ({MANY}: {hours:.1f} h)",
-            "peak memory": f"{run.peak / first.peak:.2f}",
-            "seconds of a pass per image": f"{run.seconds_by_pass / groups / (first.seconds_by_pass / few):.2f}",
-            "all seconds per image": f"{run.seconds / groups / (first.seconds / few):.2f}",
+            **_row(
+                f"{groups} groups of {GROUP_IMAGES}, {name} each ({MANY}: {hours:.1f} h)",
+                run.peak / first.peak,
+                {REST: cost},
+                None,
+            ),
             "tasks": f"{run.tasks / groups:.1f} per group",
         }
 
@@ -155,13 +188,13 @@ def _judge(
         store(run / FEATURES)
         tasks = _Count()
         with mock.patch.object(cluster.client, "submit", tasks.counting(cluster.client.submit)):
-            started = time.monotonic()
-            _judged(run, geometry, config, cluster, catalog, outcomes)
-            seconds = time.monotonic() - started
-        passes = pd.read_parquet(Path(folder) / "run" / ITERATIONS)
+            started, before = time.monotonic(), _cpu_seconds(cluster.client)
+            phases = _judged(run, geometry, config, cluster, catalog, outcomes)
+            seconds, all_cpu = time.monotonic() - started, _cpu_seconds(cluster.client) - before
         (peak,) = cluster.client.run(_peak_bytes).values()
-    by_pass = passes.groupby("group")["seconds"].mean().sum()
-    return _Run(tasks.number, seconds, float(by_pass), peak)
+    cpu = {phase: float(np.mean(phases[phase])) if phase in phases else 0.0 for phase in PHASES}
+    cpu[REST] = all_cpu - sum(sum(spent) for spent in phases.values())
+    return _Run(tasks.number, seconds, cpu, all_cpu, peak)
 
 
 def _judged(
@@ -171,9 +204,30 @@ def _judged(
     cluster: Cluster,
     catalog: pd.DataFrame,
     outcomes: dict[str, list[ImageOutcome]],
-) -> None:
-    record = new_record("benchmark", catalog, config, "weights")
-    Judge(run, run / FEATURES, geometry, config, record, cluster, Reporter()).judge(catalog, outcomes)
+) -> Mapping[str, list[float]]:
+    """Judge, and return the CPU seconds of the phases of each kind."""
+    record, reporter = new_record("benchmark", catalog, config, "weights"), _Metered(cluster.client)
+    Judge(run, run / FEATURES, geometry, config, record, cluster, reporter).judge(catalog, outcomes)
+    return reporter.spent
+
+
+class _Metered(Reporter):
+    """Shows nothing, and takes the CPU seconds of every phase of a group, by the first word after the group's name."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__()
+        self._client = client
+        self.spent: defaultdict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def phase(self, name: str, total: int, unit: str = "images", *, brief: bool = False) -> Iterator[Phase]:
+        """Meter a phase while the block runs."""
+        before = _cpu_seconds(self._client)
+        with super().phase(name, total, unit, brief=brief) as phase:
+            yield phase
+        _, is_group, kind = name.partition(": ")
+        if is_group:
+            self.spent[kind.split()[0]].append(_cpu_seconds(self._client) - before)
 
 
 class _Count:
@@ -190,6 +244,11 @@ class _Count:
             return function(*args, **kwargs)
 
         return counted
+
+
+def _cpu_seconds(client: Client) -> float:
+    """Return the CPU seconds that this process and the workers have taken so far."""
+    return time.process_time() + float(sum(client.run(time.process_time).values()))
 
 
 def _peak_bytes() -> int:

@@ -5,6 +5,8 @@ a large one by the CPU time of one thread, as positions are computed side by sid
 """
 
 import argparse
+import itertools
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,8 +21,11 @@ from schemas.features import CHUNK_IMAGES
 from tests.benchmarks import results
 from workers import gram
 from workers.compute import map_in_threads, set_compute_threads
-from workers.gaussian import Fit, fit_primal
+from workers.gaussian import Fit, fit_primal, invert
 from workers.moments import Accumulator, Moments
+from workers.passes import ArrayRef, RowWhitenings, Segment, accumulate_segment, measure_segment
+from workers.storage import Directory
+from workers.updates import Change, KeptMoments, fit_row_whitening, kept_values, update_row
 
 Array = NDArray[np.float64]
 Result = TypeVar("Result")
@@ -31,6 +36,8 @@ DUAL_IMAGES, DUAL_CHANNELS = 200, 1792
 PRIMAL_IMAGES, PRIMAL_CHANNELS = 4000, 896
 # Columns of a row: a round of ours is one task's, one of the naive loop is so slow that a position must do.
 ROW, NAIVE = 14, 1
+# A larger one, whose passes update the moments of the last one, and the shares of its images that change.
+UPDATED_IMAGES, CHANGED = 20_000, (0.01, 0.1, 0.3)
 # Order of the matrix product that stands for what the machine can do.
 PRODUCT = 1024
 
@@ -46,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace, command: str) -> results.Record:
     """Run the benchmark."""
-    ratios = {**_dual(arguments.rounds, arguments.threads), **_primal(arguments.rounds)}
+    ratios = {**_dual(arguments.rounds, arguments.threads), **_primal(arguments.rounds), **_updates(arguments.rounds)}
     rows = [{"ratio": name, "median (range)": results.spread(values)} for name, values in ratios.items()]
     return results.record(
         "Statistics: one pass",
@@ -54,7 +61,8 @@ def measure(arguments: argparse.Namespace, command: str) -> results.Record:
         f"ours on {arguments.threads} threads (N = {DUAL_IMAGES}, D = {DUAL_CHANNELS}); the distances agree to "
         f"{AGREEMENT:g}. Share of the matrix products: operations needed (N D^2 for moments, D^3 / 3 for the factor, "
         f"N D^2 for distances) per second of one thread, over those of a {PRODUCT} x {PRODUCT} product on it "
-        f"(N = {PRIMAL_IMAGES}, D = {PRIMAL_CHANNELS}).",
+        f"(N = {PRIMAL_IMAGES}, D = {PRIMAL_CHANNELS}). Updates: CPU time of a pass that updates the stored moments of "
+        f"an earlier one, over that of a pass that accumulates anew (N = {UPDATED_IMAGES}, D = {PRIMAL_CHANNELS}).",
         rows,
         command=command,
     )
@@ -114,6 +122,48 @@ def _primal(rounds: int) -> dict[str, list[float]]:
     return found
 
 
+def _updates(rounds: int) -> dict[str, list[float]]:
+    """Return what a pass over a large group costs when some images changed, over one that accumulates anew."""
+    found: dict[str, list[float]] = {
+        f"large group, {share:.0%} of the images changed: over a pass anew": [] for share in CHANGED
+    }
+    rng = np.random.default_rng(3)
+    set_compute_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        features, distances, kept = _store_row(Directory.at(folder), rng)
+        all_images = np.ones(UPDATED_IMAGES, bool)
+        everything = Segment(0, UPDATED_IMAGES, all_images)
+        moments = accumulate_segment(features, 0, everything)
+        for _, (share, ratios) in itertools.product(range(rounds), zip(CHANGED, found.values(), strict=True)):
+            fitted = rng.random(UPDATED_IMAGES) >= share
+            anew = Segment(0, UPDATED_IMAGES, fitted)
+            fit_row_whitening(moments, FIT, [], 0, kept, 1)
+            change = Change(all_images, fitted, 1, 2)
+            gaussians, updating = _timed(partial(update_row, features, kept, 0, change, FIT), clock=time.process_time)
+            _, accumulating = _timed(partial(_fit_anew, features, anew), clock=time.process_time)
+            _, measuring = _timed(
+                partial(measure_segment, gaussians, features, distances, 0, everything), clock=time.process_time
+            )
+            ratios.append((updating + measuring) / (accumulating + measuring))
+    return found
+
+
+def _fit_anew(features: ArrayRef, segment: Segment) -> RowWhitenings:
+    return fit_row_whitening(accumulate_segment(features, 0, segment), FIT, [], 0)
+
+
+def _store_row(directory: Directory, rng: np.random.Generator) -> tuple[ArrayRef, ArrayRef, KeptMoments]:
+    """Write the features of one position; returns them, and where distances and moments go."""
+    group, size = directory.zarr_group("", "w"), kept_values(PRIMAL_CHANNELS)
+    shape, chunk = (UPDATED_IMAGES, 1, 1, PRIMAL_CHANNELS), (CHUNK_IMAGES, 1, 1, PRIMAL_CHANNELS)
+    values = rng.normal(3, 1, shape).astype(np.float16)
+    group.create_array("features", data=values, chunks=chunk, compressors=None)
+    group.create_array("distances", shape=shape[:3], chunks=(CHUNK_IMAGES, 1, 1), dtype="float64", compressors=None)
+    group.create_array("moments", shape=(1, 1, size), chunks=(1, 1, size), dtype="float64", compressors=None)
+    features, distances, moments = (ArrayRef(directory, "", name) for name in ("features", "distances", "moments"))
+    return features, distances, KeptMoments(moments)
+
+
 def _product_speed(matrix: Array, out: Array) -> float:
     _, spent = _timed(lambda: np.matmul(matrix, matrix, out=out), clock=time.thread_time)
     return 2.0 * PRODUCT**3 / spent
@@ -133,7 +183,12 @@ def _primal_pass(features: NDArray[np.float16]) -> Iterator[float]:
     yield spent
     fits, spent = _timed(lambda: fit_primal(moments, FIT.config, FIT.estimator), clock=time.thread_time)
     yield spent
-    _, spent = _timed(lambda: [fits[0].gaussian.mahalanobis(chunk) for chunk in chunks], clock=time.thread_time)
+
+    def measure() -> list[Array]:
+        gaussian = invert(fits[0]).gaussian
+        return [gaussian.mahalanobis(chunk) for chunk in chunks]
+
+    _, spent = _timed(measure, clock=time.thread_time)
     yield spent
 
 

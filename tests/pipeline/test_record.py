@@ -1,5 +1,7 @@
 """Whose run directory it is: the same job's, another's, or nobody's."""
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,9 +12,11 @@ from pipeline.catalog import build_catalog
 from pipeline.record import claim, new_record
 from pipeline.run import clean
 from schemas.errors import RunConflictError
+from schemas.lease import LeaseRecord
 from schemas.run import RunRecord
 from tests.archives import write_parts
 from tests.pipeline.runs import Run, config, digests, quick_run_on
+from workers.processes import ProcessId
 from workers.storage import Directory
 
 
@@ -102,9 +106,25 @@ def test_a_directory_that_is_no_run_is_refused_and_left_as_it_is(
     assert digests(tmp_path) == before
 
 
-def test_the_whole_job_leaves_a_directory_that_is_no_run_as_it_is(full_archive: Path, tmp_path: Path) -> None:
-    file_of_mine(tmp_path / "out")
+@pytest.mark.parametrize("make", [file_of_mine, a_file])
+def test_the_whole_job_leaves_a_directory_that_is_no_run_as_it_is(
+    full_archive: Path, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "out")
     before = digests(tmp_path)
     with pytest.raises(RunConflictError, match=r"Give --out"):
         quick_run_on(full_archive, tmp_path / "out")
     assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("left", ["lease/0001.json", "receipts/all/000000000.json", "journal/begun"])
+def test_what_a_run_killed_after_its_success_left_is_removed_by_its_repetition(
+    finished: Run, tmp_path: Path, left: str
+) -> None:
+    run = Path(shutil.copytree(finished.path, tmp_path / "run"))
+    before = digests(run)
+    for name in {left, "lease/0001.json"}:
+        (run / name).parent.mkdir(parents=True)
+        (run / name).write_bytes(LeaseRecord("gone", **dataclasses.asdict(ProcessId.own()), released=True).to_bytes())
+    assert clean(str(finished.source), str(run), config()).was_done
+    assert digests(run) == before

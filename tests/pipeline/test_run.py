@@ -216,18 +216,20 @@ def test_a_run_that_ended_early_is_not_published_and_finished_by_the_same_comman
 ) -> None:
     out, begun = tmp_path / "run", set()
 
-    def end_early(module: Any, stage: str, instead: Callable[..., Any], error: type[BaseException]) -> None:
+    def end_early(
+        module: Any, stage: str, instead: Callable[..., Any], error: type[BaseException], state: str = "interrupted"
+    ) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(module, stage, instead)
             with pytest.raises(error):
                 run_on(finished.source, out)
         record = json.loads((out / "run.json").read_text())
-        assert record["state"] == "running"
+        assert record["state"] == state
         assert not {"_SUCCESS", "ledger.json"} & {path.name for path in out.iterdir()}
         begun.add(record["run_id"])
 
     end_early(pipeline.run, "extract_features", interrupt, KeyboardInterrupt)
-    end_early(pipeline.judge, "build_manifest", forgetful, LedgerError)
+    end_early(pipeline.judge, "build_manifest", forgetful, LedgerError, "running")
     assert not (out / "manifest.parquet").exists()
     end_early(pipeline.judge, "write_ledger", interrupt, KeyboardInterrupt)
     with pytest.raises(GaussianMapError, match="not finished"):

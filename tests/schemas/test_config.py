@@ -160,7 +160,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_known_one(
 
 
 def test_an_unknown_option_near_to_none_is_refused_with_the_sections() -> None:
-    assert "Sections: input, features, gaussian, trim, guard, cluster" in refusal("qqqqqqqq: {zzzz: 1}")
+    assert "Sections: input, features, gaussian, trim, guard, storage, cluster" in refusal("qqqqqqqq: {zzzz: 1}")
 
 
 def test_all_problems_are_named_at_once() -> None:

@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from schemas.config import GaussianConfig
 from schemas.errors import SingularCovarianceError
 from tests.workers.exact import exact_distances, literal_distances
-from workers.gaussian import Gaussian, PrimalGaussian, fit_dual, fit_primal, uses_dual
+from workers.gaussian import (
+    FittedGaussian,
+    Gaussian,
+    PrimalGaussian,
+    WhiteningGaussian,
+    fit_dual,
+    fit_primal,
+    invert,
+    uses_dual,
+)
 from workers.moments import accumulate
 
 Array = NDArray[np.float64]
@@ -32,14 +41,22 @@ def dual(samples: NDArray[Any], ridge: float = RIDGE) -> Gaussian:
     return fit_dual(samples, GaussianConfig(ridge=ridge), "ridge").gaussian
 
 
-def primal(samples: NDArray[Any], ridge: float = RIDGE) -> Gaussian:
+def fit_by_factor(samples: NDArray[Any], ridge: float = RIDGE) -> FittedGaussian:
     moments = accumulate(samples[:, np.newaxis])
     moments.mean.flags.writeable = False
     moments.scatter.flags.writeable = False
-    return fit_primal(moments, GaussianConfig(ridge=ridge), "ridge")[0].gaussian
+    return fit_primal(moments, GaussianConfig(ridge=ridge), "ridge")[0]
 
 
-both_forms = pytest.mark.parametrize("fit", [dual, primal])
+def primal(samples: NDArray[Any], ridge: float = RIDGE) -> Gaussian:
+    return fit_by_factor(samples, ridge).gaussian
+
+
+def whitening(samples: NDArray[Any], ridge: float = RIDGE) -> WhiteningGaussian:
+    return invert(fit_by_factor(samples, ridge)).gaussian
+
+
+all_forms = pytest.mark.parametrize("fit", [dual, primal, whitening])
 
 
 def assert_relative(distances: Array, expected: Array, relative: float = 1e-6) -> None:
@@ -69,7 +86,7 @@ def test_dual_and_primal_agree_where_one_takes_over_from_the_other(count: int) -
     assert_relative(dual(fitted).mahalanobis(samples), primal(fitted).mahalanobis(samples))
 
 
-@both_forms
+@all_forms
 @given(seed=seeds, count=st.integers(2, 30), channels=st.integers(1, 12))
 @settings(max_examples=60, deadline=None)
 def test_distances_equal_the_literal_formula_on_well_conditioned_data(
@@ -80,7 +97,7 @@ def test_distances_equal_the_literal_formula_on_well_conditioned_data(
     assert_relative(fit(fitted, 0.1).mahalanobis(samples), literal_distances(fitted, samples, 0.1), 1e-9)
 
 
-@both_forms
+@all_forms
 @pytest.mark.parametrize("count", [2, 3, 6, 7, 8, 20])
 def test_distances_equal_exact_arithmetic(fit: Any, count: int) -> None:
     fitted, others = draw(3, count, 7), draw(4, 4, 7)
@@ -88,7 +105,7 @@ def test_distances_equal_exact_arithmetic(fit: Any, count: int) -> None:
     assert_relative(fit(fitted).mahalanobis(samples), exact_distances(fitted, samples, RIDGE), 1e-8)
 
 
-@both_forms
+@all_forms
 @pytest.mark.parametrize("difference", [1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10])
 def test_nearly_identical_samples_cost_no_accuracy(fit: Any, difference: float) -> None:
     # Such as one part photographed twice, or one image that was saved again: their variances lie between the rounding
@@ -99,14 +116,14 @@ def test_nearly_identical_samples_cost_no_accuracy(fit: Any, difference: float) 
     assert_relative(fit(fitted).mahalanobis(samples), exact_distances(fitted, samples, RIDGE))
 
 
-@both_forms
+@all_forms
 def test_duplicate_samples_cost_no_accuracy(fit: Any) -> None:
     fitted = np.repeat(draw(8, 3, 8), [1, 2, 3], axis=0)
     samples = np.concatenate([fitted, draw(9, 5, 8)])
     assert_relative(fit(fitted).mahalanobis(samples), exact_distances(fitted, samples, RIDGE))
 
 
-@both_forms
+@all_forms
 def test_linearly_dependent_samples_cost_no_accuracy(fit: Any) -> None:
     # Ten samples in a plane: rank 2 of at most 9. Integers, so that they lie in it exactly.
     rng = np.random.default_rng(10)
@@ -115,14 +132,14 @@ def test_linearly_dependent_samples_cost_no_accuracy(fit: Any) -> None:
     assert_relative(fit(fitted).mahalanobis(samples), exact_distances(fitted, samples, RIDGE))
 
 
-@both_forms
+@all_forms
 def test_linearly_dependent_channels_cost_no_accuracy(fit: Any) -> None:
     fitted = draw(12, 6, 4)[:, [0, 1, 2, 3, 0, 1, 2]]
     samples = np.concatenate([fitted, draw(13, 5, 7)])
     assert_relative(fit(fitted).mahalanobis(samples), exact_distances(fitted, samples, RIDGE))
 
 
-@both_forms
+@all_forms
 @pytest.mark.parametrize("count", [4, 30])
 def test_a_constant_channel_has_the_ridge_for_its_variance(fit: Any, count: int) -> None:
     fitted = draw(14, count, 6).copy()
@@ -135,7 +152,7 @@ def test_a_constant_channel_has_the_ridge_for_its_variance(fit: Any, count: int)
     assert far == pytest.approx(0.5 / np.sqrt(RIDGE), rel=1e-6)
 
 
-@both_forms
+@all_forms
 @pytest.mark.parametrize("count", [3, 30])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_identical_samples_are_at_distance_zero_and_others_are_measured_by_the_ridge(
@@ -154,7 +171,7 @@ def test_fitted_samples_of_a_small_group_all_lie_at_the_same_distance() -> None:
     np.testing.assert_allclose(distances, np.sqrt(19**2 / 20), rtol=1e-5)
 
 
-@both_forms
+@all_forms
 @given(seed=seeds, count=st.integers(3, 40), channels=st.integers(1, 15))
 @settings(max_examples=50, deadline=None)
 def test_no_fitted_sample_is_farther_than_its_number_allows(fit: Any, seed: int, count: int, channels: int) -> None:
@@ -164,13 +181,13 @@ def test_no_fitted_sample_is_farther_than_its_number_allows(fit: Any, seed: int,
     assert (distances <= np.sqrt((count - 1) ** 2 / count) * (1 + 1e-9)).all()
 
 
-@both_forms
+@all_forms
 def test_unfitted_samples_of_a_small_group_are_orders_of_magnitude_farther(fit: Any) -> None:
     gaussian = fit(draw(16, 20, 60))
     assert gaussian.mahalanobis(draw(17, 20, 60)).min() > 100 * gaussian.mahalanobis(draw(16, 20, 60)).max()
 
 
-@both_forms
+@all_forms
 @given(seed=seeds, count=st.integers(3, 20))
 @settings(max_examples=30, deadline=None)
 def test_distances_do_not_depend_on_the_basis_of_the_channels(fit: Any, seed: int, count: int) -> None:
@@ -181,7 +198,7 @@ def test_distances_do_not_depend_on_the_basis_of_the_channels(fit: Any, seed: in
     assert_relative(rotated, fit(fitted).mahalanobis(others))
 
 
-@both_forms
+@all_forms
 @pytest.mark.parametrize("count", [5, 50])
 def test_samples_are_measured_independently_of_each_other(fit: Any, count: int) -> None:
     gaussian, samples = fit(draw(18, count, 10)), draw(19, 20, 10)
@@ -189,7 +206,7 @@ def test_samples_are_measured_independently_of_each_other(fit: Any, count: int) 
     assert_relative(np.concatenate([gaussian.mahalanobis(part) for part in np.split(samples, [1, 8])]), together, 1e-12)
 
 
-@both_forms
+@all_forms
 @pytest.mark.parametrize("count", [5, 50])
 def test_half_precision_samples_are_measured_in_float64(fit: Any, count: int) -> None:
     half = draw(20, count, 10).astype(np.float16)
@@ -201,7 +218,7 @@ def test_half_precision_samples_are_measured_in_float64(fit: Any, count: int) ->
     )
 
 
-@both_forms
+@all_forms
 def test_no_samples_have_no_distances(fit: Any) -> None:
     assert fit(draw(21, 12, 10)).mahalanobis(np.empty((0, 10), np.float16)).shape == (0,)
 
@@ -222,3 +239,13 @@ def test_a_ridge_that_does_not_make_a_covariance_definite_is_an_error_that_says_
     dependent = 1e3 * draw(23, 50, 2) @ np.random.default_rng(24).normal(size=(2, 6))
     with pytest.raises(SingularCovarianceError, match=r"a ridge of 1e-300 .* 50 samples .*gaussian\.ridge=1e-298"):
         primal(dependent, 1e-300)
+
+
+@given(seed=seeds, channels=st.integers(1, 30))
+@settings(max_examples=30, deadline=None)
+def test_the_inverse_of_the_factor_measures_what_the_factor_does(seed: int, channels: int) -> None:
+    samples, others = draw(seed, 3 * channels + 9, channels), draw(seed + 1, 10, channels)
+    fitted, inverted = fit_by_factor(samples), invert(fit_by_factor(samples))
+    assert_relative(inverted.gaussian.mahalanobis(others), fitted.gaussian.mahalanobis(others), 1e-9)
+    mask = np.arange(10) % 2 == 0
+    assert_relative(inverted.leave_one_out(samples[:10], mask), fitted.leave_one_out(samples[:10], mask), 1e-9)

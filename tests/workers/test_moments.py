@@ -161,3 +161,33 @@ def test_blocks_added_one_by_one_equal_numpy_whatever_the_first_of_them(
 
 def test_an_accumulator_of_nothing_is_the_neutral_element() -> None:
     assert_close(merge(Accumulator(3).result(), accumulate(samples(0, 5, positions=1))), accumulate(samples(0, 5, 1)))
+
+
+@given(seed=st.integers(0, 2**32 - 1), offset=st.sampled_from([0.0, 1e3]), data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_samples_taken_off_again_leave_the_moments_of_the_others_within_the_bound(
+    seed: int, offset: float, data: st.DataObject
+) -> None:
+    values = samples(seed, 60, positions=1, offset=offset)[:, 0]
+    stays = np.arange(60) < data.draw(st.integers(2, 59))
+    accumulator = Accumulator.resume(frozen(accumulate(values[:, np.newaxis])))
+    for part in np.split(values[~stays], data.draw(cuts(int((~stays).sum())))):
+        accumulator.remove(part)
+    accumulator.remove(values[:1])
+    accumulator.add(values[:1])
+    moments = accumulator.result()
+    exact = values[stays].astype(np.longdouble)
+    exact = exact - exact.mean(axis=0)
+    assert moments.count == stays.sum()
+    error = np.linalg.norm((moments.scatter[0] - exact.T @ exact).astype(np.float64))
+    assert error <= moments.error < 1e-9 * np.trace(accumulate(values[:, np.newaxis]).scatter[0])
+
+
+@given(seed=st.integers(0, 2**32 - 1), offset=st.sampled_from([0.0, 1e6]), data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_merged_moments_are_right_within_their_bound(seed: int, offset: float, data: st.DataObject) -> None:
+    values = samples(seed, 60, positions=1, offset=offset)
+    moments = merged(np.split(values, data.draw(cuts(60))), positions=1)
+    exact = values[:, 0].astype(np.longdouble)
+    exact = exact - exact.mean(axis=0)
+    assert np.linalg.norm((moments.scatter[0] - exact.T @ exact).astype(np.float64)) <= moments.error

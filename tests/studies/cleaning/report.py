@@ -86,7 +86,7 @@ def _reading(rows: pd.DataFrame) -> str:
         "them out of it; at 0% the two are one set, in the tables of *overlap*. "
         "Byte-identical copies take no part. Purity: share of true normals among the kept images. Kept "
         "share: share of the true normals that are kept. AUROC: of the largest distance of each test image, under the "
-        "map published for the kept images; *smoothed* averages over neighbouring positions first, as `grow` does. Oracle: "
+        "published map; *smoothed* averages over neighbouring positions first, as `grow` does. Oracle: "
         f"fitted on the true normals. AUROC is not given where fewer than {TEST_ANOMALIES_NEEDED} anomalies are tested."
     )
 

@@ -1,0 +1,56 @@
+"""SIGTERM and SIGINT: the first ends a command in order and in time, the second at once.
+
+Whoever takes a machine back gives some seconds of notice, and kills after that. So what is being computed is dropped,
+what is finished is on disk already, and a command that is still closing its cluster after `GRACE_S` seconds is ended.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from schemas.errors import EXIT_INTERRUPTED
+
+INTERRUPTED = "interrupted; run the same command again to finish."
+
+# Kubernetes and SLURM kill after 30 s, Docker after 10.
+GRACE_S = 8.0
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread on the first signal while the block runs; on the second, exit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = False
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature is signal's
+        nonlocal received
+        if received:
+            os._exit(EXIT_INTERRUPTED)
+        received = True
+        watchdog = threading.Timer(GRACE_S, _exit_late)
+        watchdog.daemon = True
+        watchdog.start()
+        raise KeyboardInterrupt
+
+    before = [signal.signal(number, handle) for number in _SIGNALS]
+    try:
+        yield
+    finally:
+        # Once interrupted, until the process ends: a second signal still means at once.
+        if not received:
+            for number, handler in zip(_SIGNALS, before, strict=True):
+                signal.signal(number, handler)
+
+
+def _exit_late() -> None:
+    # Not through the console, whose lock whoever hangs may hold.
+    os.write(sys.stderr.fileno(), f"paire: error: {INTERRUPTED}\n".encode())
+    os._exit(EXIT_INTERRUPTED)

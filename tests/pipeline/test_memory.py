@@ -1,0 +1,71 @@
+"""Too small a worker is refused before the first image, with the number that it needs."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import pytest
+
+import pipeline.memory
+from pipeline.cluster import Cluster, open_cluster
+from pipeline.memory import USABLE_MEMORY, require_memory
+from schemas.errors import ClusterError
+from schemas.features import FeatureGeometry
+from tests.archives import tiny_config
+from workers.footprint import Layout, judging_memory
+
+GEOMETRY = FeatureGeometry(14, 14, 1792, 64, 64, 10, 4)
+GIGABYTE = 1024**3
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with open_cluster(tiny_config().cluster) as opened:
+        yield opened
+
+
+def workers_with(monkeypatch: pytest.MonkeyPatch, limit: int, held: int = GIGABYTE) -> None:
+    monkeypatch.setattr(pipeline.memory, "_limit_and_held", lambda: (limit, held))
+
+
+def test_a_worker_without_a_limit_is_not_refused(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers_with(monkeypatch, 0)
+    require_memory(cluster, [1_000_000], GEOMETRY, tiny_config())
+
+
+def test_the_number_asked_for_is_enough_and_less_is_not(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers_with(monkeypatch, GIGABYTE)
+    with pytest.raises(ClusterError, match=r"may use 1\.00 GiB.*judging a group of 5000 images") as refused:
+        require_memory(cluster, [5000, 40], GEOMETRY, tiny_config())
+    found = re.search(r"Give each worker ([\d.]+) GiB", str(refused.value))
+    assert found
+    layout = Layout.of(GEOMETRY, tiny_config())
+    needed = (GIGABYTE + judging_memory(layout, 5000, 5000, threads=cluster.threads)) / USABLE_MEMORY
+    assert float(found[1]) == pytest.approx(needed / GIGABYTE, abs=0.01)
+    workers_with(monkeypatch, int(needed) + 1)
+    require_memory(cluster, [5000, 40], GEOMETRY, tiny_config())
+    workers_with(monkeypatch, int(needed) - GIGABYTE // 50)
+    with pytest.raises(ClusterError):
+        require_memory(cluster, [5000, 40], GEOMETRY, tiny_config())
+
+
+def test_large_batches_need_memory_too(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers_with(monkeypatch, 4 * GIGABYTE)
+    config = tiny_config("features.batch_size=4096", "features.image_size=512")
+    with pytest.raises(ClusterError, match="extracting batches of 4096 images"):
+        require_memory(cluster, [20], GEOMETRY, config)
+
+
+def test_every_worker_says_what_it_may_and_does_use(cluster: Cluster) -> None:
+    found = cluster.client.run(pipeline.memory._limit_and_held)
+    assert len(found) == cluster.workers
+    assert all(limit >= 0 and held > 0 for limit, held in found.values())
+
+
+def test_more_threads_need_more(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout.of(GEOMETRY, tiny_config())
+    needed = (GIGABYTE + judging_memory(layout, 1000, 1000, threads=1)) / USABLE_MEMORY
+    workers_with(monkeypatch, int(needed) + 1)
+    require_memory(dataclasses.replace(cluster, threads=1), [1000], GEOMETRY, tiny_config())
+    with pytest.raises(ClusterError):
+        require_memory(dataclasses.replace(cluster, threads=64), [1000], GEOMETRY, tiny_config())

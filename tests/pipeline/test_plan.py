@@ -1,0 +1,317 @@
+"""What a plan says against what runs do: bytes, tasks and requests exactly; times only that they are there."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from zarr.storage import LocalStore
+
+from pipeline.cli import cli
+from pipeline.forecast import Measured, expected_passes, extraction_seconds, forecast
+from pipeline.plan import Plan, plan
+from pipeline.plan_table import duration, sentences, size
+from pipeline.progress import Phase
+from pipeline.rehearsal import Rehearsal
+from pipeline.sample import draw
+from pipeline.statistics import GroupStatistics
+from pipeline.tasks import Here
+from schemas.config import Config
+from schemas.errors import ConfigError, SourceError, UnreadableBudgetError, WeightsError
+from schemas.features import CHUNK_IMAGES, FeatureGeometry
+from tests.archives import tiny_config, write_parts
+from tests.pipeline.runs import quick_config, quick_run_on
+from tests.workers.maps import describe
+from workers.footprint import Layout, PassKind, Requests, pass_requests, pass_tasks, publish_requests, publish_tasks
+from workers.gaussian_map import create_group_map, create_map
+from workers.storage import Directory
+
+GEOMETRY = FeatureGeometry(rows=3, columns=2, channels=80, grid_rows=12, grid_columns=8, pool_kernel=4, pool_stride=4)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an archive of a small group and one that is judged by several tasks."""
+    folder = tmp_path_factory.mktemp("archive")
+    write_parts(folder / "small", 12)
+    write_parts(folder / "large", 66, 4, first_seed=100)
+    (folder / "large" / "torn.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planned(archive: Path) -> Plan:
+    return plan(str(archive), quick_config("input.group_by={group}/**"), sample=40)
+
+
+def bytes_below(folder: Path) -> int:
+    """Return the bytes of all chunks below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("c/**/*") if path.is_file())
+
+
+def test_bytes_are_those_that_a_run_writes(planned: Plan, archive: Path, tmp_path: Path) -> None:
+    run = quick_run_on(archive, tmp_path / "run", "input.group_by={group}/**")
+    assert planned.bytes["features"] == bytes_below(run.path / "features")
+    distances = sum(bytes_below(folder) for folder in (run.path / "distances").glob("*/distance"))
+    assert planned.bytes["distances"] == distances
+    assert planned.bytes["map"] >= bytes_below(run.path / "model")
+    assert planned.archive_bytes == sum(path.stat().st_size for path in archive.rglob("*.png"))
+    assert (planned.inputs, planned.images) == (len(run.manifest), len(run.manifest))
+
+
+def test_groups_are_counted_and_sized(planned: Plan) -> None:
+    assert planned.groups == {"number": 2, "smallest": 12, "median": 41.5, "largest": 71}
+
+
+def test_a_measured_plan_has_times_and_the_memory_of_the_workers(planned: Plan) -> None:
+    assert planned.seconds is not None
+    assert planned.range_s is not None
+    assert min(dataclasses.astuple(planned.seconds)) > 0
+    assert planned.range_s[0] <= planned.seconds.total <= planned.range_s[1]
+    assert planned.memory["enough"] is True
+    assert 0 < planned.memory["needed"] < planned.memory["limit"]
+    assert planned.workers == 1
+    assert planned.unreadable is not None
+    assert planned.unreadable.of == 40
+
+
+def test_nothing_is_left_of_what_was_tried(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = sorted(archive.rglob("*"))
+    plan(str(archive), quick_config(), sample=8)
+    assert not list(tmp_path.glob("paire-plan-*"))
+    assert sorted(archive.rglob("*")) == before
+
+
+def test_without_a_sample_bytes_and_tasks_are_known_and_times_are_not(planned: Plan, archive: Path) -> None:
+    listed = plan(str(archive), quick_config("input.group_by={group}/**"), sample=0)
+    assert (listed.bytes, listed.tasks, listed.requests) == (planned.bytes, planned.tasks, planned.requests)
+    assert listed.seconds is None
+    assert listed.unreadable is None
+    assert "No image was tried" in " ".join(sentences(listed))
+
+
+def test_more_workers_need_no_more_time(archive: Path) -> None:
+    many = plan(str(archive), quick_config(), sample=12, workers=16)
+    assert many.workers == 16
+    assert many.seconds is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"workers": 0}, "--workers 0"),
+        ({"workers": -2}, "--workers -2"),
+        ({"sample": -1}, "--sample -1"),
+        ({"sample": 1000}, "more than the 83 images"),
+    ],
+)
+def test_impossible_counts_are_refused(arguments: dict[str, int], said: str, archive: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        plan(str(archive), quick_config(), **arguments)  # type: ignore[arg-type]
+
+
+def test_an_empty_archive_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="holds no files"):
+        plan(str(tmp_path), quick_config())
+
+
+def test_missing_weights_are_refused(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError):
+        plan(str(archive), quick_config(f"features.weights={tmp_path / 'none.pth'}"))
+
+
+def test_a_sample_that_can_not_be_read_is_refused_with_its_first_fault(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+    with pytest.raises(UnreadableBudgetError, match=r"0 of the 5 images .*0\.png"):
+        plan(str(tmp_path), quick_config())
+
+
+def test_the_command_prints_a_table_for_people_and_json_for_machines(archive: Path) -> None:
+    tiny = quick_config()
+    arguments = ["plan", str(archive), "--sample", "0", "--json", "--group-by", "{group}/**"]
+    for name in ("backbone", "weights", "image_size", "pool_kernel", "pool_stride"):
+        arguments += ["--set", f"features.{name}={getattr(tiny.features, name)}"]
+    arguments += ["--set", f"features.nodes={','.join(tiny.features.nodes)}"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.stderr
+    made = json.loads(result.stdout)
+    assert made["groups"]["number"] == 2
+    assert made["seconds"] is None
+    for word in ("features", "distances", "memory", "tasks", "requests", "Supposed: 3 passes"):
+        assert word in result.stderr
+
+
+# What passes really are
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Count tasks, and reads and writes of chunks."""
+    counts = {"tasks": 0, "get": 0, "put": 0}
+    submit, get, put = Here.submit, LocalStore.get, LocalStore.set
+
+    def counting_submit(self: Here, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+        counts["tasks"] += 1
+        return submit(self, function, *args, **kwargs)
+
+    async def counting_get(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
+        counts["get"] += "/c/" in f"/{key}"
+        return await get(self, key, *args, **kwargs)
+
+    async def counting_set(self: LocalStore, key: str, value: Any) -> None:
+        counts["put"] += "/c/" in f"/{key}"
+        await put(self, key, value)
+
+    monkeypatch.setattr(Here, "submit", counting_submit)
+    monkeypatch.setattr(LocalStore, "get", counting_get)
+    monkeypatch.setattr(LocalStore, "set", counting_set)
+    return counts
+
+
+@pytest.fixture(params=[(300, 310), (600, 30), (40, 80)], ids=["products", "features", "small"])
+def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[GroupStatistics, Layout, Config, int]]:
+    """Give the statistics of a group that goes each of the ways, of several segments."""
+    images, channels = request.param
+    geometry = FeatureGeometry(3, 2, channels, 12, 8, 4, 4)
+    config = tiny_config(f"gaussian.segment_images={CHUNK_IMAGES}")
+    directory = Directory.at(tmp_path)
+    values = np.random.default_rng(0).normal(size=geometry.array_shape(images)).astype(np.float16)
+    features = (directory / "features").zarr_group("", "w")
+    array = features.create_array(
+        "all", shape=values.shape, chunks=geometry.chunk_shape(images), dtype="float16", compressors=None
+    )
+    array[:] = values
+    (directory / "distances").zarr_group("", "w")
+    everything = np.ones(images, bool)
+    statistics = GroupStatistics(
+        None, "all", everything, geometry, config, directory / "features", directory / "distances"
+    )
+    create_map(directory / "model", describe(geometry))
+    create_group_map(directory / "model", "all", geometry, images)
+    with statistics:
+        yield statistics, Layout.of(geometry, config), config, images
+
+
+def spent(counted: dict[str, int], work: Callable[[], object]) -> tuple[int, Requests]:
+    """Return the tasks and requests of some work."""
+    before = dict(counted)
+    work()
+    return counted["tasks"] - before["tasks"], Requests(counted["get"] - before["get"], counted["put"] - before["put"])
+
+
+def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
+    group: tuple[GroupStatistics, Layout, Config, int], counted: dict[str, int], tmp_path: Path
+) -> None:
+    statistics, layout, _, images = group
+    everything, phase = np.ones(images, bool), Phase("", 1, "rows", None)
+    few = everything & (np.arange(images) < images - 5)
+    works: list[tuple[PassKind, bool, int, Callable[[], object]]] = [
+        (PassKind(), True, images, lambda: statistics.measure(everything, is_first=True, phase=phase)),
+        (PassKind(), False, images - 5, lambda: statistics.measure(few, is_first=False, phase=phase)),
+        (PassKind(scores=True), False, images - 5, lambda: statistics.score(few, smoothing=1, phase=phase)),
+        (
+            PassKind(scores=True, nearest=True),
+            False,
+            images,
+            lambda: statistics.score(everything, smoothing=1, nearest=0.75, phase=phase),
+        ),
+        (
+            PassKind(scores=True, by_rows=True),
+            False,
+            images - 5,
+            lambda: statistics.score(few, smoothing=None, phase=phase),
+        ),
+    ]
+    for kind, is_first, fitted, work in works:
+        tasks, requests = spent(counted, work)
+        assert tasks == pass_tasks(layout, images, fitted, kind, is_first=is_first), kind
+        assert requests == pass_requests(layout, images, kind, is_first=is_first), kind
+    model = Directory.at(tmp_path) / "model"
+    tasks, requests = spent(counted, lambda: statistics.publish(everything, model, nearest=1.0, phase=phase))
+    assert tasks == publish_tasks(layout, images, images)
+    assert requests == publish_requests(layout, images, images)
+
+
+# Forecasts
+
+
+MEASURED = Measured(
+    start=5.0,
+    first_tasks=0.0,
+    group=0.5,
+    images_per_second=10.0,
+    rehearsals=(
+        Rehearsal(70, 1, 3, 2, first_pass=3.0, next_pass=1.0, rest=2.5, seconds=6.5, workers=1),
+        Rehearsal(20, 3, 3, 2, first_pass=6.0, next_pass=6.0, rest=0.5, seconds=6.5, workers=1),
+    ),
+)
+
+
+def seconds_of(sizes: list[int], workers: int, passes: int = 3) -> Any:
+    layout = Layout.of(GEOMETRY, quick_config())
+    return forecast(sizes, MEASURED, layout, quick_config(), workers=workers, passes=passes)
+
+
+def test_what_was_rehearsed_in_full_takes_as_long_as_that() -> None:
+    found = seconds_of([70], 1)
+    assert found.passes == pytest.approx(3.0 + 2 * 1.0, rel=0.01)
+    assert found.rest == pytest.approx(2.5, rel=0.01)
+    assert found.extract == pytest.approx(7.0)
+    assert found.total == pytest.approx(sum(dataclasses.astuple(found)))
+    assert found.small_groups == 0
+
+
+def test_rows_are_shared_in_rounds() -> None:
+    assert seconds_of([70], 3).passes == pytest.approx(seconds_of([70], 1).passes / 3, rel=0.02)
+    assert seconds_of([70], 2).passes == pytest.approx(seconds_of([70], 1).passes * 2 / 3, rel=0.02)
+
+
+def test_small_groups_are_a_task_each() -> None:
+    assert seconds_of([20] * 100, 1).small_groups == pytest.approx(200.0, rel=0.01)
+    assert seconds_of([20] * 100, 10).small_groups == pytest.approx(20.0, rel=0.01)
+
+
+def test_images_are_extracted_in_blocks() -> None:
+    assert extraction_seconds([512], 10.0, 1) == pytest.approx(51.2)
+    assert extraction_seconds([512], 10.0, 2) == pytest.approx(25.6)
+    assert extraction_seconds([512], 10.0, 8) == pytest.approx(25.6)
+    assert extraction_seconds([768], 10.0, 2) == pytest.approx(51.2)
+
+
+@pytest.mark.parametrize("strategy", ["paire", "grow", "concentrate", "trim-once", "none"])
+def test_every_strategy_has_a_number_of_passes_that_its_bound_holds(strategy: str) -> None:
+    passes = expected_passes(tiny_config(f"trim.strategy={strategy}", "trim.max_iterations=2"))
+    assert 1 <= passes.fewest <= passes.usual <= passes.most <= 6
+
+
+def test_a_sample_is_seeded_and_spread_over_the_archive() -> None:
+    import pandas as pd
+
+    candidates = pd.DataFrame({"number": range(1000)})
+    first, again, other = (draw(candidates, 10, seed)["number"].tolist() for seed in (0, 0, 1))
+    assert first == again != other
+    assert all(number // 100 == place for place, number in enumerate(first))
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.5e12, "2.5 TB")])
+def test_sizes_have_decimal_units(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3, "3 s"), (90, "1.5 min"), (7200, "2.0 h"), (10 * 86400, "10.0 days")])
+def test_durations_have_the_unit_that_fits(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_zarr_writes_one_object_a_chunk(tmp_path: Path) -> None:
+    # What the formulas count.
+    array = zarr.create_array(tmp_path / "a", shape=(5,), chunks=(2,), dtype="int8", compressors=None)
+    array[:] = 1
+    assert len([path for path in (tmp_path / "a").rglob("c/*") if path.is_file()]) == 3

@@ -1,0 +1,170 @@
+"""The formulas against what is written and held: bytes on disk, the shapes of tasks, laws of the costs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.features import CHUNK_IMAGES, FeatureGeometry
+from tests.workers.maps import describe
+from workers.footprint import (
+    Layout,
+    PassKind,
+    Requests,
+    by_products,
+    chunks,
+    distance_bytes,
+    extraction_memory,
+    feature_bytes,
+    fit_flop,
+    fit_tasks,
+    judging_memory,
+    map_bytes,
+    measure_flop,
+    pass_flop,
+    pass_tasks,
+    products_bytes,
+    products_flop,
+    publish_tasks,
+    schedule_seconds,
+)
+from workers.gaussian_map import create_group_map, create_map
+from workers.gram_passes import products_chunk
+from workers.storage import Directory
+
+GEOMETRY = FeatureGeometry(rows=3, columns=5, channels=16, grid_rows=12, grid_columns=20, pool_kernel=4, pool_stride=4)
+LAYOUT = Layout(GEOMETRY, itemsize=2, segment_images=300)
+
+
+def written(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("c/**/*") if path.is_file())
+
+
+@pytest.mark.parametrize("images", [1, 7, CHUNK_IMAGES, CHUNK_IMAGES + 1, 700])
+def test_feature_bytes_are_those_of_the_chunks_on_disk(images: int, tmp_path: Path) -> None:
+    array = zarr.create_array(
+        tmp_path / "features",
+        shape=GEOMETRY.array_shape(images),
+        chunks=GEOMETRY.chunk_shape(images),
+        dtype="float16",
+        compressors=None,
+    )
+    array[:] = 1
+    assert feature_bytes(LAYOUT, images) == written(tmp_path)
+
+
+@pytest.mark.parametrize("fitted", [3, 16, 17, 40])
+def test_map_bytes_are_those_of_the_published_arrays(fitted: int, tmp_path: Path) -> None:
+    directory = Directory.at(tmp_path)
+    create_map(directory, describe(GEOMETRY))
+    create_group_map(directory, "all", GEOMETRY, fitted)
+    node = zarr.open_group(tmp_path / "all", mode="r+")
+    for _, array in node.arrays():
+        array[...] = np.ones(array.shape)
+    assert map_bytes(LAYOUT, fitted) == written(tmp_path)
+
+
+@pytest.mark.parametrize("measured", [2, 9, 16])
+def test_products_bytes_are_those_of_the_scratch_array(measured: int, tmp_path: Path) -> None:
+    array = zarr.create_array(
+        tmp_path / "products",
+        shape=(GEOMETRY.rows, GEOMETRY.columns, measured, measured),
+        chunks=products_chunk(measured, GEOMETRY.rows, GEOMETRY.columns),
+        dtype="float64",
+        compressors=None,
+    )
+    array[:] = 1
+    assert products_bytes(LAYOUT, measured) == written(tmp_path)
+
+
+def test_a_group_beyond_the_channels_has_no_products() -> None:
+    assert by_products(LAYOUT, 16)
+    assert not by_products(LAYOUT, 17)
+    assert products_bytes(LAYOUT, 17) == 0
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+@settings(max_examples=50)
+def test_more_images_never_cost_less(one: int, other: int) -> None:
+    fewer, more = sorted((one, other))
+    costs: list[Callable[[int], float]] = [
+        lambda n: feature_bytes(LAYOUT, n),
+        lambda n: chunks(n),
+        lambda n: distance_bytes(LAYOUT, n),
+        lambda n: map_bytes(LAYOUT, n),
+        lambda n: products_flop(LAYOUT, n),
+    ]
+    assert all(cost(fewer) <= cost(more) for cost in costs)
+
+
+@given(st.integers(17, 100_000), st.integers(2, 50))
+@settings(max_examples=50)
+def test_a_pass_beyond_the_dual_form_is_linear_in_the_images(images: int, times: int) -> None:
+    # Merging costs something for each chunk, which the image that fills no chunk pays in full.
+    one, many = (pass_flop(LAYOUT, count, count, PassKind()) for count in (images, times * images))
+    assert many <= times * one * (1 + 1e-9)
+
+
+def test_operations_are_those_of_the_kernels_leading_terms() -> None:
+    D, n = 100, 10_000
+    assert fit_flop(D, n) == n * D**2 + 4 * D**2 * 40 + D**3 / 3
+    assert measure_flop(D, n, n) == n * D**2
+    assert measure_flop(D, n, 50) == 4 * n * 50 * D
+    assert products_flop(LAYOUT, 10) == 15 * 10**2 * 16
+
+
+@pytest.mark.parametrize(
+    ("images", "fitted", "kind", "is_first", "tasks"),
+    [
+        (16, 16, PassKind(), True, 2),  # one band of a small group: products and verdict
+        (16, 8, PassKind(), False, 1),
+        (16, 8, PassKind(scores=True), False, 2),  # and the scores of its segment
+        (16, 8, PassKind(scores=True, by_rows=True), False, 1 + 3),
+        (700, 700, PassKind(), True, 3 * (3 + 2 + 1 + 3 + 1)),  # moments, their merges, the fit, distances, verdict
+        (700, 10, PassKind(), False, 3 * (1 + 3 + 1)),
+        (700, 700, PassKind(scores=True), False, 3 * (6 + 3) + 3),
+        (700, 700, PassKind(scores=True, nearest=True), True, 3 * (6 + 3 + 1 + 3 + 9 + 3) + 3),
+    ],
+)
+def test_tasks_of_a_pass(images: int, fitted: int, kind: PassKind, is_first: bool, tasks: int) -> None:
+    assert pass_tasks(LAYOUT, images, fitted, kind, is_first=is_first) == tasks
+
+
+def test_tasks_of_publishing_are_a_fit_and_a_write_of_each_row() -> None:
+    assert publish_tasks(LAYOUT, 700, 10) == 3 * 2
+    assert publish_tasks(LAYOUT, 700, 700) == 3 * (fit_tasks(LAYOUT, 700, 700) + 1)
+
+
+def test_memory_of_judging_does_not_grow_with_the_images_beyond_the_dual_form() -> None:
+    assert judging_memory(LAYOUT, 1000, 1000, threads=2) == judging_memory(LAYOUT, 1_000_000, 500_000, threads=2)
+
+
+def test_memory_holds_what_a_task_holds_at_once() -> None:
+    moments = GEOMETRY.columns * GEOMETRY.channels**2 * 8
+    assert judging_memory(LAYOUT, 1000, 1000, threads=1) > 3 * moments
+    assert judging_memory(LAYOUT, 16, 16, threads=1) > 16**2 * 8 * GEOMETRY.columns
+    block = feature_bytes(LAYOUT, CHUNK_IMAGES)
+    assert extraction_memory(LAYOUT, batch_size=8, image_size=64) > 2 * block
+
+
+@given(st.integers(1, 200), st.floats(0.01, 10), st.integers(1, 64))
+@settings(max_examples=50)
+def test_a_schedule_is_bounded_by_the_work_and_by_one_worker(tasks: int, seconds: float, workers: int) -> None:
+    taken = schedule_seconds(tasks, seconds, workers)
+    assert taken >= tasks * seconds / workers * (1 - 1e-9)
+    assert seconds <= taken * (1 + 1e-9)
+    assert taken <= tasks * seconds * (1 + 1e-9)
+
+
+def test_a_schedule_is_no_faster_than_its_submission() -> None:
+    assert schedule_seconds(0, 1.0, 4) == 0.0
+    assert schedule_seconds(10, 1.0, 4) == 3.0
+    assert schedule_seconds(1000, 0.001, 64, submit_seconds=0.01) == pytest.approx(10.0, rel=0.01)
+
+
+def test_requests_add_and_multiply() -> None:
+    assert (Requests(1, 2) + Requests(3, 4)).times(2) == Requests(8, 12)

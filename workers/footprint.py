@@ -1,0 +1,366 @@
+"""What a run costs before it runs: bytes, tasks, requests, floating-point operations and memory, as pure functions.
+
+The plan, the check of the workers' memory, the simulated schedule and ``docs/scaling.md`` all ask here, so that they
+can not disagree. Everything follows from a `Layout` and from numbers of images: n take part, f of them are fitted.
+Bytes are exact, and so are numbers of tasks, and of requests where segments have whole chunks; operations are those of
+the leading terms; memory is what a task holds at its peak, without the interpreter and its libraries.
+"""
+
+import math
+from dataclasses import dataclass
+
+from schemas.config import Config
+from schemas.features import CHUNK_IMAGES, FeatureGeometry
+from workers.gaussian import uses_dual
+from workers.gaussian_map import CHUNK_BYTES
+from workers.gram_passes import SMALL_GROUP, bands, products_chunk, uses_products
+from workers.near_duplicates import lattice
+from workers.structure import MIN_SAMPLE, SAMPLE
+
+# Distances, products and Gaussians are float64.
+_DOUBLE = 8
+
+# Operations of a symmetric eigenproblem with vectors, over n^3 (Golub and Van Loan, Matrix Computations, section 8.3).
+_EIGH = 9.0
+
+# Blocks that an extracting worker holds: one is computed while another is written.
+_LIVE_BLOCKS = 2
+
+# Batches of pixels that are decoded, or wait, at once (see workers.extract).
+_BATCHES = 4
+
+# The share of the images that each position is fitted on at the start of `grow`: as in pipeline.grow, which workers can
+# not import.
+NEAREST = 0.75
+
+# Results of earlier tasks, such as moments, that a worker keeps until a later one has taken them.
+_KEPT_RESULTS = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What everything follows from besides numbers of images.
+
+    Attributes
+    ----------
+    geometry
+        The grid of positions.
+    itemsize
+        Bytes of a stored feature.
+    segment_images
+        Images in one statistics task.
+    """
+
+    geometry: FeatureGeometry
+    itemsize: int
+    segment_images: int
+
+    @classmethod
+    def of(cls, geometry: FeatureGeometry, config: Config) -> "Layout":
+        """Return the layout that a configuration means."""
+        return cls(geometry, 2 if config.features.dtype == "float16" else 4, config.gaussian.segment_images)
+
+    @property
+    def positions(self) -> int:
+        """Number of positions, h' w'."""
+        return self.geometry.rows * self.geometry.columns
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of one stored patch feature vector."""
+        return self.geometry.channels * self.itemsize
+
+    def segments(self, images: int) -> int:
+        """Return how many segments some images are."""
+        return -(-images // self.segment_images)
+
+
+@dataclass(frozen=True)
+class PassKind:
+    """What a pass computes.
+
+    Attributes
+    ----------
+    scores
+        Each fitted image is measured without itself, and images are scored; else positions are given thresholds.
+    nearest
+        Every position is fitted a second time, on the images nearest there.
+    by_rows
+        Scores are in robust deviations, found row by row.
+    """
+
+    scores: bool = False
+    nearest: bool = False
+    by_rows: bool = False
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Requests to a store for chunks: reads and writes."""
+
+    get: int = 0
+    put: int = 0
+
+    def __add__(self, other: "Requests") -> "Requests":
+        return Requests(self.get + other.get, self.put + other.put)
+
+    def times(self, count: int) -> "Requests":
+        """Return so many times these."""
+        return Requests(self.get * count, self.put * count)
+
+
+def chunks(images: int) -> int:
+    """Return how many chunks of the feature store hold one row of positions of some images."""
+    return -(-images // CHUNK_IMAGES)
+
+
+def feature_bytes(layout: Layout, images: int) -> int:
+    """Return the bytes of a group's features, uncompressed: whole chunks, of which the last one is padded."""
+    held = images if images <= CHUNK_IMAGES else chunks(images) * CHUNK_IMAGES
+    return held * layout.positions * layout.position_bytes
+
+
+def distance_bytes(layout: Layout, images: int) -> int:
+    """Return the bytes of a group's distances: whole chunks, in both directions."""
+    rows = layout.geometry.rows
+    size = band_size(layout, images) if by_products(layout, images) else 1
+    padded = layout.segments(images) * min(layout.segment_images, images)
+    return padded * -(-rows // size) * size * layout.geometry.columns * _DOUBLE
+
+
+def products_bytes(layout: Layout, measured: int) -> int:
+    """Return the bytes of the inner products that are there while a group is judged; 0 where it goes without."""
+    if not by_products(layout, measured):
+        return 0
+    size, columns, *_ = products_chunk(measured, layout.geometry.rows, layout.geometry.columns)
+    return size * len(_bands(layout, measured)) * columns * _column_chunks(layout, measured) * measured**2 * _DOUBLE
+
+
+def map_bytes(layout: Layout, fitted: int) -> int:
+    """Return the bytes of a group's Gaussians and thresholds: whole chunks."""
+    rows, columns = layout.geometry.rows, layout.geometry.columns
+    arrays = [*_map_arrays(layout, fitted), 1]
+    wide = [_map_columns(layout, numbers) for numbers in arrays]
+    padded = [-(-columns // each) * each for each in wide]
+    return sum(rows * each * numbers * _DOUBLE for each, numbers in zip(padded, arrays, strict=True))
+
+
+def _map_arrays(layout: Layout, fitted: int) -> list[int]:
+    """Return how many numbers of a position each array of a map has: mean, factor; in dual form variances, ridge."""
+    channels = layout.geometry.channels
+    if uses_dual(fitted, channels):
+        rank = max(fitted - 1, 1)
+        return [channels, rank * channels, rank, 1]
+    return [channels, channels**2]
+
+
+def _map_columns(layout: Layout, numbers: int) -> int:
+    """Return how many columns share a chunk of an array of a map."""
+    return min(layout.geometry.columns, max(1, CHUNK_BYTES // (numbers * _DOUBLE)))
+
+
+def by_products(layout: Layout, measured: int) -> bool:
+    """Tell whether the passes over a group go by inner products."""
+    return uses_products(measured, layout.geometry.channels)
+
+
+def is_small(images: int) -> bool:
+    """Tell whether a group is judged in one task."""
+    return images <= SMALL_GROUP
+
+
+def band_size(layout: Layout, measured: int) -> int:
+    """Return the rows of positions of one task of a pass by products."""
+    return products_chunk(measured, layout.geometry.rows, layout.geometry.columns)[0]
+
+
+def extraction_tasks(images: int) -> int:
+    """Return the number of blocks of a group."""
+    return chunks(images)
+
+
+def fit_tasks(layout: Layout, images: int, fitted: int, *, chosen: bool = False) -> int:
+    """Return the tasks that fit one row of positions to features; ``chosen``: each position on images of its own."""
+    if uses_dual(fitted, layout.geometry.channels):
+        return 1
+    segments = layout.segments(images)
+    return 2 * segments + (segments if chosen else 0)  # accumulate, merge all but the first, factorise
+
+
+def pass_tasks(layout: Layout, images: int, fitted: int, kind: PassKind, *, is_first: bool = False) -> int:
+    """Return the tasks of one pass; the first one by products also computes those."""
+    rows, segments = layout.geometry.rows, layout.segments(images)
+    closing = 0
+    if kind.scores:
+        closing = rows if kind.by_rows else segments
+    if by_products(layout, images):
+        return len(_bands(layout, images)) * (2 if is_first else 1) + closing
+    row = fit_tasks(layout, images, fitted) + segments
+    if kind.nearest:
+        row += 1 + segments + fit_tasks(layout, images, nearest_count(fitted), chosen=True) + segments
+    return rows * (row + (0 if kind.scores else 1)) + closing
+
+
+def nearest_count(fitted: int) -> int:
+    """Return how many images the second fit of a position has in the start of ``grow``."""
+    return max(1, round(NEAREST * fitted))
+
+
+def publish_tasks(layout: Layout, images: int, fitted: int) -> int:
+    """Return the tasks that fit the published Gaussians and write them."""
+    return layout.geometry.rows * (fit_tasks(layout, images, fitted) + 1)
+
+
+def near_duplicate_tasks(layout: Layout, images: int) -> int:
+    """Return the tasks that look for near-duplicates: a sketch of each segment, and their comparison."""
+    return layout.segments(images) + 1
+
+
+def examine_tasks(layout: Layout, images: int, fitted: int, *, fits: int) -> int:
+    """Return the tasks of the breakdown guard: one fit or two, what was excluded, and the sample's structure."""
+    rows, segments = layout.geometry.rows, layout.segments(images)
+    structure = 2 * rows - 1 if images >= MIN_SAMPLE else 0
+    return fits * pass_tasks(layout, images, fitted, PassKind(scores=True)) + segments + structure
+
+
+def pass_flop(layout: Layout, measured: int, fitted: int, kind: PassKind) -> float:
+    """Return the operations of one pass over a group, without those of the products."""
+    channels, n, f = layout.geometry.channels, float(measured), float(fitted)
+    repeats = 2.0 if kind.nearest else 1.0
+    if by_products(layout, measured):
+        # Centring; the Cholesky factor and its inverse, n^3 / 3 each; a triangular solve for those not fitted.
+        return layout.positions * repeats * (3.0 * f**2 + 2.0 * f**3 / 3.0 + f**2 * (n - f))
+    return layout.positions * repeats * (fit_flop(channels, fitted) + measure_flop(channels, measured, fitted))
+
+
+def products_flop(layout: Layout, measured: int) -> float:
+    """Return the operations of a group's inner products: a symmetric rank-D update at every position."""
+    return layout.positions * float(measured) ** 2 * layout.geometry.channels
+
+
+def fit_flop(channels: int, fitted: int) -> float:
+    """Return the operations of fitting one position to features."""
+    D, f = float(channels), float(fitted)
+    if uses_dual(fitted, channels):
+        # Gram matrix, its eigenvectors, directions, their Gram matrix, its factor and solve, variances.
+        return f**2 * D + _EIGH * f**3 + 2 * f**2 * D + f**2 * D + f**3 / 3 + f**2 * D + 2 * f**2 * D
+    # A symmetric rank-f update; for each chunk a merge of D x D matrices; the Cholesky factor.
+    return f * D**2 + 4.0 * D**2 * chunks(fitted) + D**3 / 3.0
+
+
+def measure_flop(channels: int, measured: int, fitted: int) -> float:
+    """Return the operations of measuring images at one position under a fit to features."""
+    if uses_dual(fitted, channels):
+        return 4.0 * measured * fitted * channels
+    return float(measured) * channels**2
+
+
+def publish_flop(layout: Layout, fitted: int) -> float:
+    """Return the operations of the fit that is published."""
+    return layout.positions * fit_flop(layout.geometry.channels, fitted)
+
+
+def pass_requests(layout: Layout, images: int, kind: PassKind, *, is_first: bool = False) -> Requests:
+    """Return the requests for chunks of one pass."""
+    rows, segments = layout.geometry.rows, layout.segments(images)
+    features = rows * chunks(images)
+    if by_products(layout, images):
+        count, wide = len(_bands(layout, images)), _column_chunks(layout, images)
+        multiplied = Requests(get=features, put=count * wide) if is_first else Requests()
+        scored = Requests(get=(rows if kind.by_rows else count) * segments if kind.scores else 0)
+        return multiplied + Requests(get=count * wide, put=count * segments) + scored
+    # The fit reads all features, and so do the distances; then each distance is read once.
+    once = Requests(get=2 * features, put=rows * segments)
+    repeated = once.times(2) + Requests(get=rows * segments) if kind.nearest else once
+    return repeated + Requests(get=rows * segments)
+
+
+def extraction_requests(layout: Layout, images: int) -> Requests:
+    """Return the requests for chunks of extracting a group; its images are read with one each besides."""
+    return Requests(put=layout.geometry.rows * chunks(images))
+
+
+def publish_requests(layout: Layout, images: int, fitted: int) -> Requests:
+    """Return the requests for chunks of publishing a group's Gaussians, without its thresholds."""
+    rows, columns = layout.geometry.rows, layout.geometry.columns
+    each = [-(-columns // _map_columns(layout, numbers)) for numbers in _map_arrays(layout, fitted)]
+    return Requests(get=rows * chunks(images), put=rows * sum(each))
+
+
+def near_duplicate_requests(layout: Layout, images: int) -> Requests:
+    """Return the requests for chunks of looking for near-duplicates, which reads a few rows of positions."""
+    return Requests(get=len(lattice(layout.geometry.rows)) * chunks(images))
+
+
+def examine_requests(layout: Layout, images: int, *, fits: int) -> Requests:
+    """Return the requests for chunks of the breakdown guard; a sample of a large group has images of each chunk."""
+    rows, count = layout.geometry.rows, chunks(images)
+    sampled = rows * min(count, SAMPLE) if images >= MIN_SAMPLE else 0
+    excluded = Requests(get=layout.segments(images) * _distance_chunk_rows(layout, images))
+    return pass_requests(layout, images, PassKind(scores=True)).times(fits) + excluded + Requests(get=sampled)
+
+
+def extraction_memory(layout: Layout, *, batch_size: int, image_size: int) -> int:
+    """Return the bytes that an extracting worker holds besides the backbone: blocks of features, batches of pixels."""
+    block = CHUNK_IMAGES * layout.positions * layout.position_bytes
+    return _LIVE_BLOCKS * block + _BATCHES * batch_size * image_size**2 * 3 * 4
+
+
+def judging_memory(layout: Layout, measured: int, fitted: int, *, threads: int) -> int:
+    """Return the bytes that a worker holds at its peak while a group is judged."""
+    geometry = layout.geometry
+    D, columns = geometry.channels, geometry.columns
+    publish = _fit_memory(layout, fitted, threads=threads)
+    if not by_products(layout, measured):
+        return max(publish, _fit_memory(layout, D + 1, threads=threads))
+    size, wide, *_ = products_chunk(measured, geometry.rows, columns)
+    row = size * measured * columns * layout.position_bytes
+    chunk = size * wide * measured**2 * _DOUBLE
+    multiplied = row + 2 * chunk + threads * (measured * D + measured**2) * _DOUBLE
+    # Beside a chunk each thread has K, its factor and the inverse, and what an exact fit needs where it is called for.
+    passed = chunk + row + threads * (5 * measured**2 + 6 * measured * D) * _DOUBLE
+    return max(multiplied, passed, publish)
+
+
+def _fit_memory(layout: Layout, fitted: int, *, threads: int) -> int:
+    """Return the bytes of fitting a row of positions to features, and of measuring a chunk of images."""
+    D, columns = layout.geometry.channels, layout.geometry.columns
+    chunk = CHUNK_IMAGES * columns * layout.position_bytes
+    if uses_dual(fitted, D):
+        row = fitted * columns * layout.position_bytes
+        return 2 * row + chunk + (2 * columns + 4 * threads) * fitted * D * _DOUBLE + threads * 3 * fitted**2 * _DOUBLE
+    moments = columns * D**2 * _DOUBLE
+    # Two parts and their sum, beside what waits for later tasks.
+    return (3 + _KEPT_RESULTS) * moments + chunk + threads * (D**2 + 2 * CHUNK_IMAGES * D) * _DOUBLE
+
+
+def schedule_seconds(tasks: int, task_seconds: float, workers: int, *, submit_seconds: float = 0.0) -> float:
+    """Return how long equal, independent tasks take: so many rounds, unless submitting them takes longer.
+
+    Parameters
+    ----------
+    tasks, task_seconds
+        How many there are, and how long one worker takes for each.
+    workers
+        How many work at once.
+    submit_seconds
+        What submitting one task costs the driver and the scheduler, which do it one after another.
+    """
+    if not tasks:
+        return 0.0
+    computing = math.ceil(tasks / workers) * task_seconds + submit_seconds
+    return max(computing, tasks * submit_seconds + task_seconds)
+
+
+def _bands(layout: Layout, measured: int) -> list[object]:
+    return list(bands(measured, layout.geometry.rows, layout.geometry.columns))
+
+
+def _column_chunks(layout: Layout, measured: int) -> int:
+    wide = products_chunk(measured, layout.geometry.rows, layout.geometry.columns)[1]
+    return -(-layout.geometry.columns // wide)
+
+
+def _distance_chunk_rows(layout: Layout, images: int) -> int:
+    """Return how many chunks of distances all rows of positions of a segment are."""
+    return len(_bands(layout, images)) if by_products(layout, images) else layout.geometry.rows
