@@ -120,7 +120,7 @@ def test_two_commands_on_one_run_directory_give_one_run(archive: Path, config_fi
         assert json.loads(ended[1].out)["was_done"]
     else:
         assert ended[1].code == EXIT_CONFLICT == 5
-        assert "another" in ended[1].error
+        assert "another" in ended[1].err, ended[1].err
     assert json.loads((tmp_path / "run" / "ledger.json").read_text()) == ledger
 
 
