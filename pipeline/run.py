@@ -17,6 +17,7 @@ from pipeline.judge import Judge
 from pipeline.lease import Lease, refuse_if_at_work
 from pipeline.locations import absolute_source, with_absolute_weights
 from pipeline.log import recorded
+from pipeline.memory import require_memory
 from pipeline.progress import Reporter
 from pipeline.publish import write_table
 from pipeline.record import claim, new_record, start_over, write_record
@@ -196,7 +197,9 @@ def _extract(
 ) -> dict[str, list[ImageOutcome]]:
     """Write what is missing of the feature store; returns what became of each image, unless too many are unreadable."""
     check_extractor(cluster, config, weights_digest)
-    with reporter.phase("extract", int(catalog["row"].notna().sum())) as phase:
+    candidates = catalog[catalog["row"].notna()]
+    require_memory(cluster, candidates.groupby("group").size().tolist(), geometry, config)
+    with reporter.phase("extract", len(candidates)) as phase:
         outcomes = extract_features(
             cluster,
             catalog,

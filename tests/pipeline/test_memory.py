@@ -3,15 +3,17 @@
 import dataclasses
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import pipeline.memory
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.memory import USABLE_MEMORY, require_memory
+from pipeline.run import clean
 from schemas.errors import ClusterError
 from schemas.features import FeatureGeometry
-from tests.archives import tiny_config
+from tests.archives import tiny_config, write_parts
 from workers.footprint import Layout, judging_memory
 
 GEOMETRY = FeatureGeometry(14, 14, 1792, 64, 64, 10, 4)
@@ -69,3 +71,13 @@ def test_more_threads_need_more(cluster: Cluster, monkeypatch: pytest.MonkeyPatc
     require_memory(dataclasses.replace(cluster, threads=1), [1000], GEOMETRY, tiny_config())
     with pytest.raises(ClusterError):
         require_memory(dataclasses.replace(cluster, threads=64), [1000], GEOMETRY, tiny_config())
+
+
+def test_a_run_that_can_not_end_is_refused_before_its_first_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_parts(tmp_path / "archive", good=4)
+    workers_with(monkeypatch, GIGABYTE // 2)
+    with pytest.raises(ClusterError, match="Give each worker"):
+        clean(str(tmp_path / "archive"), str(tmp_path / "run"), tiny_config())
+    assert not (tmp_path / "run" / "features").exists()
