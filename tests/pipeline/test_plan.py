@@ -269,8 +269,9 @@ def test_what_was_rehearsed_in_full_takes_as_long_as_that() -> None:
 
 
 def test_rows_are_shared_in_rounds() -> None:
-    assert seconds_of([70], 3).passes == pytest.approx(seconds_of([70], 1).passes / 3, rel=0.02)
-    assert seconds_of([70], 2).passes == pytest.approx(seconds_of([70], 1).passes * 2 / 3, rel=0.02)
+    # But for the look for near-duplicates, which is one task after another.
+    assert seconds_of([70], 3).passes == pytest.approx(seconds_of([70], 1).passes / 3, rel=0.05)
+    assert seconds_of([70], 2).passes == pytest.approx(seconds_of([70], 1).passes * 2 / 3, rel=0.05)
 
 
 def test_small_groups_are_a_task_each() -> None:
