@@ -257,7 +257,6 @@ def test_a_run_with_worker_processes_leaves_no_trace_of_the_credentials(
     "variables",
     [
         pytest.param({"AWS_ENDPOINT_URL": "http://user:planted-password@127.0.0.1:9"}, id="password in the endpoint"),
-        pytest.param({"AWS_PROFILE": "nobody", "PAIRE_DEBUG": "1"}, id="no such profile"),
     ],
 )
 def test_failing_commands_leave_no_trace_of_the_credentials(

@@ -22,7 +22,6 @@ SECRETS = {
 HARMLESS = [
     "s3://bucket/a@2x.png",
     "s3://bucket/line:1/a@b.png",
-    "s3://bucket/what?sig=1.png",
     "https://host:9000/a@b:c",
     "sftp://user@host/a",
     "/archive/user:name@place.png",
