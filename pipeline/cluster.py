@@ -7,7 +7,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -23,10 +23,12 @@ from workers.storage_settings import storage_in_use, use_storage
 # Cores that one worker's torch and BLAS use well together; more cores mean more workers.
 CORES_PER_WORKER = 4
 
-
 # Dask's profiler lists the frames of all threads every few milliseconds, and CPython before 3.12.1 stops for good where
 # that list makes it collect a dead thread-local (python/cpython#106883).
 _NO_PROFILER = {"distributed.worker.profile.enabled": False}
+
+# Workers that are still starting are waited for when a local cluster closes, but not for ever.
+_CLOSING_S = 30.0
 
 
 class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
@@ -99,13 +101,6 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
     """
     address = _address(config, scheduler)
     with _connected(address, config) if address else _local(config) as (client, threads):
-        try:
-            client.wait_for_workers(1, timeout=config.timeout_s)
-        except TimeoutError as error:
-            raise ClusterError(
-                f"no worker joined the scheduler {client.scheduler.address} within cluster.timeout_s = "
-                f"{config.timeout_s:g} s. Start workers with 'dask worker {client.scheduler.address}'."
-            ) from error
         workers = client.scheduler_info(n_workers=-1)["workers"]
         if address:
             _require_same_version(client)
@@ -167,6 +162,13 @@ def _connected(address: str, config: ClusterConfig) -> Iterator[tuple[Client, in
             "Check the address (like tcp://host:8786) and that 'dask scheduler' runs there."
         ) from error
     with client:
+        try:
+            client.wait_for_workers(1, timeout=config.timeout_s)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"no worker joined the scheduler {client.scheduler.address} within cluster.timeout_s = "
+                f"{config.timeout_s:g} s. Start workers with 'dask worker {client.scheduler.address}'."
+            ) from error
         yield client, 1
 
 
@@ -175,25 +177,38 @@ def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = config.workers or max(1, cores // CORES_PER_WORKER)
     threads = config.threads_per_worker or max(1, cores // workers)
+    with _deaf_to_sigint():
+        cluster = LocalCluster(
+            # They come later: Dask would wait for them without end, and where it is given a time (death_timeout), a
+            # nanny that it runs out on while its process starts is never closed.
+            n_workers=0,
+            threads_per_worker=1,  # one task at a time: a task uses its threads itself
+            processes=config.processes,
+            host="127.0.0.1" if config.processes else None,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=50,
+        )
     try:
-        with _deaf_to_sigint(), dask.config.set(_NO_PROFILER):
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,  # one task at a time: a task uses its threads itself
-                processes=config.processes,
-                host="127.0.0.1" if config.processes else None,
-                dashboard_address="127.0.0.1:0",
-                silence_logs=50,
-                death_timeout=config.timeout_s,
-            )
-    except Exception as error:  # whatever it is that a nanny was doing when its time was up
+        # By its address: a client of the cluster itself would wait for the workers.
+        with Client(cluster.scheduler_address) as client:
+            with dask.config.set(_NO_PROFILER):
+                cluster.scale(workers)  # from the cluster's own thread, which is deaf too
+                _wait_for_local(client, workers, config.timeout_s)
+            yield client, threads
+    finally:
+        with suppress(TimeoutError):
+            cluster.close(timeout=_CLOSING_S)
+
+
+def _wait_for_local(client: Client, workers: int, timeout_s: float) -> None:
+    try:
+        client.wait_for_workers(workers, timeout=timeout_s)
+    except TimeoutError as error:
         raise ClusterError(
             f"the local cluster of {workers} worker processes did not start within cluster.timeout_s = "
-            f"{config.timeout_s:g} s ({type(error).__name__}). Start fewer with --set cluster.workers=1, wait longer, "
-            "or do without processes: --set cluster.processes=false."
+            f"{timeout_s:g} s. Start fewer with --set cluster.workers=1, wait longer, or do without processes: "
+            "--set cluster.processes=false."
         ) from error
-    with cluster, Client(cluster) as client:
-        yield client, threads
 
 
 @contextmanager

@@ -110,7 +110,8 @@ def test_two_clusters_at_once_do_not_disturb_each_other() -> None:
 @pytest.mark.parametrize("processes", [False, True])
 def test_the_dashboard_listens_on_this_machine_only(processes: bool) -> None:
     with open_cluster(config(processes=processes)) as cluster:
-        assert cluster.client.cluster.scheduler.http_server.address in {"127.0.0.1", "localhost"}
+        listens_at = cluster.client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.http_server.address)
+        assert listens_at in {"127.0.0.1", "localhost"}
 
 
 def test_workers_in_processes_of_their_own_compute_with_the_configured_threads() -> None:
