@@ -113,6 +113,11 @@ class FinishedRun:
         return read_table(self.directory, layout.MANIFEST)
 
     @cached_property
+    def ledger(self) -> dict[str, Any]:
+        """The books."""
+        return read_ledger(self.directory)
+
+    @cached_property
     def outcomes(self) -> dict[str, list[ImageOutcome]]:
         """What reading the images had established: group to outcomes in row order."""
         return read_outcomes(self.manifest, self.catalog)
@@ -197,6 +202,12 @@ def require_judged(run: Directory) -> None:
         )
 
 
+def read_ledger(run: Directory) -> dict[str, Any]:
+    """Return a run's books."""
+    ledger: dict[str, Any] = json.loads(run.read(layout.LEDGER))
+    return ledger
+
+
 def is_untrustworthy(run: Directory) -> bool:
     """Return whether all of a run is written but ``_SUCCESS``, because the breakdown guard does not trust it."""
     if run.exists(layout.SUCCESS):
@@ -211,7 +222,7 @@ def warn_if_untrustworthy(run: Directory) -> None:
     """Say of a run that is not published why it is not to be trusted."""
     if not is_untrustworthy(run):
         return
-    ledger = json.loads(run.read(layout.LEDGER))
+    ledger = read_ledger(run)
     found = stopping_sentences(ledger)
     group, sentences = next(iter(found.items()))
     logger.warning(

@@ -77,8 +77,11 @@ def grow(
        refit, until none is left to remove. Variants now support one another and stay; admitted defects go.
     4. Decide: an image is clean when its score under the last fit is below that threshold. But where many images lie
        just above it, about as many anomalies must be expected just below: no threshold would be pure, and only the
-       better half as in step 1 is kept. The map is then that of step 1 too: at each position it saw more images than
-       the half has, and fewer defects than lie in it.
+       better half as in step 1 is kept.
+    5. Map. Where there is a boundary, it is fitted at each position on the clean images but for the share
+       ``target_false_reject`` that lies farthest there: a defect that was kept, because another one like it supports
+       it, lies at few positions, and there it is among the farthest. Where there is none, it is that of step 1: at each
+       position it saw more images than the half has, and fewer defects than lie in it.
 
     Of near-duplicates only the representative is ever fitted, and no image scores better than its representative: a
     defect that is there several times can not support itself.
@@ -130,7 +133,13 @@ def grow(
         log.record(measured & (scores < cut), positions_trimmed=positions, fitted=distinct)
         return log.result(np.full(grid, np.exp(cut)), AMBIGUOUS, published=distinct, nearest=NEAREST)
     log.record(clean, positions_trimmed=positions, fitted=log.clean & distinct)
-    return log.result(np.full(grid, np.exp(threshold)), reason, published=clean & distinct, smoothing=config.smoothing)
+    return log.result(
+        np.full(grid, np.exp(threshold)),
+        reason,
+        published=clean & distinct,
+        smoothing=config.smoothing,
+        nearest=1.0 - config.target_false_reject,
+    )
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ under the paper's ridge all fitted images lie at one distance, whatever they sho
 planted into are left out of a fit of the same kind, on all others that were kept, and its thresholds are found by the
 rule of the run's strategy, from the distances under that very fit:
 
-- ``grow``: the law of the scores of the fitted images, each measured without itself, at ``target_false_reject``. Where
-  the run found no clear boundary, each position is fitted on the images nearest there, as the run's map is.
+- ``grow``: the law of the scores of the fitted images, each measured without itself, at ``target_false_reject``. Each
+  position is fitted on the images nearest there, as the run's map is.
 - ``concentrate``: robust deviations above the median of such scores.
 - ``paire`` and ``trim-once``: the slopes of the sorted distances beyond the fitted images, as the run finds the
   thresholds of the map that it publishes.

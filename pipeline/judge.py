@@ -244,8 +244,8 @@ class Judge:
             # The paper's thresholds belong to one fit, and the set that is published was not fitted yet.
             with self._rows_phase(f"{group}: calibrate") as phase:
                 thresholds = statistics.calibrate(fitted, phase=phase)
-        elif trimming.stop_reason == AMBIGUOUS:
-            # The cut is where the better half ends; new images are judged by the law of all.
+        elif trimming.nearest < 1.0:
+            # New images are judged by the law of distances under this fit.
             with self._rows_phase(f"{group}: calibrate") as phase:
                 thresholds = statistics.calibrate_law(fitted, smoothing=trimming.smoothing, phase=phase, **how)
         if not statistics.was_published(fitted, **how):

@@ -190,8 +190,9 @@ class GroupStatistics:
         asked = {"smoothing": smoothing, "nearest": nearest, "estimator": fit.estimator, "into": into}
 
         def score() -> Arrays:
-            chosen = None if nearest >= 1.0 else _share(nearest, int(fitted.sum()))
-            return {"scores": self._score(self._array(into), fitted, fit, chosen, smoothing, phase)}
+            chosen = self.count_fitted(fitted, nearest=nearest)
+            again = chosen if chosen < int(fitted.sum()) else None
+            return {"scores": self._score(self._array(into), fitted, fit, again, smoothing, phase)}
 
         return np.asarray(self._once(score, "score", fitted, fit, **asked)["scores"])
 
@@ -287,10 +288,10 @@ class GroupStatistics:
 
         def publish() -> Arrays:
             window = open_window(self._cluster)
-            if nearest >= 1.0:
+            count = self.count_fitted(fitted, nearest=nearest)
+            if count == int(fitted.sum()):
                 self._write_map(window, fitted, fit, model, phase, [None] * self._geometry.rows, None)
                 return {}
-            count = self.count_fitted(fitted, nearest=nearest)
             with self._scratch() as into:
                 distances = self._array(into)
                 chosen: list[Any] = []

@@ -75,7 +75,7 @@ class Trimming:
     smoothing
         Side of the square of positions that log distances are averaged over before they meet the thresholds.
     nearest
-        Share of them that each position is fitted on, in the last pass and in the map: those nearest there.
+        Share of them that each position of the map is fitted on: those nearest there.
     history
         (passes, images) bool: the clean set after each pass.
     iterations

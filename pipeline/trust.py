@@ -36,6 +36,7 @@ from pipeline.holdout import KEEPS_FITTED, Holdout, fit_holdout, require_rule
 from pipeline.locations import with_absolute_weights
 from pipeline.progress import Phase, Reporter
 from pipeline.tasks import TaskWindow
+from pipeline.trim import AMBIGUOUS
 from pipeline.trust_pictures import Example, draw_examples, draw_recall
 from pipeline.trust_sample import MIN_IMAGES, Sample, draw_samples
 from pipeline.versions import run_of_version
@@ -179,13 +180,15 @@ def trust(
     require_rule(config)
     warn_if_untrustworthy(finished.directory)
     published = finished.gaussian_map
+    books = finished.ledger["groups"].items()
+    unclear = frozenset(name for name, entry in books if entry["stop_reason"] == AMBIGUOUS)
     samples, not_tried = draw_samples(finished, group, images, seed)
     directory = _claim_output(finished, out)
     scratch = directory / SCRATCH
     try:
         with open_cluster(config.cluster, scheduler) as cluster:
             check_extractor(cluster, config, finished.record.weights_digest)
-            job = _TrustJob(features, scratch, published, config, cluster, seed, reporter)
+            job = _TrustJob(features, scratch, published, unclear, config, cluster, seed, reporter)
             tried = [job.try_group(sample) for sample in samples]
         result = _summarise(finished, directory, tried, not_tried, seed)
         directory.write(TABLE, result.table().to_csv(index=False).encode())
@@ -208,11 +211,12 @@ class _Tried:
 
 @dataclass(frozen=True)
 class _TrustJob:
-    """What all groups share: stores, configuration, cluster."""
+    """What all groups share: stores, configuration, cluster; and which of them have no clear boundary."""
 
     features: Directory
     scratch: Directory
     published: GaussianMap
+    unclear: frozenset[str]
     config: Config
     cluster: Cluster
     seed: int
@@ -223,7 +227,7 @@ class _TrustJob:
         holdout = fit_holdout(
             sample.group,
             sample.measured,
-            sample.fitted(rejected_too=self.published.nearest(sample.group) < 1.0),
+            sample.fitted(rejected_too=sample.group in self.unclear),
             features=self.features,
             scratch=self.scratch,
             published=self.published,

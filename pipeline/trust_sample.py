@@ -55,7 +55,7 @@ class Sample:
         Parameters
         ----------
         rejected_too
-            Fit on rejected images as well, for a map that takes from each position those that are nearest there.
+            Fit on rejected images as well, as a run does that found no clear boundary.
         """
         part = self.measured if rejected_too else self.kept
         is_distinct = self.representative == np.arange(len(part))

@@ -216,3 +216,29 @@ def test_bad_scores_beyond_a_gap_leave_the_boundary_clear() -> None:
     assert trimming.stop_reason == UNCHANGED
     assert trimming.clean[:160].sum() >= 155
     assert not trimming.clean[160:].any()
+
+
+def test_a_kept_defect_hardly_touches_the_map() -> None:
+    # Two defects of one kind support each other at one position, and so may pass for clean.
+    rng = np.random.default_rng(5)
+    features, everything = rng.normal(size=(100, 12)), np.ones(100, bool)
+    defect = 4.0 * rng.normal(size=12)
+    features[:2] += defect
+    trimming = grow(lambda *_, **__: rng.gumbel(size=100), everything, TrimConfig(strategy="grow"), grid=GRID)
+    assert trimming.nearest == 1.0 - TrimConfig().target_false_reject
+    apart = leave_one_out(features, everything)
+    nearest = np.isin(np.arange(100), np.argsort(apart)[: round(trimming.nearest * 100)])
+    assert not nearest[:2].any()
+
+
+def test_the_map_is_fitted_on_the_images_nearest_at_each_position(tmp_path: Path) -> None:
+    write_parts(tmp_path / "archive", 60, 2)
+    clean(str(tmp_path / "archive"), str(tmp_path / "run"), tiny_config("trim.strategy=grow"))
+    manifest = pd.read_parquet(tmp_path / "run" / "manifest.parquet")
+    kept = int(((manifest["decision"] == CLEAN) & manifest["near_duplicate_of"].isna()).sum())
+    published = GaussianMap.open(str(tmp_path / "run" / "model"))
+    fitted, channels = round(0.98 * kept), published.description.geometry.channels
+    assert published.nearest("all") == 0.98
+    assert fitted < kept
+    factor = zarr.open_array(tmp_path / "run" / "model" / "all" / "factor", mode="r")
+    assert factor.shape[2] == (fitted - 1 if uses_dual(fitted, channels) else channels)

@@ -31,6 +31,15 @@ def test_scores_above_the_median_do_not_move_the_threshold() -> None:
     assert fit_score_law(moved) == fit_score_law(scores)
 
 
+@pytest.mark.parametrize("images", [20, 50, 200])
+def test_the_threshold_is_unbiased_and_varies_less_than_that_of_the_quartiles(images: int) -> None:
+    scores = np.random.default_rng(7).gumbel(size=(2000, images))
+    thresholds = np.array([fit_score_law(row).threshold(0.02) for row in scores])
+    of_quartiles = laws_of_quartiles(*np.quantile(scores, [0.5, 0.25], axis=1)).threshold(0.02)
+    assert thresholds.mean() == pytest.approx(gumbel_quantile(0.98), rel=0.03)
+    assert thresholds.var() < 0.75 * of_quartiles.var()
+
+
 @given(st.floats(0.001, 0.49), st.floats(0.001, 0.49))
 def test_a_smaller_rate_is_a_higher_threshold(one: float, other: float) -> None:
     law = fit_score_law(np.arange(20.0))
