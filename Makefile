@@ -8,8 +8,8 @@ PEERS := .venv-peers
 PEERS_STAMP := $(PEERS)/.installed
 ANOMALIB := 2.7.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Moments to kill runs at: of one process, and of several.
-TORTURE ?= 24,16
+# Moments to kill runs at: of one process, of several; and the same on S3.
+TORTURE ?= 24,16,8,6
 
 .PHONY: help venv demo test test-ceph torture lint format docs study study-large bench bench-peers scaling clean
 
@@ -32,7 +32,7 @@ demo: venv  ## Clean a synthetic archive with known defects, end to end, without
 test: venv  ## Run all tests on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-torture: venv  ## Kill real runs at 24 + 16 moments and compare what their repetition publishes, half an hour; TORTURE=8,4
+torture: venv  ## Kill real runs at 24 + 16 moments, 8 + 6 on S3, and compare what their repetition publishes: 45 minutes; TORTURE=8,4,4,2
 	PAIRE_TORTURE=$(TORTURE) $(BIN)/python -m pytest -s tests/torture
 
 test-ceph: venv  ## Run the storage tests on a real Ceph RADOS gateway: needs apt-get install radosgw ceph-mon ceph-osd

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import zarr
 from distributed import get_worker, secede
-from zarr.codecs import ZstdCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.cluster import Cluster
 from pipeline.progress import Phase
@@ -140,7 +140,7 @@ def _require_array(
     geometry: FeatureGeometry,
     images: int,
     dtype: str,
-    compressors: ZstdCodec | None,
+    compressors: ZstdCodec | Crc32cCodec,
 ) -> None:
     """Create a group's array, unless there is just such a one."""
     shape, chunks = geometry.array_shape(images), geometry.chunk_shape(images)
@@ -161,9 +161,12 @@ def _require_array(
     )
 
 
-def _compressors(store: Directory) -> ZstdCodec | None:
-    """Return no compression on disk, where it would cost more than it saves, and zstd-1 on object stores."""
-    return ZstdCodec(level=1) if is_url(store.url) else None
+def _compressors(store: Directory) -> ZstdCodec | Crc32cCodec:
+    """Return no compression on disk, where it would cost more than it saves, and zstd-1 on object stores.
+
+    Chunks have a checksum, so that features that were altered later are never judged.
+    """
+    return ZstdCodec(level=1, checksum=True) if is_url(store.url) else Crc32cCodec()
 
 
 def _extract_task(

@@ -25,7 +25,7 @@ from pipeline.statistics import GroupStatistics
 from schemas import run as layout
 from schemas.config import Config
 from schemas.errors import SourceError
-from workers.gaussian_map import GaussianMap, create_group_map, create_map, write_thresholds
+from workers.gaussian_map import GaussianMap, complete_map, create_group_map, create_map, write_thresholds
 from workers.storage import Directory
 
 Mask = NDArray[np.bool_]
@@ -115,8 +115,9 @@ def fit_holdout(
         count = statistics.count_fitted(fitted, nearest=nearest)
         create_group_map(model, group, geometry, count)
         with reporter.phase(f"{group}: hold out, publish", geometry.rows, "rows", brief=True) as phase:
-            statistics.publish(fitted, model, nearest=nearest, phase=phase)
-    write_thresholds(model, group, thresholds, smoothing=smoothing, nearest=nearest)
+            checksums = statistics.publish(fitted, model, nearest=nearest, phase=phase)
+    write_thresholds(model, group, thresholds, checksums=checksums, smoothing=smoothing, nearest=nearest)
+    complete_map(model)
     scratch.write(layout.SUCCESS, b"")  # for whoever opens the map
     return Holdout(model.url, count, int(np.isfinite(thresholds).sum()))
 

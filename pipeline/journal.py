@@ -13,7 +13,6 @@ import json
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +109,7 @@ class Journal:
         try:
             with np.load(BytesIO(content), allow_pickle=False) as stored:
                 arrays = {each: stored[each] for each in stored.files}
-        except (ValueError, OSError, EOFError, KeyError, BadZipFile, NotImplementedError) as error:
+        except Exception as error:  # archives and their codecs raise anything on torn bytes
             raise StaleJournalError(f"{self._directory.url}/{name} can not be read") from error
         if arrays.pop(_KEY, np.array("")).tolist() != key:
             raise StaleJournalError(f"{self._directory.url}/{name} is of another pass")

@@ -32,11 +32,12 @@ from pipeline.trim import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Mask, Trimming, trim
 from schemas import run as layout
 from schemas.config import Config
 from schemas.features import FeatureGeometry
+from schemas.gaussian_map import FORMAT_VERSION
 from schemas.image import ImageOutcome
 from schemas.ledger import build_ledger
 from schemas.names import storage_name
 from schemas.run import RunRecord
-from workers.gaussian_map import MapDescription, create_group_map, create_map, write_thresholds
+from workers.gaussian_map import MapDescription, complete_map, create_group_map, create_map, write_thresholds
 from workers.gram_passes import SMALL_GROUP, uses_products
 from workers.guard import not_judged
 from workers.selection import MIN_FITTED
@@ -49,8 +50,8 @@ Outcomes = Mapping[str, list[ImageOutcome]]
 # So many groups for each worker even out that some take longer than others.
 GROUPS_PER_WORKER = 4
 
-# In the journal, once the stores are there.
-BEGUN = "begun"
+# In the journal, once the stores are there; a map of another format is begun anew.
+BEGUN = f"begun.{FORMAT_VERSION}"
 
 # The paper's rule stops at a majority; where no more than this share is clean, good images have been lost.
 FEW_CLEAN = 0.5
@@ -251,8 +252,8 @@ class Judge:
         if not statistics.was_published(fitted, **how):
             create_group_map(self._model, group, self.geometry, statistics.count_fitted(fitted, **how))
         with self._rows_phase(f"{group}: publish") as phase:
-            statistics.publish(fitted, self._model, phase=phase, **how)
-        write_thresholds(self._model, group, thresholds, smoothing=trimming.smoothing, **how)
+            checksums = statistics.publish(fitted, self._model, phase=phase, **how)
+        write_thresholds(self._model, group, thresholds, checksums=checksums, smoothing=trimming.smoothing, **how)
 
     def _examine(self, group: str, measured: Mask, trimming: Trimming, statistics: GroupStatistics) -> Examination:
         """Let the breakdown guard look at how a group came out."""
@@ -263,7 +264,8 @@ class Judge:
         return examination
 
     def _publish(self, catalog: pd.DataFrame, endings: Mapping[str, Ending]) -> dict[str, Any]:
-        """Write the tables and the books."""
+        """Complete the map and write the tables and the books."""
+        complete_map(self._model)
         manifest = build_manifest(
             catalog,
             {group: ending.verdict for group, ending in endings.items()},

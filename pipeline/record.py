@@ -99,8 +99,8 @@ def read_record(run: Directory) -> RunRecord:
         When it is not a run's.
     """
     try:
-        return RunRecord(**json.loads(run.read(layout.RUN_RECORD)))
-    except (ValueError, TypeError) as error:
+        return RunRecord.from_bytes(run.read(layout.RUN_RECORD))
+    except ValueError as error:
         raise ValueError(f"{run.url}/{layout.RUN_RECORD} can not be read as a run record ({error})") from error
 
 

@@ -20,6 +20,7 @@ from pipeline.progress import Phase
 from pipeline.tasks import Window, open_window
 from schemas.config import Config
 from schemas.features import FeatureGeometry
+from schemas.gaussian_map import CHECKSUMS
 from schemas.names import storage_name
 from schemas.run import CLEAN_SETS, DISTANCE, REPRESENTATIVE, THRESHOLD
 from workers.calibration import fit_score_law
@@ -270,7 +271,7 @@ class GroupStatistics:
         count = int(fitted.sum())
         return count if nearest >= 1.0 else _share(nearest, count)
 
-    def publish(self, fitted: Mask, model: Directory, *, nearest: float, phase: Phase) -> None:
+    def publish(self, fitted: Mask, model: Directory, *, nearest: float, phase: Phase) -> list[int]:
         """Fit once more and write the Gaussians into the map, whose arrays are there already.
 
         Parameters
@@ -283,6 +284,11 @@ class GroupStatistics:
             Below 1, each position is fitted on this share of them, those nearest there under a fit on all.
         phase
             Counts rows of positions.
+
+        Returns
+        -------
+        list of int
+            The checksum of each row of the map.
         """
         fit = self._fit()
 
@@ -290,8 +296,7 @@ class GroupStatistics:
             window = open_window(self._cluster)
             count = self.count_fitted(fitted, nearest=nearest)
             if count == int(fitted.sum()):
-                self._write_map(window, fitted, fit, model, phase, [None] * self._geometry.rows, None)
-                return {}
+                return self._write_map(window, fitted, fit, model, phase, [None] * self._geometry.rows, None)
             with self._scratch() as into:
                 distances = self._array(into)
                 chosen: list[Any] = []
@@ -299,11 +304,12 @@ class GroupStatistics:
                     for _ in range(rows.number):
                         place = len(chosen)
                         chosen.append(window.submit(nearest_images, distances, place, fitted, count, rows.futures))
-                self._write_map(window, fitted, fit, model, phase, chosen, count)
-            return {}
+                return self._write_map(window, fitted, fit, model, phase, chosen, count)
 
         left_out = fit._replace(leaves_one_out=True)
-        self._once(publish, PUBLISH, fitted, left_out if nearest < 1.0 else None, nearest=nearest)
+        outcome = self._once(publish, PUBLISH, fitted, left_out if nearest < 1.0 else None, nearest=nearest)
+        checksums: list[int] = outcome[CHECKSUMS].tolist()
+        return checksums
 
     def was_published(self, fitted: Mask, *, nearest: float) -> bool:
         """Tell whether `publish` comes next and was finished before."""
@@ -318,7 +324,7 @@ class GroupStatistics:
         phase: Phase,
         chosen: Sequence[Any],
         count: int | None,
-    ) -> None:
+    ) -> Arrays:
         """Fit every row, on ``count`` chosen images at each column where there are such, and write it."""
         receipts = []
         for row, images in enumerate(chosen):
@@ -336,7 +342,7 @@ class GroupStatistics:
             receipt = window.submit(write_row, model, self._group, row, gaussians)
             _advance(phase, receipt, 1)
             receipts.append(receipt)
-        window.gather(receipts)
+        return {CHECKSUMS: np.array(window.gather(receipts), np.int64)}
 
     def store_verdict(
         self, thresholds: NDArray[np.float64], history: Mask, representative: NDArray[np.int64], *, smoothing: int

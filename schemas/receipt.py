@@ -60,7 +60,7 @@ class BlockReceipt:
             stored = json.loads(content)
             outcomes = tuple(ImageOutcome(**outcome) for outcome in stored["outcomes"])
             return cls(outcomes, int(stored["checksum"]))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise ValueError(f"no receipt of a block ({type(error).__name__}: {error})") from error
 
     def agrees_with(self, features: NDArray[Any]) -> bool:

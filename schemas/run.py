@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 RUN_RECORD: Final = "run.json"
 CONFIG: Final = "config.yaml"
 CATALOG: Final = "catalog.parquet"
@@ -90,6 +92,8 @@ class RunRecord:
         It was published although the breakdown guard found reasons to stop; they are in ``ledger.json``.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
     run_id: str
     state: str
     source: str
@@ -105,6 +109,22 @@ class RunRecord:
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON-ready data."""
         return asdict(self)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "RunRecord":
+        """Read a record back.
+
+        Raises
+        ------
+        ValueError
+            When it is none.
+        """
+        try:
+            return _RECORDS.validate_json(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from error
 
     def differences(self, other: "RunRecord") -> list[str]:
         """Name what distinguishes two runs' inputs, as ``name: mine -> other's``; empty for the same job."""
@@ -122,6 +142,9 @@ class RunRecord:
                 what = "archive" if name == "catalog_digest" else "backbone weights"
                 lines.append(f"{what}: {getattr(self, name)[:12]} -> {getattr(other, name)[:12]}")
         return lines
+
+
+_RECORDS: Final = TypeAdapter(RunRecord)
 
 
 def version_name(number: int) -> str:

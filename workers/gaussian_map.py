@@ -1,33 +1,42 @@
-"""The published Gaussian map: written row by row by a run, opened by whoever scores new images."""
+"""The published Gaussian map: written row by row by a run, opened by whoever scores new images.
+
+A map that was altered scores otherwise and looks as good as before. So whoever writes a row returns its checksum, the
+last to write keeps them all, and whoever scores compares, see ``schemas.gaussian_map``.
+"""
 
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from schemas.config import FeaturesConfig
-from schemas.errors import GaussianMapError
+from schemas.errors import GaussianMapError, StorageError
 from schemas.features import FeatureGeometry
 from schemas.gaussian_map import (
+    CHECKSUM,
+    CHECKSUMS,
     DUAL,
     FACTOR,
     FORMAT,
     FORMAT_VERSION,
+    GROUPS,
     MEAN,
     NEAREST,
     PRIMAL,
     RIDGE,
+    ROWS,
     SMOOTHING,
     THRESHOLDS,
     VARIANCE,
+    attributes_checksum,
+    checksum,
 )
 from schemas.names import storage_name
 from schemas.run import SUCCESS
@@ -39,6 +48,8 @@ CHUNK_BYTES = 16 * 1024**2
 
 # The largest map of a group that a scorer keeps in memory; larger ones are streamed row by row.
 CACHED_BYTES = 2 * 1024**3
+
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -106,48 +117,51 @@ def create_map(directory: Directory, description: MapDescription) -> None:
 
 def create_group_map(directory: Directory, group: str, geometry: FeatureGeometry, fitted: int) -> None:
     """Create the arrays of one product group, to be filled by `write_row`."""
-    dual = uses_dual(fitted, geometry.channels)
-    rank = max(fitted - 1, 1) if dual else geometry.channels
+    form = DUAL if uses_dual(fitted, geometry.channels) else PRIMAL
     node = directory.zarr_group("", "r+").create_group(storage_name(group), overwrite=True)
-    node.attrs.update({"group": group, "form": DUAL if dual else PRIMAL, "fitted": fitted})
-    grid = (geometry.rows, geometry.columns)
-    shapes = {MEAN: (*grid, geometry.channels), FACTOR: (*grid, rank, geometry.channels), THRESHOLDS: grid}
-    if dual:
-        shapes |= {VARIANCE: (*grid, rank), RIDGE: grid}
-    for name, shape in shapes.items():
+    node.attrs.update({"group": group, "form": form, "fitted": fitted})
+    for name, position in {**_shapes(geometry, form, fitted), THRESHOLDS: ()}.items():
         # Rows are written by different tasks and streamed by scorers; of small groups one chunk has all of a row.
-        position = math.prod(shape[2:]) * np.dtype(np.float64).itemsize
-        chunks = (1, min(geometry.columns, max(1, CHUNK_BYTES // position)), *shape[2:])
+        columns = min(geometry.columns, max(1, CHUNK_BYTES // _byte_count(position)))
+        shape, chunks = (geometry.rows, geometry.columns, *position), (1, columns, *position)
         node.create_array(name, shape=shape, chunks=chunks, dtype="float64", compressors=None, fill_value=0.0)
 
 
 def write_row(directory: Directory, group: str, row: int, fitted: tuple[FittedGaussian, ...]) -> int:
-    """Write the Gaussians of one row of positions; returns the row as a receipt."""
+    """Write the Gaussians of one row of positions; returns the row's checksum."""
     gaussians = [one.gaussian for one in fitted]
     node = directory.zarr_group(storage_name(group), "r+")
+    # Adding nothing makes -0 of 0: a chunk of zeros is not stored, and read as 0.
+    mean = np.stack([gaussian.mean for gaussian in gaussians]) + 0.0
     factor = np.zeros(_array(node, FACTOR).shape[1:])
     for column, gaussian in enumerate(gaussians):
         if isinstance(gaussian, DualGaussian):
             factor[column, : len(gaussian.directions)] = gaussian.directions
         else:
             factor[column] = gaussian.cholesky
-    _array(node, FACTOR)[row] = factor
-    _array(node, MEAN)[row] = np.stack([gaussian.mean for gaussian in gaussians])
+    arrays = {MEAN: mean, FACTOR: factor}
     if isinstance(gaussians[0], DualGaussian):
         variances, ridges = np.zeros(_array(node, VARIANCE).shape[1:]), np.zeros(len(gaussians))
         for column, gaussian in enumerate(gaussians):
             assert isinstance(gaussian, DualGaussian)
             variances[column, : len(gaussian.variances)] = gaussian.variances
             ridges[column] = gaussian.ridge
-        _array(node, VARIANCE)[row] = variances
-        _array(node, RIDGE)[row] = ridges
-    return row
+        arrays |= {VARIANCE: variances, RIDGE: ridges}
+    for name, values in arrays.items():
+        _array(node, name)[row] = values
+    return checksum(arrays.values())
 
 
 def write_thresholds(
-    directory: Directory, group: str, thresholds: NDArray[np.float64], *, smoothing: int, nearest: float = 1.0
+    directory: Directory,
+    group: str,
+    thresholds: NDArray[np.float64],
+    *,
+    checksums: Sequence[int],
+    smoothing: int,
+    nearest: float = 1.0,
 ) -> None:
-    """Write a product group's thresholds, which completes its map.
+    """Write a product group's thresholds, which completes its part of the map.
 
     Parameters
     ----------
@@ -155,6 +169,8 @@ def write_thresholds(
         The map and the product group.
     thresholds
         (rows, columns) float64.
+    checksums
+        Those of the group's rows, as `write_row` has returned them.
     smoothing
         Side of the square of positions that log distances are averaged over before they meet the thresholds.
     nearest
@@ -162,7 +178,16 @@ def write_thresholds(
     """
     node = directory.zarr_group(storage_name(group), "r+")
     _array(node, THRESHOLDS)[:] = thresholds
-    node.attrs[SMOOTHING], node.attrs[NEAREST] = smoothing, nearest
+    kept: dict[str, Any] = {ROWS: list(checksums), THRESHOLDS: checksum([np.ascontiguousarray(thresholds)])}
+    node.attrs.update({SMOOTHING: smoothing, NEAREST: nearest, CHECKSUMS: kept})
+
+
+def complete_map(directory: Directory) -> None:
+    """Complete a map all of whose groups are written: none is believed before."""
+    root = directory.zarr_group("", "r+")
+    groups = {str(node.attrs["group"]): attributes_checksum(node.attrs.asdict()) for _, node in root.groups()}
+    attributes = {**root.attrs.asdict(), GROUPS: groups}
+    root.attrs.update({GROUPS: groups, CHECKSUM: attributes_checksum(attributes)})
 
 
 class GaussianMap:
@@ -182,13 +207,12 @@ class GaussianMap:
         self,
         directory: Directory,
         description: MapDescription,
-        smoothing: Mapping[str, int],
-        nearest: Mapping[str, float],
+        groups: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self.url = directory.url
         self.description = description
-        self.groups = tuple(sorted(smoothing))
-        self._smoothing, self._nearest = smoothing, nearest
+        self.groups = tuple(sorted(groups))
+        self._attributes = groups
         self._directory = directory
         # As many rows as one group has: blocks arrive sorted by group.
         self._cached_rows = lru_cache(maxsize=description.geometry.rows)(self._read_row)
@@ -208,32 +232,35 @@ class GaussianMap:
         Raises
         ------
         GaussianMapError
-            When there is no map, its run is not published though it has to be, or it is of an unknown format.
+            When there is no map, its run is not published though it has to be, it is of an unknown format, or it is
+            not as its run has written it.
         """
         directory = Directory.at(url)
         try:
             root = directory.zarr_group("")
-        except (FileNotFoundError, ValueError) as error:
+        except StorageError:
+            raise
+        except Exception as error:  # whatever lies there instead
             raise GaussianMapError(
-                f"{directory.url} holds no Gaussian map. Give the 'model' directory of a finished run, like "
-                "runs/bottle/model."
+                f"{directory.url} holds no Gaussian map ({type(error).__name__}). Give the 'model' directory of a "
+                "finished run, like runs/bottle/model."
             ) from error
         if published_only and not Directory.at(directory.url.rsplit("/", 1)[0]).exists(SUCCESS):
             raise GaussianMapError(
                 f"{directory.url} belongs to a run that is not finished or not to be trusted (no {SUCCESS} beside it). "
                 "Run the same 'paire clean' command again first: it finishes the run, or says why it is not published."
             )
+        attributes = root.attrs.asdict()
         try:
-            description = MapDescription.from_attributes(dict(root.attrs))
-            attributes = {str(node.attrs["group"]): node.attrs for _, node in root.groups()}
-            smoothing = {group: int(str(of[SMOOTHING])) for group, of in attributes.items()}
-            nearest = {group: float(str(of[NEAREST])) for group, of in attributes.items()}
-        except (KeyError, TypeError, ValueError, ValidationError) as error:
+            description = MapDescription.from_attributes(attributes)
+        except Exception as error:
             raise GaussianMapError(
                 f"{directory.url} is not a Gaussian map that this version reads (expected {FORMAT} version "
                 f"{FORMAT_VERSION}; {type(error).__name__}: {error}). Use the version of paire that wrote it."
             ) from error
-        return cls(directory, description, smoothing, nearest)
+        if attributes_checksum(attributes) != attributes.get(CHECKSUM):
+            raise _damaged(directory, "its attributes")
+        return cls(directory, description, _read_whole(directory, "its groups", lambda: _groups(root, attributes)))
 
     def require_group(self, group: str | None) -> str:
         """Return the group to score under; None is the only one there is.
@@ -256,15 +283,15 @@ class GaussianMap:
 
     def thresholds(self, group: str) -> NDArray[np.float64]:
         """Return the thresholds (rows, columns) float64 of a group."""
-        return np.asarray(_array(self._node(group), THRESHOLDS)[:])
+        return _read_whole(self._directory, f"the thresholds of group {group!r}", lambda: self._read_thresholds(group))
 
     def smoothing(self, group: str) -> int:
         """Return the side of the square of positions that a group's distances are averaged over before thresholds."""
-        return self._smoothing[group]
+        return int(self._attributes[group][SMOOTHING])
 
     def nearest(self, group: str) -> float:
         """Return the share of the images that each position of a group was fitted on: those nearest there."""
-        return self._nearest[group]
+        return float(self._attributes[group][NEAREST])
 
     def distances(self, group: str, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return the Mahalanobis distances of patch features to a group's map.
@@ -280,6 +307,11 @@ class GaussianMap:
         -------
         ndarray
             (images, rows, columns) float64.
+
+        Raises
+        ------
+        GaussianMapError
+            When the map is not as its run has written it.
         """
         distances = np.empty(features.shape[:3])
         for row, gaussians in enumerate(self._rows(group)):
@@ -288,28 +320,88 @@ class GaussianMap:
         return distances
 
     def _rows(self, group: str) -> Iterator[tuple[Gaussian, ...]]:
-        read = self._cached_rows if self._byte_count(group) <= CACHED_BYTES else self._read_row
-        for row in range(self.description.geometry.rows):
+        geometry = self.description.geometry
+        byte_count = geometry.rows * geometry.columns * _byte_count(self._shapes(group)[FACTOR])
+        read = self._cached_rows if byte_count <= CACHED_BYTES else self._read_row
+        for row in range(geometry.rows):
             yield read(group, row)
 
     def _read_row(self, group: str, row: int) -> tuple[Gaussian, ...]:
-        node = self._node(group)
-        means = np.asarray(_array(node, MEAN)[row])
-        factors = np.asarray(_array(node, FACTOR)[row])
-        if node.attrs["form"] == PRIMAL:
-            return tuple(PrimalGaussian(*pair) for pair in zip(means, factors, strict=True))
-        variances = np.asarray(_array(node, VARIANCE)[row])
-        ridges = np.asarray(_array(node, RIDGE)[row]).tolist()
-        return tuple(DualGaussian(*parts) for parts in zip(means, factors, variances, ridges, strict=True))
+        what = f"row {row} of group {group!r}"
+        arrays = _read_whole(self._directory, what, lambda: self._read_arrays(group, row))
+        if VARIANCE not in arrays:
+            return tuple(PrimalGaussian(*pair) for pair in zip(arrays[MEAN], arrays[FACTOR], strict=True))
+        parts = (arrays[MEAN], arrays[FACTOR], arrays[VARIANCE], arrays[RIDGE].tolist())
+        return tuple(DualGaussian(*each) for each in zip(*parts, strict=True))
 
-    def _byte_count(self, group: str) -> int:
-        return int(_array(self._node(group), FACTOR).nbytes)
+    def _read_arrays(self, group: str, row: int) -> dict[str, NDArray[np.float64]]:
+        node, geometry = self._node(group), self.description.geometry
+        arrays = {
+            name: np.ascontiguousarray(_array(node, name, (geometry.rows, geometry.columns, *position))[row])
+            for name, position in self._shapes(group).items()
+        }
+        _compare(checksum(arrays.values()), self._attributes[group][CHECKSUMS][ROWS][row])
+        return arrays
+
+    def _read_thresholds(self, group: str) -> NDArray[np.float64]:
+        geometry = self.description.geometry
+        array = _array(self._node(group), THRESHOLDS, (geometry.rows, geometry.columns))
+        thresholds: NDArray[np.float64] = np.ascontiguousarray(array[:])
+        _compare(checksum([thresholds]), self._attributes[group][CHECKSUMS][THRESHOLDS])
+        return thresholds
+
+    def _shapes(self, group: str) -> dict[str, tuple[int, ...]]:
+        attributes = self._attributes[group]
+        return _shapes(self.description.geometry, attributes["form"], attributes["fitted"])
 
     def _node(self, group: str) -> zarr.Group:
         return self._directory.zarr_group(storage_name(group))
 
 
-def _array(node: zarr.Group, name: str) -> zarr.Array[Any]:
+def _shapes(geometry: FeatureGeometry, form: str, fitted: int) -> dict[str, tuple[int, ...]]:
+    """Return what each array of a row has of a position."""
+    if form == PRIMAL:
+        return {MEAN: (geometry.channels,), FACTOR: (geometry.channels, geometry.channels)}
+    rank = max(fitted - 1, 1)
+    return {MEAN: (geometry.channels,), FACTOR: (rank, geometry.channels), VARIANCE: (rank,), RIDGE: ()}
+
+
+def _byte_count(shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * np.dtype(np.float64).itemsize
+
+
+def _groups(root: zarr.Group, attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the attributes of every product group; raises ValueError where they are not those that were completed."""
+    found = {str(node.attrs["group"]): node.attrs.asdict() for _, node in root.groups()}
+    _compare({group: attributes_checksum(each) for group, each in found.items()}, attributes[GROUPS])
+    return found
+
+
+def _read_whole(directory: Directory, what: str, read: Callable[[], _Read]) -> _Read:
+    """Return what is read from a map; whatever is wrong with it is one error."""
+    try:
+        return read()
+    except StorageError:
+        raise
+    except Exception as error:  # Zarr and its codecs raise anything on damaged files
+        raise _damaged(directory, what) from error
+
+
+def _damaged(directory: Directory, what: str) -> GaussianMapError:
+    return GaussianMapError(
+        f"{what} in the Gaussian map {directory.url} can not be read, or not as they were written: a file is damaged, "
+        "missing, or of another map. Restore the map from a copy, or make it anew with 'paire recut' or 'paire clean'."
+    )
+
+
+def _compare(found: object, expected: object) -> None:
+    if found != expected:
+        raise ValueError(f"checksum {found}, expected {expected}")
+
+
+def _array(node: zarr.Group, name: str, shape: tuple[int, ...] | None = None) -> zarr.Array[Any]:
+    """Return an array of a group; raises ValueError where it is not of float64 and the shape that it must have."""
     array = node[name]
-    assert isinstance(array, zarr.Array)
+    if not isinstance(array, zarr.Array) or array.dtype != np.float64 or array.shape != (shape or array.shape):
+        raise ValueError(f"{name} is no array of float64 {shape or ''}")
     return array

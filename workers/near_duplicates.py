@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics.pairwise import euclidean_distances
 
 from schemas.features import CHUNK_IMAGES
-from workers.passes import ArrayRef, Segment
+from workers.passes import ArrayRef, Segment, read_features
 
 # Positions in each direction that stand for the image: the distances between images are the same to a few percent.
 POSITIONS = 4
@@ -53,7 +53,7 @@ def sketch_segment(features: ArrayRef, segment: Segment) -> Sketches:
         stop = min(start + CHUNK_IMAGES, segment.stop)
         mask = segment.mask[start - segment.start : stop - segment.start]
         if mask.any():
-            parts.append(sketch(np.stack([np.asarray(array[start:stop, row])[mask] for row in rows], axis=1)))
+            parts.append(sketch(np.stack([read_features(array, start, stop, row)[mask] for row in rows], axis=1)))
     return np.concatenate(parts)
 
 

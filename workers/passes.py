@@ -12,6 +12,7 @@ import zarr
 from numpy.typing import NDArray
 
 from schemas.config import TrimConfig
+from schemas.errors import SourceError
 from schemas.features import CHUNK_IMAGES
 from workers.compute import map_in_threads
 from workers.gaussian import Fit, FittedGaussian, FittedWhitening, fit_dual, fit_primal
@@ -363,4 +364,22 @@ def read_chunks(
     for start in range(segment.start, segment.stop, CHUNK_IMAGES):
         stop = min(start + CHUNK_IMAGES, segment.stop)
         if wanted is None or wanted[start - segment.start : stop - segment.start].any():
-            yield start, np.asarray(array[start:stop, row])
+            yield start, read_features(array, start, stop, row)
+
+
+def read_features(array: zarr.Array[Any], start: int, stop: int, row: int) -> NDArray[Any]:
+    """Return the stored features (images, columns, channels) of some images at one row of positions.
+
+    Raises
+    ------
+    SourceError
+        When a chunk is torn or altered.
+    """
+    try:
+        return np.asarray(array[start:stop, row])
+    except (ValueError, RuntimeError) as error:  # a chunk of another length or checksum; one that zstd refuses
+        raise SourceError(
+            f"the stored features of images {start} to {stop - 1} of {array.store_path} at row {row} are damaged "
+            f"({' '.join(str(error).split())}). Restore them, or clean the archive anew; an unfinished run extracts "
+            "them anew when the same command is run again."
+        ) from error

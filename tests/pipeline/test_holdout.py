@@ -71,7 +71,7 @@ def hold_out(
     array[:] = features.astype(np.float32)
     model = new_map(Directory.at(folder / "run"), describe(GEOMETRY))
     create_group_map(model, GROUP, GEOMETRY, IMAGES)
-    write_thresholds(model, GROUP, np.ones((ROWS, COLUMNS)), smoothing=config.trim.smoothing)
+    write_thresholds(model, GROUP, np.ones((ROWS, COLUMNS)), checksums=[0] * ROWS, smoothing=config.trim.smoothing)
     finish(Directory.at(folder / "run"))
     holdout = fit_holdout(
         GROUP,

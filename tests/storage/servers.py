@@ -25,7 +25,7 @@ SESSION_TOKEN = "planted-session-token-0123456789"
 REGION = "us-east-1"
 
 # Neither this machine's profiles nor a cloud's.
-_NOTHING_ELSE = {
+NOTHING_ELSE = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -139,7 +139,7 @@ def reached(server: Server) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_S3"))]:
             patch.delenv(name)
-        for name, value in {**server.environment, **_NOTHING_ELSE}.items():
+        for name, value in {**server.environment, **NOTHING_ELSE}.items():
             patch.setenv(name, value)
         before = storage_in_use()
         forget_stores()

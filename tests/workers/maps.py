@@ -7,7 +7,7 @@ from schemas.config import FeaturesConfig, GaussianConfig
 from schemas.features import FeatureGeometry
 from schemas.run import SUCCESS
 from workers.gaussian import FittedGaussian, Gaussian, fit_dual, fit_primal, uses_dual
-from workers.gaussian_map import MapDescription, create_group_map, create_map, write_row, write_thresholds
+from workers.gaussian_map import MapDescription, complete_map, create_group_map, create_map, write_row, write_thresholds
 from workers.moments import accumulate
 from workers.storage import Directory
 
@@ -42,14 +42,14 @@ def write_group(
     """Fit a product group on samples (images, rows, columns, channels) and write it; returns its Gaussians by row."""
     create_group_map(model, group, geometry, len(samples))
     rows = [fit_row(samples[:, row]) for row in range(geometry.rows)]
-    for row, gaussians in enumerate(rows):
-        assert write_row(model, group, row, gaussians) == row
-    write_thresholds(model, group, thresholds, smoothing=smoothing)
+    checksums = [write_row(model, group, row, gaussians) for row, gaussians in enumerate(rows)]
+    write_thresholds(model, group, thresholds, checksums=checksums, smoothing=smoothing)
     return [tuple(fitted.gaussian for fitted in row) for row in rows]
 
 
 def finish(run: Directory) -> None:
-    """Mark a run as finished."""
+    """Complete the map of a run and mark the run as finished."""
+    complete_map(run / "model")
     run.write(SUCCESS, b"")
 
 

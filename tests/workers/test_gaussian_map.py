@@ -1,6 +1,7 @@
 """The published Gaussian map: what is written is what scores, and what can not score says why."""
 
 import json
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from schemas.config import FeaturesConfig, parse_config
 from schemas.errors import GaussianMapError
 from schemas.features import FeatureGeometry
 from schemas.names import storage_name
+from schemas.run import SUCCESS
 from tests.workers.maps import ESTIMATOR, RIDGE, describe, finish, new_map, write_group
 from workers import gaussian_map as module
 from workers.gaussian import Gaussian
-from workers.gaussian_map import GaussianMap, MapDescription
+from workers.gaussian_map import GaussianMap, MapDescription, complete_map
 from workers.storage import Directory
 
 GEOMETRY = FeatureGeometry(rows=2, columns=3, channels=8, grid_rows=5, grid_columns=6, pool_kernel=2, pool_stride=1)
@@ -209,7 +211,7 @@ def test_the_run_directory_instead_of_its_model_is_an_error_that_says_what_to_gi
 @pytest.mark.parametrize("content", [b"", b"text", b"{}", b'{"zarr_format": 3, "node_type": "array"}'])
 def test_something_else_in_the_maps_place_is_an_error(tmp_path: Path, content: bytes) -> None:
     Directory.at(tmp_path / "run").write("model/zarr.json", content)
-    finish(Directory.at(tmp_path / "run"))
+    Directory.at(tmp_path / "run").write(SUCCESS, b"")
     assert "Gaussian map" in refusal(tmp_path / "run" / "model")
 
 
@@ -227,6 +229,7 @@ def test_a_protocol_that_can_not_be_used_is_an_error(url: str) -> None:
 def test_the_map_of_an_unfinished_run_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     model = new_map(Directory.at(tmp_path), describe(GEOMETRY))
     write_group(model, GROUP, GEOMETRY, samples(6), THRESHOLDS)
+    complete_map(model)
     message = refusal(model.url)
     assert "not finished or not to be trusted (no _SUCCESS beside it)" in message
     assert "Run the same 'paire clean' command again" in message
@@ -238,7 +241,7 @@ def test_the_map_of_an_unfinished_run_is_an_error_that_says_what_to_do(tmp_path:
     "change",
     [
         {"format": "other"},
-        {"format_version": 2},
+        {"format_version": 1},
         {"format_version": None},
         {"geometry": {"rows": 1}},
         {"geometry": None},
@@ -252,13 +255,61 @@ def test_a_map_of_a_foreign_format_is_an_error_that_says_what_was_expected(
 ) -> None:
     model = published(Directory.at(tmp_path), GROUP)
     model.zarr_group("", "r+").attrs.update(change)
-    assert "expected paire-gaussian-map version 1" in refusal(model.url)
+    assert "expected paire-gaussian-map version 2" in refusal(model.url)
 
 
-def test_a_group_without_a_readable_smoothing_is_an_error(tmp_path: Path) -> None:
+def test_a_map_that_was_not_completed_is_an_error(tmp_path: Path) -> None:
+    model = new_map(Directory.at(tmp_path), describe(GEOMETRY))
+    write_group(model, GROUP, GEOMETRY, samples(6), THRESHOLDS)
+    Directory.at(tmp_path).write(SUCCESS, b"")
+    assert "its attributes in the Gaussian map" in refusal(model.url)
+
+
+@pytest.mark.parametrize("name", ["smoothing", "nearest", "fitted", "form", "checksums", "group"])
+def test_an_altered_attribute_of_a_group_is_an_error(tmp_path: Path, name: str) -> None:
     model = published(Directory.at(tmp_path), GROUP)
-    model.zarr_group(storage_name(GROUP), "r+").attrs["smoothing"] = "small"
-    assert "expected paire-gaussian-map version 1" in refusal(model.url)
+    model.zarr_group(storage_name(GROUP), "r+").attrs[name] = 3
+    assert "its groups in the Gaussian map" in refusal(model.url)
+
+
+def test_an_altered_attribute_of_the_map_is_an_error(tmp_path: Path) -> None:
+    model = published(Directory.at(tmp_path), GROUP)
+    model.zarr_group("", "r+").attrs["sixteen_bit_white"] = 4095
+    assert "its attributes in the Gaussian map" in refusal(model.url)
+
+
+def test_a_lost_group_is_an_error_and_not_a_map_of_the_others(tmp_path: Path) -> None:
+    model = published(Directory.at(tmp_path), "a", "b")
+    model.remove(storage_name("b"))
+    assert "its groups in the Gaussian map" in refusal(model.url)
+
+
+@pytest.mark.parametrize("fitted", [6, 30], ids=["dual", "primal"])
+def test_no_altered_or_missing_chunk_scores(tmp_path: Path, fitted: int) -> None:
+    model = published(Directory.at(tmp_path), GROUP, fitted=fitted)
+    chunks = sorted(path for path in Path(model.url).rglob("c/**/*") if path.is_file())
+    assert {path.parts[len(Path(model.url).parts) + 1] for path in chunks} >= {"mean", "factor", "thresholds"}
+    for path in chunks:
+        content = path.read_bytes()
+        altered = bytearray(content)
+        altered[-1] ^= 1
+        for damaged in (bytes(altered), content[:-8], None):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            opened = GaussianMap.open(model.url)
+            with pytest.raises(GaussianMapError, match="a file is damaged, missing, or of another map"):
+                opened.distances(GROUP, samples(2)) + opened.thresholds(GROUP)
+            path.write_bytes(content)
+    GaussianMap.open(model.url).distances(GROUP, samples(2))
+
+
+def test_a_row_of_another_map_does_not_score(tmp_path: Path) -> None:
+    one, other = (Directory.at(tmp_path / name) for name in ("one", "other"))
+    model = published(one, GROUP)
+    write_group(new_map(other, describe(GEOMETRY)), GROUP, GEOMETRY, samples(6, seed=9), THRESHOLDS)
+    finish(other)
+    shutil.copytree(other.url, one.url, dirs_exist_ok=True, ignore=lambda _, names: {"zarr.json"} & set(names))
+    with pytest.raises(GaussianMapError, match=r"row 0 of group .* of another map"):
+        GaussianMap.open(model.url).distances(GROUP, samples(2))
 
 
 @pytest.mark.parametrize("missing", ["format", "run_id", "features", "weights_digest", "geometry", "estimator"])
