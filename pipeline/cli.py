@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -288,6 +289,9 @@ def dirty(source: str, noise: float, out: str, seed: int, no_overlap: bool, outp
         f"{counts.test_normals} normal, {counts.test_anomalies} anomalous",
     )
     output.result(made.to_json(), table)
+    roots = shlex.quote(f"input.roots={','.join(made.roots)}")
+    command = one_line(f"To clean it: paire clean {shlex.quote(made.train)} --out RUN --set {roots}")
+    output.console.print(command, highlight=False, markup=False, soft_wrap=True)
 
 
 def _figure(value: Any) -> str:

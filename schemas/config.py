@@ -61,6 +61,11 @@ class InputConfig(_Section):
         description="File name extensions taken from a folder; other files become `skipped` rows. "
         "An index names its files itself, so it is not filtered.",
     )
+    roots: CommaList = Field(
+        (),
+        description="Folders and URLs, besides the source's own folder, that images may lie in, links followed; rows "
+        "that lead elsewhere are `skipped`. `any`: no limit. Only for sources that nobody else can write into.",
+    )
     max_pixels: int = Field(
         89_478_485, ge=1, description="Largest width x height that is decoded; larger images are unreadable."
     )
@@ -251,7 +256,7 @@ class Config(_Section):
                 "guard": True,
                 "storage": True,
                 "features": {"device"},
-                "input": {"max_unreadable_fraction"},
+                "input": {"max_unreadable_fraction", "roots"},
             },
         )
         if not is_reserved_weights(self.features.weights):

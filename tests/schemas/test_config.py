@@ -18,6 +18,7 @@ ALTERNATIVES = {
     "input.max_pixels": ("1000", True),
     "input.sixteen_bit_white": ("4095", True),
     "input.max_unreadable_fraction": ("0.5", False),
+    "input.roots": ("any", False),
     "features.backbone": ("resnet18", True),
     "features.nodes": ("layer1", True),
     "features.weights": ("random", True),
