@@ -14,6 +14,7 @@ from schemas.errors import ConfigError, SourceError
 from schemas.names import DEFAULT_GROUP, sample_id
 from workers.index_file import IndexFormat, folder_of, read_index, resolve
 from workers.listing import list_files
+from workers.roots import Roots
 from workers.storage import is_url, split_location
 
 INDEX_EXTENSIONS = (".csv", ".parquet")
@@ -45,7 +46,7 @@ def build_catalog(source: str, inputs: InputConfig) -> pd.DataFrame:
         A folder or fsspec URL, listed recursively, or a ``.csv`` or ``.parquet`` index with ``image_path`` and
         optionally ``group``, whose paths are relative to the index.
     inputs
-        Extensions and grouping.
+        Extensions, grouping, and where images may lie.
 
     Returns
     -------
@@ -59,12 +60,13 @@ def build_catalog(source: str, inputs: InputConfig) -> pd.DataFrame:
     ConfigError
         When the path template is malformed.
     """
-    fs, root = _located(source)
+    fs, folder = _located(source)
     is_index = source.lower().endswith(INDEX_EXTENSIONS)
+    roots = Roots(folder_of(source) if is_index else source, inputs.roots)
     template = _compile_template(inputs.group_by) if inputs.group_by else None
     seen: set[str] = set()
     records = []
-    rows = _from_index(source) if is_index else _from_folder(source, fs, root, inputs.extensions)
+    rows = _from_index(source, roots) if is_index else _from_folder(source, fs, folder, inputs.extensions, roots)
     for number, listed in enumerate(rows):
         group, reason, identity = listed.group, listed.reason, listed.file_name
         if template is not None:
@@ -82,7 +84,7 @@ def build_catalog(source: str, inputs: InputConfig) -> pd.DataFrame:
     if (catalog["reason"] != "").all():
         raise SourceError(
             f"none of the {len(catalog)} files of {source} is an input; the first: {catalog['file_name'][0]!r}: "
-            f"{catalog['reason'][0]}. Check the source, input.extensions and input.group_by."
+            f"{catalog['reason'][0]}. Check the source, input.extensions, input.group_by and input.roots."
         )
     catalog = catalog.sort_values(["group", "file_name", "sample_id"], ignore_index=True)
     candidates = catalog["reason"] == ""
@@ -90,9 +92,9 @@ def build_catalog(source: str, inputs: InputConfig) -> pd.DataFrame:
     return catalog[[column.name for column in COLUMNS]]
 
 
-def _from_folder(source: str, fs: Any, root: str, extensions: tuple[str, ...]) -> Iterator[_Listed]:
+def _from_folder(source: str, fs: Any, folder: str, extensions: tuple[str, ...], roots: Roots) -> Iterator[_Listed]:
     try:
-        is_there = fs.exists(root)
+        is_there = fs.exists(folder)
     except PermissionError as error:
         raise SourceError(
             f"access to source {source!r} is denied. Grant it, or use other credentials (storage.profile)."
@@ -101,18 +103,21 @@ def _from_folder(source: str, fs: Any, root: str, extensions: tuple[str, ...]) -
         raise SourceError(
             f"source {source!r} does not exist. Give a folder, an fsspec URL, or a .csv or .parquet index."
         )
-    if fs.isfile(root):
+    if fs.isfile(folder):
         raise SourceError(
             f"source {source!r} is a file. Give a folder of images, or an index ending in .csv or .parquet."
         )
     wanted = {f".{extension.lower().lstrip('.')}" for extension in extensions}
-    for name, location, fault in list_files(source):
-        extension = posixpath.splitext(name)[1].lower()
-        other = "" if extension in wanted else f"not an image file by its extension {extension!r}"
-        yield _Listed(name, location, reason=fault or other)
+    for file in list_files(source):
+        reason, extension = file.fault, posixpath.splitext(file.name)[1].lower()
+        if not reason and extension not in wanted:
+            reason = f"not an image file by its extension {extension!r}"
+        if not reason and file.may_lead_away:
+            reason = roots.departure(file.location)
+        yield _Listed(file.name, file.location, reason=reason)
 
 
-def _from_index(source: str) -> Iterator[_Listed]:
+def _from_index(source: str, roots: Roots) -> Iterator[_Listed]:
     frame, folder = read_index(source, _INDEX), folder_of(source)
     groups = frame["group"] if "group" in frame.columns else [None] * len(frame)
     for position, (path, group) in enumerate(zip(frame["image_path"], groups, strict=True)):
@@ -126,7 +131,8 @@ def _from_index(source: str) -> Iterator[_Listed]:
                 "would be written down for all to read. Name the images by URLs without credentials, like s3://bucket/key."
             )
         file_name = path if is_url(path) else posixpath.normpath(path)
-        yield _Listed(file_name, resolve(folder, path), _text_or_none(group))
+        location = resolve(folder, path)
+        yield _Listed(file_name, location, _text_or_none(group), roots.departure(location))
 
 
 def _located(source: str) -> tuple[Any, str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -249,6 +250,7 @@ def evaluate(result: str, labels: str, masks: str | None, out: str | None, outpu
 
     from pipeline.curves import draw_curves
     from pipeline.evaluate import evaluate as run_evaluate
+    from schemas.tables import csv_for_people
     from workers.storage import Directory
 
     evaluation = run_evaluate(Directory.at(result), labels, masks=masks)
@@ -256,7 +258,7 @@ def evaluate(result: str, labels: str, masks: str | None, out: str | None, outpu
     if out is not None:
         directory = Directory.at(out)
         directory.write("evaluation.json", json.dumps(evaluation.to_json(), indent=2).encode())
-        directory.write("evaluation.csv", figures.to_csv(index=False).encode())
+        directory.write("evaluation.csv", csv_for_people(figures))
         directory.write("curves.png", draw_curves(evaluation))
     # One figure a line: they are too many for the width of a terminal. The last row is the one for all groups.
     shown = figures if len(figures) <= _FIGURE_GROUPS else pd.concat([figures[: _FIGURE_GROUPS - 1], figures[-1:]])
@@ -288,6 +290,9 @@ def dirty(source: str, noise: float, out: str, seed: int, no_overlap: bool, outp
         f"{counts.test_normals} normal, {counts.test_anomalies} anomalous",
     )
     output.result(made.to_json(), table)
+    roots = shlex.quote(f"input.roots={','.join(made.roots)}")
+    command = one_line(f"To clean it: paire clean {shlex.quote(made.train)} --out RUN --set {roots}")
+    output.console.print(command, highlight=False, markup=False, soft_wrap=True)
 
 
 def _figure(value: Any) -> str:

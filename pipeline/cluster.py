@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 
 import dask
-from distributed import Client, LocalCluster, Worker, WorkerPlugin
+from distributed import Client, LocalCluster, Security, Worker, WorkerPlugin
 from distributed.comm import get_address_host_port
 
 from schemas.config import ClusterConfig, StorageConfig
@@ -97,10 +97,11 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
     Raises
     ------
     ClusterError
-        When the scheduler can not be reached, no worker joins in time, or a worker runs another version.
+        When the scheduler can not be reached, no worker joins in time, a worker runs another version, or certificates
+        are of no use.
     """
-    address = _address(config, scheduler)
-    with _connected(address, config) if address else _local(config) as (client, threads):
+    address, security = _address(config, scheduler), _security(config)
+    with _connected(address, config, security) if address else _local(config, security) as (client, threads):
         workers = client.scheduler_info(n_workers=-1)["workers"]
         if address:
             _require_same_version(client)
@@ -147,19 +148,51 @@ def _address(config: ClusterConfig, scheduler: str | None) -> str | None:
     return scheduler or os.environ.get("DASK_SCHEDULER_ADDRESS") or config.scheduler
 
 
+def _security(config: ClusterConfig) -> Security:
+    """Return the certificates of the configuration, else what Dask's own says."""
+    files: dict[str, str | None] = {}
+    if config.tls_ca_file is not None:
+        sides = ("client", "scheduler", "worker")
+        files = {f"tls_{side}_{part}": getattr(config, f"tls_{part}") for side in sides for part in ("cert", "key")}
+        files["tls_ca_file"] = config.tls_ca_file
+    security = Security(require_encryption=True, **files) if files else Security()
+    try:
+        security.get_connection_args("client")
+    except OSError as error:  # errors of the ssl module are some
+        named = [f"cluster.{name} = {getattr(config, name)!r}" for name in ("tls_ca_file", "tls_cert", "tls_key")]
+        raise ClusterError(
+            f"{' and '.join(named) if files else 'distributed.comm.tls in the configuration of Dask'} can not be used ("
+            f"{' '.join(f'{type(error).__name__}: {error}'.split())}). Give PEM files that can be read, and the key of "
+            "that certificate."
+        ) from error
+    return security
+
+
 def _load_extractor() -> None:
     importlib.import_module("workers.extractor")
 
 
 @contextmanager
-def _connected(address: str, config: ClusterConfig) -> Iterator[tuple[Client, int]]:
+def _connected(address: str, config: ClusterConfig, security: Security) -> Iterator[tuple[Client, int]]:
+    is_encrypted = address.startswith("tls://")
+    if is_encrypted and not security.get_connection_args("client").get("ssl_context"):
+        raise ClusterError(
+            f"the scheduler {address!r} asks for a certificate and there is none. Set cluster.tls_ca_file, "
+            "cluster.tls_cert and cluster.tls_key, or distributed.comm.tls in Dask's configuration."
+        )
+    if security.require_encryption and not is_encrypted:
+        raise ClusterError(
+            f"the scheduler {address!r} would be reached without encryption, which certificates in the configuration "
+            "ask for. Give an address like tls://host:8786, or leave the certificates out."
+        )
     try:
         get_address_host_port(address, strict=True)  # a client would fail on it too, but stay open
-        client = Client(address, timeout=config.timeout_s)
+        client = Client(address, timeout=config.timeout_s, security=security)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(
             f"the scheduler {address!r} can not be reached within {config.timeout_s:g} s ({type(error).__name__}). "
-            "Check the address (like tcp://host:8786) and that 'dask scheduler' runs there."
+            "Check the address (like tcp://host:8786) and that 'dask scheduler' runs there"
+            f"{', with certificates that the authority in cluster.tls_ca_file has signed.' if is_encrypted else '.'}"
         ) from error
     with client:
         try:
@@ -173,7 +206,7 @@ def _connected(address: str, config: ClusterConfig) -> Iterator[tuple[Client, in
 
 
 @contextmanager
-def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
+def _local(config: ClusterConfig, security: Security) -> Iterator[tuple[Client, int]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = config.workers or max(1, cores // CORES_PER_WORKER)
     threads = config.threads_per_worker or max(1, cores // workers)
@@ -187,10 +220,11 @@ def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
             host="127.0.0.1" if config.processes else None,
             dashboard_address="127.0.0.1:0",
             silence_logs=50,
+            security=security,
         )
     try:
         # By its address: a client of the cluster itself would wait for the workers.
-        with Client(cluster.scheduler_address) as client:
+        with Client(cluster.scheduler_address, security=security) as client:
             with dask.config.set(_NO_PROFILER):
                 cluster.scale(workers)  # from the cluster's own thread, which is deaf too
                 _wait_for_local(client, workers, config.timeout_s)

@@ -8,6 +8,8 @@ import dataclasses
 import json
 import posixpath
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from decimal import ROUND_HALF_DOWN, Decimal
 from io import BytesIO
 from typing import Any
@@ -84,6 +86,9 @@ class DirtySet:
         As asked for.
     train, train_labels, test, test_labels
         Paths of the four lists; ``train`` is a source for ``paire clean``, ``test`` one for ``paire score``.
+    roots
+        Folders and URLs that hold the images which are referred to: ``input.roots`` for the commands that take the
+        lists.
     counts
         Over all groups.
     groups
@@ -99,6 +104,7 @@ class DirtySet:
     train_labels: str
     test: str
     test_labels: str
+    roots: list[str]
     counts: DirtyCounts
     groups: dict[str, DirtyCounts]
 
@@ -140,7 +146,7 @@ def make_dirty(source: str, out: str, *, noise: float, seed: int = 0, overlap: b
         ``group``), ``train_labels.csv`` and ``test_labels.csv`` (``image_path``, ``label_index``, ``defect``,
         ``mask_path``; of the training set also ``is_augmented``), in the same order each; ``dirty.json``, written
         last; and ``augmented/`` with the rotated and flipped copies and their masks, as PNG. All other images are
-        referred to where they are. The training set is in random order.
+        referred to where they are, so that commands need ``roots``. The training set is in random order.
     noise
         Share of anomalies in the training set, from 0 up to but not including 1.
     seed
@@ -190,6 +196,7 @@ def make_dirty(source: str, out: str, *, noise: float, seed: int = 0, overlap: b
         train_labels=f"{directory.url}/{TRAIN_LABELS_FILE}",
         test=f"{directory.url}/{TEST_FILE}",
         test_labels=f"{directory.url}/{TEST_LABELS_FILE}",
+        roots=_roots_of(table["image_path"]),
         counts=_total(list(groups.values())),
         groups=groups,
     )
@@ -340,6 +347,15 @@ def _write_copy(path: str, directory: Directory, name: str, transformation: Imag
         ) from error
     directory.write(name, buffer.getvalue())
     return f"{directory.url}/{name}"
+
+
+def _roots_of(paths: Iterable[str]) -> list[str]:
+    """Return what holds all of some images: for the disk, and for each bucket or server, one folder."""
+    folders = defaultdict(list)
+    for path in paths:
+        protocol, separator, place = path.partition("://") if is_url(path) else ("", "", path)
+        folders[protocol + separator, place.split("/")[0]].append(posixpath.dirname(place))
+    return [protocol + posixpath.commonpath(of_one) for (protocol, _), of_one in sorted(folders.items())]
 
 
 def _write_lists(train: pd.DataFrame, test: pd.DataFrame, directory: Directory) -> None:

@@ -13,7 +13,7 @@ from schemas import iterations as iterations_table
 from schemas import manifest as manifest_table
 from schemas.manifest import CLEAN
 from schemas.run import CHANGES, CHANGES_LIST, CHANGES_SUMMARY, CLEAN_LIST, ITERATIONS, LEDGER, MANIFEST
-from schemas.tables import Column, to_arrow
+from schemas.tables import Column, csv_for_people, to_arrow
 from workers.storage import Directory
 
 CLEAN_LIST_COLUMNS = ("sample_id", "image_path", "file_name", "group")
@@ -23,7 +23,7 @@ def write_manifest(run: Directory, manifest: pd.DataFrame) -> None:
     """Write ``manifest.parquet``, and ``clean.csv`` with the kept images for people and shell scripts."""
     write_table(run, MANIFEST, manifest, manifest_table.COLUMNS)
     kept = manifest.loc[manifest["decision"] == CLEAN, list(CLEAN_LIST_COLUMNS)]
-    run.write(CLEAN_LIST, kept.to_csv(index=False).encode())
+    run.write(CLEAN_LIST, csv_for_people(kept))
 
 
 def write_iterations(run: Directory, iterations: Sequence[Mapping[str, Any]]) -> None:
@@ -40,7 +40,7 @@ def write_ledger(run: Directory, ledger: Mapping[str, Any]) -> None:
 def write_changes(run: Directory, changes: pd.DataFrame, summary: Mapping[str, Any]) -> None:
     """Write ``changes.parquet``, the same as ``changes.csv`` for people, and their counts as ``changes.json``."""
     write_table(run, CHANGES, changes, changes_table.COLUMNS)
-    run.write(CHANGES_LIST, changes.to_csv(index=False).encode())
+    run.write(CHANGES_LIST, csv_for_people(changes))
     run.write(CHANGES_SUMMARY, _json_bytes(summary))
 
 

@@ -43,6 +43,7 @@ from pipeline.versions import run_of_version
 from schemas import run as layout
 from schemas.config import Config
 from schemas.errors import ConfigError, RunConflictError, SourceError
+from schemas.tables import csv_for_people
 from workers.extractor import shared_extractor
 from workers.gaussian_map import GaussianMap
 from workers.recall import CONFIDENCE, CONTRASTS, DEFECTS, SIZES, GroupTrust
@@ -191,7 +192,7 @@ def trust(
             job = _TrustJob(features, scratch, published, unclear, config, cluster, seed, reporter)
             tried = [job.try_group(sample) for sample in samples]
         result = _summarise(finished, directory, tried, not_tried, seed)
-        directory.write(TABLE, result.table().to_csv(index=False).encode())
+        directory.write(TABLE, csv_for_people(result.table()))
         directory.write(PLOT, draw_recall(result.overall, result.groups))
         directory.write(EXAMPLES, draw_examples(list(_examples(tried, config, seed))))
         directory.write(RESULT, (json.dumps(result.to_json(), indent=2, ensure_ascii=False) + "\n").encode())

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from schemas.credentials import has_credentials, redacted
 from schemas.errors import ConfigError
@@ -60,6 +60,11 @@ class InputConfig(_Section):
         ("png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp"),
         description="File name extensions taken from a folder; other files become `skipped` rows. "
         "An index names its files itself, so it is not filtered.",
+    )
+    roots: CommaList = Field(
+        (),
+        description="Folders and URLs, besides the source's own folder, that images may lie in, links followed; rows "
+        "that lead elsewhere are `skipped`. `any`: no limit. Only for sources that nobody else can write into.",
     )
     max_pixels: int = Field(
         89_478_485, ge=1, description="Largest width x height that is decoded; larger images are unreadable."
@@ -220,6 +225,22 @@ class ClusterConfig(_Section):
     )
     processes: bool = Field(True, description="false runs the workers as threads of the command itself.")
     timeout_s: float = Field(60.0, gt=0, description="How long to wait for the scheduler and the first worker.")
+    tls_ca_file: OptionalText = Field(
+        None,
+        description="PEM file of the authority that signs the certificates of scheduler, workers and clients: whoever "
+        "has none is refused, and all between them is encrypted, also in a local cluster. Set all three or none. "
+        "Not set: as Dask's own configuration says.",
+    )
+    tls_cert: OptionalText = Field(None, description="PEM file of this side's certificate.")
+    tls_key: OptionalText = Field(None, description="PEM file of its private key, without a password.")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "ClusterConfig":
+        files = {"tls_ca_file": self.tls_ca_file, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
+        missing = [f"cluster.{name}" for name, value in files.items() if value is None]
+        if missing and len(missing) < len(files):
+            raise ValueError(f"TLS needs {' and '.join(missing)} too. Set all three files or none")
+        return self
 
 
 class Config(_Section):
@@ -251,7 +272,7 @@ class Config(_Section):
                 "guard": True,
                 "storage": True,
                 "features": {"device"},
-                "input": {"max_unreadable_fraction"},
+                "input": {"max_unreadable_fraction", "roots"},
             },
         )
         if not is_reserved_weights(self.features.weights):

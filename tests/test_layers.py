@@ -80,6 +80,12 @@ def test_no_layer_imports_tests_or_deployment(path: Path) -> None:
     assert not packages(path) & {"tests", "deploy"}
 
 
+def test_csv_is_written_where_it_is_made_safe_for_spreadsheets() -> None:
+    # The lists of dirty sets are read by commands, which must find the groups as they are.
+    writers = {named(path) for path in (*SCHEMAS, *WORKERS, *PIPELINE) if ".to_csv(" in path.read_text("utf-8")}
+    assert writers == {"schemas/tables.py", "pipeline/dirty.py"}
+
+
 def test_schemas_load_without_dask_and_torch() -> None:
     # Also what their imports import: a consumer of a run directory needs none of it.
     names = [f"schemas.{path.stem}" for path in SCHEMAS if path.stem != "__init__"]

@@ -9,8 +9,12 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from fsspec.implementations.local import LocalFileSystem
+
 from schemas.errors import SourceError, StorageError
 from workers.storage import is_url, split_location
+
+NO_FILE = "neither a file nor a folder, but a pipe, socket or device"
 
 
 class ListedFile(NamedTuple):
@@ -24,11 +28,14 @@ class ListedFile(NamedTuple):
         Absolute path or URL.
     fault
         Why it can not be taken as a file, in words; empty for a file.
+    may_lead_away
+        Whether it lies elsewhere than its name says, or may: it is a link, or what lists it does not tell.
     """
 
     name: str
     location: str
     fault: str = ""
+    may_lead_away: bool = False
 
 
 def list_files(folder: str) -> list[ListedFile]:
@@ -51,7 +58,7 @@ def list_files(folder: str) -> list[ListedFile]:
     """
     fs, root = split_location(folder)
     found = _remote_files(fs, root) if is_url(folder) else _local_files(root)
-    return [_as_text(_below(root, path), location, fault) for path, location, fault in found]
+    return [_as_text(entry._replace(name=_below(root, entry.name))) for entry in found]
 
 
 def list_sound_files(folder: str) -> list[ListedFile]:
@@ -72,21 +79,21 @@ def _below(root: str, path: str) -> str:
     return path.removeprefix(prefix) if path.startswith(prefix) else posixpath.relpath(path, root)
 
 
-def _as_text(name: str, location: str, fault: str) -> ListedFile:
+def _as_text(file: ListedFile) -> ListedFile:
     """Return an entry whose texts can be written anywhere."""
     try:
-        name.encode()
+        file.name.encode()
     except UnicodeEncodeError:
-        return ListedFile(_escaped(name), _escaped(location), "its file name is not valid UTF-8; rename it")
-    return ListedFile(name, location, fault)
+        return ListedFile(_escaped(file.name), _escaped(file.location), "its file name is not valid UTF-8; rename it")
+    return file
 
 
 def _escaped(text: str) -> str:
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _remote_files(fs: Any, root: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the path and URL of every file of a URL, and nothing against it.
+def _remote_files(fs: Any, root: str) -> Iterator[ListedFile]:
+    """Yield every file of a URL, by its path there, and nothing against it.
 
     Empty objects whose name ends in a slash stand for folders, as storage consoles make them.
     """
@@ -96,25 +103,26 @@ def _remote_files(fs: Any, root: str) -> Iterator[tuple[str, str, str]]:
         raise
     except (OSError, ValueError) as error:
         raise _refusal(fs.unstrip_protocol(root), error) from error
+    is_disk = isinstance(fs, LocalFileSystem)  # which follows links to folders
     for path in paths:
-        yield path, fs.unstrip_protocol(path), ""
+        yield ListedFile(path, fs.unstrip_protocol(path), may_lead_away=is_disk)
 
 
-def _local_files(root: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the path, twice, of everything in a folder that is no folder, and why it is no file."""
-    found, folders = [], [root]
+def _local_files(root: str) -> Iterator[ListedFile]:
+    """Yield everything in a folder that is no folder, by its path, and why it is no file."""
+    found: list[ListedFile] = []
+    folders = [root]
     while folders:
         for entry in _entries(folders.pop()):
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.path)
             elif entry.is_dir():
-                found.append((entry.path, "a link to a folder, which is not followed"))
+                found.append(ListedFile(entry.path, entry.path, "a link to a folder, which is not followed"))
             elif entry.is_file() or entry.is_symlink():
-                found.append((entry.path, ""))
+                found.append(ListedFile(entry.path, entry.path, may_lead_away=entry.is_symlink()))
             else:
-                found.append((entry.path, "neither a file nor a folder, but a pipe, socket or device"))
-    for path, fault in sorted(found):
-        yield path, path, fault
+                found.append(ListedFile(entry.path, entry.path, NO_FILE))
+    yield from sorted(found)
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

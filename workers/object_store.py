@@ -18,17 +18,23 @@ from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
-from botocore import exceptions as boto
-from botocore.parsers import ResponseParserError
 from fsspec import config as fsspec_config
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from schemas.config import StorageConfig
-from schemas.credentials import redacted
 from schemas.errors import StorageError
+from workers.store_failures import (
+    EMPTY,
+    PRECONDITION_FAILED,
+    LeftBehindError,
+    TornAnswerError,
+    answer_of,
+    in_words,
+    is_passing,
+    refusal_of,
+)
 
 logger = logging.getLogger("paire")
 
@@ -52,52 +58,11 @@ CONNECTIONS = 64
 # What DeleteObjects takes.
 REMOVED_AT_ONCE = 1000
 
-_PASSING = (
-    boto.HTTPClientError,
-    boto.ConnectionError,
-    boto.IncompleteReadError,
-    boto.FlexibleChecksumError,
-    ResponseParserError,
-    aiohttp.ClientError,
-    TimeoutError,
-    ConnectionError,
-)
-_PASSING_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ConditionalRequestConflict", "OperationAborted"}
-_TOO_MANY, _SERVER_ERROR, _NOT_IMPLEMENTED, _PRECONDITION_FAILED, _EMPTY = 429, 500, 501, 412, 416
-
-# About who asks, not about what is asked for: no other object would fare better.
-_REFUSED_CODES = {
-    "AccountProblem",
-    "AllAccessDisabled",
-    "AuthorizationHeaderMalformed",
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "IllegalLocationConstraintException",
-    "InvalidAccessKeyId",
-    "InvalidClientTokenId",
-    "InvalidSecurity",
-    "InvalidToken",
-    "NotSignedUp",
-    "PermanentRedirect",
-    "RequestTimeTooSkewed",
-    "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-}
-_WRITING = {"put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload", "delete_objects"}
-
 # Metadata of objects that must not have been there: which attempt of which process made it.
 _CREATED_BY = "created-by"
 
 _ASKED_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-
-
-class TornAnswerError(OSError):
-    """What arrived is not what the store said it would send."""
-
-
-class _LeftBehindError(OSError):
-    """Some objects of a bulk removal were not removed for a passing reason."""
 
 
 class ObjectStore(S3FileSystem):  # type: ignore[misc]
@@ -145,7 +110,7 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
             # A range states the object's size beside its own: neither a torn body nor a wrong length goes unnoticed.
             first, size, tag = await self._read_range(path, _range(0, PART_BYTES))
         except OSError as error:
-            if _answer(error)[0] != _EMPTY:
+            if answer_of(error)[0] != EMPTY:
                 raise
             return b""  # only an empty object has no first byte
         starts = range(len(first), size, PART_BYTES)
@@ -194,7 +159,10 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
 
         # An upload in parts whose completion was answered into the void is not there any more when it is tried again.
         await self._patiently(
-            put, "put_object", {"Bucket": bucket, "Key": key}, passing=lambda error: _answer(error)[1] == "NoSuchUpload"
+            put,
+            "put_object",
+            {"Bucket": bucket, "Key": key},
+            passing=lambda error: answer_of(error)[1] == "NoSuchUpload",
         )
 
     async def _create(self, path: str, data: bytes) -> None:
@@ -204,7 +172,7 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
         try:
             await self._call_s3("put_object", **place, Body=data, IfNoneMatch="*", Metadata={_CREATED_BY: mark})
         except OSError as error:
-            if not isinstance(error, FileExistsError) and _answer(error)[0] != _PRECONDITION_FAILED:
+            if not isinstance(error, FileExistsError) and answer_of(error)[0] != PRECONDITION_FAILED:
                 raise
             # An earlier attempt, whose answer was lost, may be the one that created it.
             found = await self._call_s3("head_object", **place)
@@ -241,7 +209,7 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
             answer = await self._call_s3("delete_objects", Bucket=place["Bucket"], Delete=objects)
             for error in answer.get("Errors", []):
                 what = f"s3://{place['Bucket']}/{error.get('Key')} was not removed: {error.get('Code')}"
-                raise PermissionError(what) if error.get("Code") == "AccessDenied" else _LeftBehindError(what)
+                raise PermissionError(what) if error.get("Code") == "AccessDenied" else LeftBehindError(what)
 
         await self._patiently(delete, "delete_objects", place)
 
@@ -254,7 +222,7 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
     ) -> Result:
         """Return what a call returns, tried again while it fails for a passing reason and the budget lasts."""
         name = f"{method} of s3://{'/'.join(str(place[part]) for part in ('Bucket', 'Key') if place.get(part))}"
-        passing, started = passing or _is_passing, time.monotonic()
+        passing, started = passing or is_passing, time.monotonic()
         retrying = AsyncRetrying(
             retry=retry_if_exception(passing),
             stop=stop_before_delay(self._retry_seconds),
@@ -271,10 +239,10 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
             if passing(error):
                 raise StorageError(
                     f"{name} failed {attempts} times in {seconds:.0f} s at {self._address()}, the last time with "
-                    f"{_in_words(error)}. Check the store and storage.endpoint_url, or wait longer than "
+                    f"{in_words(error)}. Check the store and storage.endpoint_url, or wait longer than "
                     f"storage.retry_seconds = {self._retry_seconds:g}; then run the same command again."
                 ) from error
-            refusal = self._refusal(error, method, name)
+            refusal = refusal_of(error, method, name, self._address())
             if refusal is not None:
                 raise refusal from error
             raise
@@ -286,24 +254,9 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
                 "%s has failed %d times, the last time with %s; trying for %.0f s in all",
                 name,
                 ATTEMPTS_UNSAID,
-                _in_words(error) if error else "nothing",
+                in_words(error) if error else "nothing",
                 self._retry_seconds,
             )
-
-    def _refusal(self, error: Exception, method: str, name: str) -> StorageError | None:
-        """Return an error of ours for what concerns the whole store; None for what concerns one object of it."""
-        code = _answer(error)[1]
-        if code in _REFUSED_CODES or isinstance(error, boto.BotoCoreError):
-            return StorageError(
-                f"{name}: {self._address()} can not be used with these credentials and settings ({_in_words(error)}). "
-                "Check AWS_ACCESS_KEY_ID and its like, storage.profile, storage.region and storage.endpoint_url; for a "
-                "public bucket use --set storage.anonymous=true."
-            )
-        if code == "NoSuchBucket" and method in _WRITING:
-            return StorageError(f"{name}: there is no such bucket at {self._address()}. Create it, or check its name.")
-        if isinstance(error, PermissionError) and method in _WRITING:
-            return StorageError(f"{name}: writing is denied. Grant the credentials in use PutObject and DeleteObject.")
-        return None
 
     def _address(self) -> str:
         """Return the host of the store, which carries no credentials."""
@@ -396,33 +349,3 @@ def _checked_size(body: bytes, span: str, answer: dict[str, Any]) -> int:
     if (first, last) != wanted or len(body) != last - first + 1:
         raise TornAnswerError(f"{len(body)} bytes of {first}-{last}/{size} for {span}")
     return size
-
-
-def _answer(error: BaseException) -> tuple[int, str]:
-    """Return the status and code that a store answered with; 0 and '' where there was no answer."""
-    for one in (error, error.__cause__):
-        response = getattr(one, "response", None)
-        if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return int(status), str(response.get("Error", {}).get("Code", ""))
-    return 0, ""
-
-
-def _is_passing(error: BaseException) -> bool:
-    status, code = _answer(error)
-    if status:
-        failing = status >= _SERVER_ERROR and status != _NOT_IMPLEMENTED
-        return failing or status == _TOO_MANY or code in _PASSING_CODES
-    if isinstance(error, boto.ClientError | StorageError):
-        return False
-    return isinstance(error, (*_PASSING, TornAnswerError, _LeftBehindError))
-
-
-def _in_words(error: BaseException) -> str:
-    """Name a failure: what the store answered, else the kind of error, whose text may hold anything."""
-    status, code = _answer(error)
-    if status or code:
-        return f"status {status} {code}".strip()
-    if isinstance(error, TornAnswerError | _LeftBehindError):
-        return redacted(str(error))
-    return type(error).__name__

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from pipeline.catalog import build_catalog
 from schemas.catalog import COLUMNS, catalog_digest
-from schemas.config import InputConfig
+from schemas.config import InputConfig, parse_config
 from schemas.errors import ConfigError, PaireError, SourceError
 from schemas.names import DEFAULT_GROUP, sample_id
 from schemas.tables import to_arrow
+from workers.roots import LINK_OUTSIDE, OUTSIDE
 from workers.storage import read_bytes
 
 PNG = b"\x89PNG not really"
@@ -145,13 +146,19 @@ def test_two_names_that_are_not_utf_8_are_two_rows(tmp_path: Path) -> None:
     assert names(catalog) == [r"\xff.png"]
 
 
-def test_a_link_to_an_image_is_an_input(tmp_path: Path) -> None:
-    write(tmp_path, "elsewhere/a.png")
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "link.png").symlink_to(tmp_path / "elsewhere" / "a.png")
-    catalog = catalog_of(tmp_path / "source")
-    assert names(catalog) == ["link.png"]
-    assert read_bytes(catalog["image_path"].item()) == PNG
+@pytest.mark.parametrize("protocol", ["", "file://"])
+def test_a_link_to_an_image_is_an_input_where_it_leads_to_none_outside(tmp_path: Path, protocol: str) -> None:
+    write(tmp_path, "elsewhere/a.png", "source/a.png")
+    (tmp_path / "source" / "inside.png").symlink_to(tmp_path / "source" / "a.png")
+    (tmp_path / "source" / "outside.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    source = f"{protocol}{tmp_path / 'source'}"
+    catalog = catalog_of(source)
+    assert names(catalog) == ["a.png", "inside.png"]
+    assert names(catalog, candidates=False) == ["outside.png"]
+    assert catalog.loc[catalog["row"].isna(), "reason"].item() == LINK_OUTSIDE
+    catalog = catalog_of(source, roots=[str(tmp_path / "elsewhere")])
+    assert names(catalog) == ["a.png", "inside.png", "outside.png"]
+    assert [read_bytes(path) for path in catalog["image_path"]] == [PNG] * 3
 
 
 def test_a_broken_link_is_a_row(tmp_path: Path) -> None:
@@ -305,13 +312,49 @@ def test_an_index_lists_its_images(tmp_path: Path, extension: str, groups: list[
 
 def test_paths_of_an_index_are_relative_to_it_absolute_or_urls(tmp_path: Path) -> None:
     path = index(tmp_path / "", f"image_path\nsub/a.png\n../b.png\n{tmp_path}/c.png\ns3://bucket/d.png\n")
-    catalog = catalog_of(path).set_index("file_name")
+    catalog = catalog_of(path, roots="any").set_index("file_name")
+    assert catalog["row"].notna().all()
     assert catalog["image_path"].to_dict() == {
         "sub/a.png": f"{tmp_path}/sub/a.png",
         "../b.png": f"{tmp_path.parent}/b.png",
         f"{tmp_path}/c.png": f"{tmp_path}/c.png",
         "s3://bucket/d.png": "s3://bucket/d.png",
     }
+
+
+def test_rows_of_an_index_that_leave_its_folder_are_skipped_unless_they_are_allowed(tmp_path: Path) -> None:
+    write(tmp_path, "lists/a.png", "images/b.png", "images2/c.png")
+    away = ["../images/b.png", f"{tmp_path}/images2/c.png", "https://10.0.0.1/d.png"]
+    path = index(tmp_path / "lists", "\n".join(["image_path", "a.png", *away]))
+    catalog = catalog_of(path)
+    assert names(catalog) == ["a.png"]
+    assert set(names(catalog, candidates=False)) == set(away)
+    assert set(catalog["reason"]) == {"", OUTSIDE}
+    catalog = catalog_of(path, roots=f"{tmp_path}/images/")
+    assert names(catalog) == ["../images/b.png", "a.png"]
+    assert names(catalog_of(path, roots="any")) == sorted(["a.png", *away])
+
+
+def test_an_index_whose_rows_all_leave_is_an_error_that_says_what_to_set(tmp_path: Path) -> None:
+    path = index(tmp_path, "image_path\n/images/b.png\n")
+    with pytest.raises(SourceError, match=r"none of the 1 files .* set input\.roots to a folder that holds it"):
+        catalog_of(path)
+
+
+def test_an_index_of_a_pipe_is_a_skipped_row(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    catalog = catalog_of(index(tmp_path, "image_path\na.png\npipe.png\n"))
+    assert names(catalog, candidates=False) == ["pipe.png"]
+
+
+def test_where_images_may_lie_decides_over_rows_alone(tmp_path: Path) -> None:
+    # Another limit that lets the same rows in is the same run; one that does not changes the catalog's digest.
+    path = index(write(tmp_path, "a.png", "../a.png"), "image_path\na.png\n../a.png\n")
+    allowed = [parse_config(None, [f"input.roots={roots}"]) for roots in ("any", "/")]
+    assert len({config.digest() for config in (*allowed, parse_config(None))}) == 1
+    digests = [catalog_digest(build_catalog(str(path), config.input)) for config in (*allowed, parse_config(None))]
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize("name", STRANGE_NAMES)

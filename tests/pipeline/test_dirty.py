@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipeline.catalog import build_catalog
 from pipeline.cli import cli
-from pipeline.dirty import DirtySet, dirty_count, make_dirty
+from pipeline.dirty import DirtySet, _roots_of, dirty_count, make_dirty
 from schemas.config import InputConfig
 from schemas.errors import ConfigError, RunConflictError, SourceError
 from tests.archives import png
@@ -499,7 +499,7 @@ def test_the_lists_are_sources_for_cleaning_and_scoring(tmp_path: Path) -> None:
     assert result.counts.augmented_anomalies > 0
     for path in (result.train, result.test):
         listed = pd.read_csv(path)
-        catalog = build_catalog(path, InputConfig())
+        catalog = build_catalog(path, InputConfig(roots=tuple(result.roots)))
         assert catalog["row"].notna().all()
         assert set(zip(catalog["image_path"], catalog["group"], strict=True)) == set(
             zip(listed["image_path"], listed["group"], strict=True)
@@ -547,6 +547,11 @@ def test_a_directory_that_is_not_empty_is_left_as_it_is(tmp_path: Path, small: s
 def test_a_directory_of_an_unknown_protocol_is_an_error(small: str) -> None:
     with pytest.raises(ConfigError, match="'nowhere://out'"):
         make_dirty(small, "nowhere://out", noise=0.1)
+
+
+def test_the_roots_hold_the_images_whatever_they_lie_on() -> None:
+    paths = ["/data/a/1.png", "/data/b/c/2.png", "s3://one/x/a/1.png", "s3://one/x/b/1.png", "s3://two/1.png"]
+    assert _roots_of([*paths, "file:///data/3.png"]) == ["/data", "file:///data", "s3://one/x", "s3://two"]
 
 
 def test_an_empty_directory_is_used(tmp_path: Path, small: str) -> None:

@@ -177,7 +177,16 @@ def test_an_archive_of_which_nothing_can_be_judged_is_a_manifest_of_reasons(tmp_
 def test_strange_names_come_through_to_manifest_list_and_scores(tmp_path: Path) -> None:
     source = tmp_path / "archive 1 #%~"
     source.mkdir()
-    strange = ["two\nlines.png", "größe 写真.png", 'it\'s "q".png', "~#%.png", "a::b.png", "[x]{y}.png", "c\rr.png"]
+    strange = [
+        "two\nlines.png",
+        "größe 写真.png",
+        'it\'s "q".png',
+        "~#%.png",
+        "a::b.png",
+        "[x]{y}.png",
+        "c\rr.png",
+        "=1+1.png",
+    ]
     for number, name in enumerate(strange):
         (source / name).write_bytes(png(part_pixels(number)))
     finished = quick_run_on(source, tmp_path / "run ::1", "trim.tau=1e9")
@@ -185,6 +194,8 @@ def test_strange_names_come_through_to_manifest_list_and_scores(tmp_path: Path) 
     assert finished.decisions == dict.fromkeys(sorted(strange), "clean")
     listed = pd.read_csv(finished.path / "clean.csv", keep_default_na=False, lineterminator="\n")
     assert {Path(path).name for path in listed["image_path"]} == set(strange)
+    assert {name.replace("'=1+1", "=1+1") for name in listed["file_name"]} == set(strange)
+    assert "=1+1.png" not in set(listed["file_name"])  # a spreadsheet would compute it
     model, out = str(finished.path / "model"), str(tmp_path / "scores")
     scores = score(model, str(source), out, parse_config(None, CLUSTER))
     assert {str(Path(path).relative_to(source)) for path in scores["image_path"]} == set(strange)

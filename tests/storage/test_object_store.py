@@ -168,11 +168,24 @@ def test_missing_credentials_are_said_with_where_to_give_them(bucket: Server, mo
             Directory.at(bucket.url("run")).read("run.json")
 
 
-def test_an_unknown_profile_is_said(bucket: Server) -> None:
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_an_unknown_profile_is_named_with_where_to_correct_it(
+    bucket: Server, monkeypatch: pytest.MonkeyPatch, by_environment: bool
+) -> None:
     with reached(bucket):
-        use_storage(bucket.settings.model_copy(update={"profile": "nobody"}))
-        with pytest.raises(StorageError, match=r"ProfileNotFound"):
-            Directory.at(bucket.url("run")).read("run.json")
+        if by_environment:
+            monkeypatch.setenv("AWS_PROFILE", "nobody")
+        else:
+            use_storage(bucket.settings.model_copy(update={"profile": "nobody"}))
+        directory = Directory.at(bucket.url("run"))
+        for operation in (
+            lambda: directory.read("run.json"),
+            lambda: directory.create("run.json", b"{}"),
+            lambda: list_files(directory.url),
+            lambda: directory.zarr_group("features"),
+        ):
+            with pytest.raises(StorageError, match=r"\(nobody\).* Correct storage\.profile or AWS_PROFILE"):
+                operation()
 
 
 def test_a_public_bucket_is_read_without_credentials(bucket: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def test_a_url_is_listed_like_a_folder(memory: str) -> None:
 def test_a_relative_folder_gives_absolute_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "archive/a.png")
     monkeypatch.chdir(tmp_path)
-    assert list_files("archive/") == [("a.png", str(tmp_path / "archive/a.png"), "")]
+    assert list_files("archive/") == [("a.png", str(tmp_path / "archive/a.png"), "", False)]
 
 
 def test_what_is_no_file_has_a_reason_and_is_not_followed(tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def compare_with_command(
     folder
         For the run.
     """
-    run = str(folder / "run")
+    run, settings = str(folder / "run"), [*base, *_LOCAL, f"input.roots={','.join(dirty.roots)}"]
     for number, strategy in enumerate(strategies):
-        config = Method(strategy).config([*base, *_LOCAL])
+        config = Method(strategy).config(settings)
         url = recut(run, config).run if number else clean(str(dirty.train_list), run, config).run
         kept, own = _kept(url), clean_digests(dirty, gram, config)
         yield Agreement(

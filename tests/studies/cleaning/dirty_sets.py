@@ -65,6 +65,8 @@ class DirtySet:
         Their images.
     train_list
         The training set as ``paire clean`` takes it.
+    roots
+        Where its images lie.
     paths
         Digest to a path of an image with it.
     """
@@ -73,6 +75,7 @@ class DirtySet:
     train: LabelledImages
     test: LabelledImages
     train_list: Path
+    roots: tuple[str, ...]
     paths: dict[str, str]
 
     def digest(self) -> str:
@@ -110,10 +113,10 @@ def draw(case: Case, source: Path, folder: Path) -> DirtySet:
         When `pipeline.dirty.make_dirty` can not.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    make_dirty(str(source), str(folder), noise=case.noise, seed=case.seed, overlap=case.protocol == OVERLAP)
+    made = make_dirty(str(source), str(folder), noise=case.noise, seed=case.seed, overlap=case.protocol == OVERLAP)
     paths: dict[str, str] = {}
     train, test = (_read(folder / name, paths) for name in (TRAIN_LABELS_FILE, TEST_LABELS_FILE))
-    return DirtySet(case, train, test, folder / TRAIN_FILE, paths)
+    return DirtySet(case, train, test, folder / TRAIN_FILE, tuple(made.roots), paths)
 
 
 def _read(labels: Path, paths: dict[str, str]) -> LabelledImages:
