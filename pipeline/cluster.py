@@ -28,6 +28,9 @@ CORES_PER_WORKER = 4
 # that list makes it collect a dead thread-local (python/cpython#106883).
 _NO_PROFILER = {"distributed.worker.profile.enabled": False}
 
+# A worker that dies of an image is counted against all blocks that it holds, and such images may lie close together.
+_PATIENCE = {"distributed.scheduler.allowed-failures": 10}
+
 
 class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
     """Gives torch and the statistics their threads in every worker, which Dask leaves at one."""
@@ -176,7 +179,7 @@ def _local(config: ClusterConfig) -> Iterator[tuple[Client, int]]:
     workers = config.workers or max(1, cores // CORES_PER_WORKER)
     threads = config.threads_per_worker or max(1, cores // workers)
     try:
-        with _deaf_to_sigint(), dask.config.set(_NO_PROFILER):
+        with _deaf_to_sigint(), dask.config.set({**_NO_PROFILER, **_PATIENCE}):
             cluster = LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,  # one task at a time: a task uses its threads itself
