@@ -30,6 +30,9 @@ _NO_PROFILER = {"distributed.worker.profile.enabled": False}
 # Workers that are still starting are waited for when a local cluster closes, but not for ever.
 _CLOSING_S = 30.0
 
+# A worker that dies of an image is counted against all blocks that it holds, and such images may lie close together.
+_PATIENCE = {"distributed.scheduler.allowed-failures": 10}
+
 
 class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
     """Gives torch and the statistics their threads in every worker, which Dask leaves at one."""
@@ -210,7 +213,7 @@ def _local(config: ClusterConfig, security: Security) -> Iterator[tuple[Client, 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = config.workers or max(1, cores // CORES_PER_WORKER)
     threads = config.threads_per_worker or max(1, cores // workers)
-    with _deaf_to_sigint():
+    with _deaf_to_sigint(), dask.config.set(_PATIENCE):
         cluster = LocalCluster(
             # They come later: Dask would wait for them without end, and where it is given a time (death_timeout), a
             # nanny that it runs out on while its process starts is never closed.

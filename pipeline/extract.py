@@ -4,6 +4,8 @@ A block that an earlier command finished has a receipt, and is checked instead o
 """
 
 import logging
+import os
+from collections.abc import Mapping
 from threading import BoundedSemaphore
 from typing import Any, NamedTuple
 
@@ -11,19 +13,21 @@ import numpy as np
 import pandas as pd
 import zarr
 from distributed import get_worker, secede
+from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipeline.cluster import Cluster
 from pipeline.progress import Phase
 from pipeline.tasks import TaskWindow
 from schemas.config import Config
-from schemas.errors import PaireError
+from schemas.errors import EXIT_UNEXPECTED, DecoderError, PaireError
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.names import storage_name
-from workers.extract import ImageRef, extract_block
+from workers.extract import NO_POISON, ImageRef, extract_block
 from workers.extractor import PatchExtractor, shared_extractor
-from workers.receipts import find_finished, write_receipt
+from workers.quarantine import find_poison
+from workers.receipts import begin, find_finished, write_receipt
 from workers.storage import Directory, is_url
 
 logger = logging.getLogger("paire")
@@ -182,15 +186,14 @@ def _extract_task(
 
     Once all its batches are with the compute threads the task lets its worker begin the next one, so that those threads
     go on while the last features are gathered and written.
+
+    Where an earlier attempt died in the midst of the block, or this one is held up in it, an image may be to blame: all
+    are tried in processes of their own first, and those that can not be decoded there are not decoded here.
     """
     worker = get_worker()
-    with _live_blocks:
-        array: Any = store.zarr_group("", "r+")[name]
-        finished = None if receipts is None else find_finished(receipts, block, array)
-        if finished is not None:
-            worker.log_event(PROGRESS_TOPIC, len(block))
-            return _BlockResult(finished, was_finished=True)
-        features, outcomes = extract_block(
+
+    def extract(poison: Mapping[int, str]) -> tuple[NDArray[Any], list[ImageOutcome]]:
+        return extract_block(
             block,
             shared_extractor(config.features, weights_digest),
             inputs=config.input,
@@ -198,7 +201,27 @@ def _extract_task(
             readers=readers,
             on_batch=lambda count: worker.log_event(PROGRESS_TOPIC, count),
             on_last_batch=secede,
+            poison=poison,
         )
+
+    def find() -> dict[int, str]:
+        return find_poison(block, config.input, config.features, processes=readers)
+
+    with _live_blocks:
+        array: Any = store.zarr_group("", "r+")[name]
+        finished = None if receipts is None else find_finished(receipts, block, array)
+        if finished is not None:
+            worker.log_event(PROGRESS_TOPIC, len(block))
+            return _BlockResult(finished, was_finished=True)
+        died = receipts is not None and begin(receipts, block)
+        try:
+            features, outcomes = extract(find() if died else NO_POISON)
+        except DecoderError:
+            if died:
+                raise
+            if receipts is not None and worker.nanny:
+                os._exit(EXIT_UNEXPECTED)  # the worker that its nanny starts in place of this one has no stuck thread
+            features, outcomes = extract(find())
         array[block[0].row : block[-1].row + 1] = features
         if receipts is not None:
             write_receipt(receipts, outcomes, features)

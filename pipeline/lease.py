@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from types import TracebackType
 from uuid import uuid4
 
-from schemas.errors import RunConflictError
+from schemas.errors import RunConflictError, StorageError
 from schemas.lease import LeaseRecord, lease_name
 from schemas.run import LEASE
 from workers.processes import ProcessId
@@ -45,12 +45,15 @@ class Lease:
     ------
     RunConflictError
         On entering, when another command is at work there; on leaving, when another one has taken over.
+    StorageError
+        When the lease can not be written; on leaving, when that went on for so long that another may have taken over.
     """
 
     def __init__(self, run: Directory) -> None:
         self._run, self._leases = run, run / LEASE
         self._record = LeaseRecord(owner=uuid4().hex, **asdict(ProcessId.own()))
         self._number, self._is_last = 0, False
+        self._failure: OSError | None = None
         self._ended, self._lost = threading.Event(), threading.Event()
         self._renewing = threading.Thread(target=self._renew_until_ended, name="renew-lease", daemon=True)
 
@@ -84,7 +87,12 @@ class Lease:
         if self._lost.is_set():
             raise self._taken_over()
 
-    def _taken_over(self) -> RunConflictError:
+    def _taken_over(self) -> RunConflictError | StorageError:
+        if self._failure is not None:
+            return StorageError(
+                f"the lease of {self._run.url} could not be renewed for {TAKEOVER_S - 2 * BEAT_S:g} s, after which "
+                f"another command may take over: {self._failure}"
+            )
         return RunConflictError(
             f"another command took {self._run.url} over, because this one gave no sign of life for {TAKEOVER_S:g} s. "
             "Let that one finish it."
@@ -158,6 +166,7 @@ class Lease:
                 logger.warning("%s: the lease could not be renewed (%s)", self._run.url, error)
                 if time.monotonic() - renewed < TAKEOVER_S - 2 * BEAT_S:
                     continue
+                self._failure = error
             self._lost.set()
             # A wait for workers ends by a signal only. Jobs in other threads stop where they next look.
             if self._holder == threading.main_thread().ident:

@@ -5,7 +5,7 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -53,6 +53,10 @@ class _JsonLines(logging.Handler):
         shown = {name: redacted(text) for name, text in {"message": message, **details}.items()}
         self.lines.append(json.dumps({"time": now, "level": level, **shown}))
 
+    def write(self, directory: Directory) -> None:
+        """Write all lines into a run directory."""
+        directory.write(LOG, ("\n".join(self.lines) + "\n").encode())
+
 
 def show_on(console: Console, *, quiet: bool = False) -> None:
     """Send the log's lines to a console, only errors when quiet, and nothing of the libraries' own chatter."""
@@ -78,8 +82,11 @@ def recorded(directory: Directory) -> Iterator[None]:
         yield
     except BaseException as error:
         handler.note("error", str(error), traceback=traceback.format_exc())
+        with suppress(OSError):  # where the disk is full, what the command ends with says so
+            handler.write(directory)
         raise
+    else:
+        handler.write(directory)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        directory.write(LOG, ("\n".join(handler.lines) + "\n").encode())

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from pipeline.release import conclude, reconsider, release, remove_leftovers
 from schemas import catalog as catalog_table
 from schemas import run as layout
 from schemas.config import Config, FeaturesConfig
-from schemas.errors import UnreadableBudgetError
+from schemas.errors import StorageError, UnreadableBudgetError
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.run import RunRecord
@@ -168,7 +168,8 @@ def _noted_if_interrupted(run: Directory, record: RunRecord) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        write_record(run, dataclasses.replace(record, state=layout.INTERRUPTED))
+        with suppress(StorageError):
+            write_record(run, dataclasses.replace(record, state=layout.INTERRUPTED))
         raise
 
 

@@ -72,6 +72,11 @@ class InputConfig(_Section):
     sixteen_bit_white: int = Field(
         65535, ge=1, le=65535, description="The value of a 16-bit grey image shown as white; 4095 for 12-bit cameras."
     )
+    decode_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="How long decoding an image may take, without reading it; one that takes longer is unreadable.",
+    )
     max_unreadable_fraction: float = Field(
         0.1,
         ge=0,
@@ -272,7 +277,7 @@ class Config(_Section):
                 "guard": True,
                 "storage": True,
                 "features": {"device"},
-                "input": {"max_unreadable_fraction", "roots"},
+                "input": {"max_unreadable_fraction", "decode_timeout_s", "roots"},
             },
         )
         if not is_reserved_weights(self.features.weights):

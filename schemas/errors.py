@@ -55,6 +55,12 @@ class StorageError(PaireError, OSError):
     exit_code = EXIT_USAGE
 
 
+class DecoderError(PaireError, RuntimeError):
+    """Images can not be decoded here, for a reason that is no image's."""
+
+    exit_code = EXIT_USAGE
+
+
 class FeatureRangeError(PaireError, OverflowError):
     """Patch features are not finite or do not fit the store's dtype."""
 

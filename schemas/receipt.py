@@ -1,7 +1,8 @@
 """The receipt of a block of extracted images: what became of each, and the checksum of what was stored.
 
 It is written after the block's features. A block with a receipt that its features agree with is finished, and never
-extracted again; whatever else lies in the feature store is not.
+extracted again; whatever else lies in the feature store is not. In its place stands that the block was begun, from
+before its first image is decoded: an attempt that was killed leaves that behind.
 """
 
 import json
@@ -13,6 +14,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from schemas.image import ImageOutcome
+
+# What stands in the place of the receipt of a block that was begun and is not finished.
+BEGUN = b'{"begun": true}\n'
 
 
 @dataclass(frozen=True)

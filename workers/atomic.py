@@ -35,7 +35,12 @@ def create_file(path: str, content: bytes) -> None:
         except OSError:
             # A file system without hard links: still create-only, but a kill can leave the file torn.
             with Path(path).open("xb") as file:
-                file.write(content)
+                try:
+                    file.write(content)
+                    file.flush()
+                except OSError:
+                    Path(path).unlink()
+                    raise
 
 
 def remove_partial_files(folder: str) -> None:

@@ -6,17 +6,20 @@ are computed.
 """
 
 import hashlib
+import multiprocessing
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from multiprocessing.pool import ThreadPool
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from schemas.config import FeaturesConfig, InputConfig
-from schemas.errors import StorageError
+from schemas.errors import DecoderError, StorageError
 from schemas.image import ImageOutcome
 from workers.decode import DecodedImage, UndecodableError, decode_image
 from workers.extractor import SLICE_IMAGES, PatchExtractor
@@ -27,6 +30,11 @@ BATCHES_AHEAD = 2
 
 # Slices waiting for each compute thread when a batch is gathered, so that none is idle meanwhile.
 SLICES_AHEAD = 2
+
+# Between two looks at an image that is being waited for.
+GLANCE_S = 1.0
+
+NO_POISON: Mapping[int, str] = MappingProxyType({})
 
 
 class ImageRef(NamedTuple):
@@ -45,6 +53,7 @@ def extract_block(
     readers: int,
     on_batch: Callable[[int], None] = lambda _: None,
     on_last_batch: Callable[[], None] = lambda: None,
+    poison: Mapping[int, str] = NO_POISON,
 ) -> tuple[NDArray[Any], list[ImageOutcome]]:
     """Read, decode and extract a block of images.
 
@@ -65,6 +74,8 @@ def extract_block(
         Called with the number of images of each finished batch.
     on_last_batch
         Called when all images have been decoded and their batches started: another block may begin.
+    poison
+        Row to reason, of images that are not to be decoded; see `workers.quarantine`.
 
     Returns
     -------
@@ -72,6 +83,11 @@ def extract_block(
         (images, rows, columns, channels); zeros where an image is unreadable.
     outcomes : list of ImageOutcome
         One per image, in the order given.
+
+    Raises
+    ------
+    DecoderError
+        When decoding an image does not end in time. The thread that decodes it is left to itself.
     """
     block = np.zeros(extractor.geometry.array_shape(len(images)), dtype=features.dtype)
     outcomes: list[ImageOutcome] = []
@@ -84,8 +100,9 @@ def extract_block(
         block[start : start + count][readable] = batch_features()[readable]
         on_batch(count)
 
-    with ThreadPoolExecutor(readers, thread_name_prefix="read-image") as pool:
-        arriving = _read_ahead(pool, images, inputs, features)
+    # Of daemons: a thread that never ends holds up neither this block's end nor the process's.
+    with ThreadPool(readers) as pool:
+        arriving = _read_ahead(pool, images, inputs, features, poison)
         for start in range(0, len(images), features.batch_size):
             arrived = list(islice(arriving, features.batch_size))
             outcomes.extend(outcome for outcome, _ in arrived)
@@ -109,7 +126,12 @@ def _batch_pixels(images: Sequence[DecodedImage | None], image_size: int) -> NDA
 
 
 def read_image(
-    image: ImageRef, inputs: InputConfig, features: FeaturesConfig
+    image: ImageRef,
+    inputs: InputConfig,
+    features: FeaturesConfig,
+    *,
+    poison: Mapping[int, str] = NO_POISON,
+    on_decoding: Callable[[], None] = lambda: None,
 ) -> tuple[ImageOutcome, DecodedImage | None]:
     """Read and decode one image; whatever is wrong with it becomes the outcome's reason."""
     try:
@@ -119,6 +141,9 @@ def read_image(
     except (OSError, ValueError) as error:
         return ImageOutcome(image.row, reason=f"can not be read: {_in_words(error)}"), None
     digest = hashlib.sha256(content).hexdigest()
+    if image.row in poison:
+        return ImageOutcome(image.row, digest, len(content), reason=poison[image.row]), None
+    on_decoding()
     try:
         decoded = decode_image(
             content,
@@ -131,19 +156,54 @@ def read_image(
     return ImageOutcome(image.row, digest, len(content), decoded.width, decoded.height), decoded
 
 
+class _Arrival:
+    """One image that is being read in another thread."""
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        image: ImageRef,
+        inputs: InputConfig,
+        features: FeaturesConfig,
+        poison: Mapping[int, str],
+    ) -> None:
+        self._image, self._timeout_s = image, inputs.decode_timeout_s
+        self._decoding_since: float | None = None
+        options = {"poison": poison, "on_decoding": self._begin_decoding}
+        self._result = pool.apply_async(read_image, (image, inputs, features), options)
+
+    def wait(self) -> tuple[ImageOutcome, DecodedImage | None]:
+        """Return the image once it is there; raise where decoding it does not end."""
+        while True:
+            try:
+                return self._result.get(min(GLANCE_S, self._timeout_s))
+            except multiprocessing.TimeoutError:
+                since = self._decoding_since
+                if since is None or time.monotonic() - since < self._timeout_s:
+                    continue
+            raise DecoderError(
+                f"decoding {self._image.path} did not end within input.decode_timeout_s = {self._timeout_s:g} s. "
+                "Remove it from the source, or wait longer."
+            )
+
+    def _begin_decoding(self) -> None:
+        self._decoding_since = time.monotonic()
+
+
 def _read_ahead(
-    pool: ThreadPoolExecutor, images: Sequence[ImageRef], inputs: InputConfig, features: FeaturesConfig
+    pool: ThreadPool,
+    images: Sequence[ImageRef],
+    inputs: InputConfig,
+    features: FeaturesConfig,
+    poison: Mapping[int, str],
 ) -> Iterator[tuple[ImageOutcome, DecodedImage | None]]:
     """Yield the images in order while a bounded number of later ones is being read."""
-    upcoming = iter(images)
-    pending: list[Future[tuple[ImageOutcome, DecodedImage | None]]] = [
-        pool.submit(read_image, image, inputs, features)
-        for image in islice(upcoming, (1 + BATCHES_AHEAD) * features.batch_size)
-    ]
+    upcoming = (_Arrival(pool, image, inputs, features, poison) for image in images)
+    pending = deque(islice(upcoming, (1 + BATCHES_AHEAD) * features.batch_size))
     while pending:
-        done = pending.pop(0)
-        pending.extend(pool.submit(read_image, image, inputs, features) for image in islice(upcoming, 1))
-        yield done.result()
+        arrival = pending.popleft()
+        pending.extend(islice(upcoming, 1))
+        yield arrival.wait()
 
 
 def _in_words(error: Exception) -> str:

@@ -1,4 +1,7 @@
-"""Receipts of extracted blocks: written last, and believed only if what is stored agrees with them."""
+"""Receipts of extracted blocks: written last, and believed only if what is stored agrees with them.
+
+Until then a block that was begun says so in the place of its receipt, and so tells the next attempt how this one ended.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +12,29 @@ from numpy.typing import NDArray
 
 from schemas.errors import StorageError
 from schemas.image import ImageOutcome
-from schemas.receipt import BlockReceipt, receipt_name
+from schemas.receipt import BEGUN, BlockReceipt, receipt_name
 from workers.extract import ImageRef
 from workers.storage import Directory, read_bytes
+
+
+def begin(receipts: Directory, block: Sequence[ImageRef]) -> bool:
+    """Note that a block which is not finished is begun; tell whether an attempt before this one did not come to an end.
+
+    Parameters
+    ----------
+    receipts
+        Those of the block's group.
+    block
+        The images, in row order.
+    """
+    name = receipt_name(block[0].row)
+    try:
+        was_begun = receipts.read(name) == BEGUN
+    except FileNotFoundError:
+        was_begun = False
+    if not was_begun:
+        receipts.write(name, BEGUN)
+    return was_begun
 
 
 def write_receipt(receipts: Directory, outcomes: Sequence[ImageOutcome], features: NDArray[Any]) -> None:

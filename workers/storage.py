@@ -10,6 +10,7 @@ from typing import Any, Literal
 import fsspec
 import zarr
 from fsspec.implementations.local import LocalFileSystem
+from zarr.core.buffer import Buffer
 from zarr.storage import FsspecStore, LocalStore
 
 from schemas.credentials import refuse_credentials
@@ -124,13 +125,20 @@ class Directory:
             return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a whole file, replacing it; it is never there in part, even if this process is killed."""
+        """Write a whole file, replacing it; it is never there in part, even if this process is killed.
+
+        Raises
+        ------
+        StorageError
+            When it can not be written, as where a disk is full or read-only.
+        """
         fs, path = self._locate(name)
-        fs.makedirs(fs._parent(path), exist_ok=True)
-        if is_url(self.url):
-            fs.pipe_file(path, content)
-        else:
-            replace_file(path, content)
+        with _writing(path):
+            fs.makedirs(fs._parent(path), exist_ok=True)
+            if is_url(self.url):
+                fs.pipe_file(path, content)
+            else:
+                replace_file(path, content)
 
     def create(self, name: str, content: bytes) -> None:
         """Write a file that must not be there yet.
@@ -139,22 +147,26 @@ class Directory:
         ------
         FileExistsError
             When it is; then it is left as it is.
+        StorageError
+            When it can not be written.
         """
         fs, path = self._locate(name)
-        fs.makedirs(fs._parent(path), exist_ok=True)
-        if _is_s3(self.url):
-            fs.pipe_file(path, content, mode="create")
-        elif is_url(self.url):
-            with fs.open(path, "xb") as file:
-                file.write(content)
-        else:
-            create_file(path, content)
+        with _writing(path):
+            fs.makedirs(fs._parent(path), exist_ok=True)
+            if _is_s3(self.url):
+                fs.pipe_file(path, content, mode="create")
+            elif is_url(self.url):
+                with fs.open(path, "xb") as file:
+                    file.write(content)
+            else:
+                create_file(path, content)
 
     def remove(self, name: str) -> None:
         """Remove a file or a directory tree, if it is there."""
         fs, path = self._locate(name)
         if fs.exists(path):
-            fs.rm(path, recursive=True)
+            with _writing(path):
+                fs.rm(path, recursive=True)
 
     def zarr_group(self, name: str, mode: Literal["r", "r+", "a", "w"] = "r") -> zarr.Group:
         """Open the Zarr v3 group below this directory.
@@ -165,6 +177,8 @@ class Directory:
             When it is to be read and is not there.
         ValueError
             When the location's protocol can not be used.
+        StorageError
+            When it can not be written, here or by whoever writes to the group.
         """
         self._locate(name)  # refuses a protocol that can not be used, in our words
         url = f"{self.url}/{name}" if name else self.url
@@ -175,7 +189,7 @@ class Directory:
         elif is_url(url):
             store = FsspecStore.from_url(url, read_only=mode == "r")
         else:
-            store = LocalStore(Path(url), read_only=mode == "r")
+            store = _LocalFiles(Path(url), read_only=mode == "r")
         return zarr.open_group(store=store, mode=mode, zarr_format=3, use_consolidated=False)
 
     @contextmanager
@@ -195,6 +209,45 @@ class Directory:
 
     def _locate(self, name: str) -> tuple[Any, str]:
         return split_location(f"{self.url}/{name}" if name else self.url)
+
+
+@contextmanager
+def _writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say what can not be written and what to do, whatever it is that the file system reports."""
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError, StorageError):
+        raise
+    except OSError as error:
+        reason = " ".join((error.strerror or str(error)).split())
+        raise StorageError(
+            f"{os.fspath(path)} can not be written: {reason} ({type(error).__name__}). Make space or grant access "
+            "there, then run the same command again, which goes on with what is finished."
+        ) from error
+
+
+class _LocalFiles(LocalStore):
+    """Zarr's files on a disk, with errors of ours where they can not be written."""
+
+    async def _open(self, *, mode: Literal["r", "r+", "a", "w", "w-"] | None = None) -> None:
+        with _writing(self.root):
+            await super()._open(mode=mode)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        with _writing(self.root / key):
+            await super().set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        with _writing(self.root / key):
+            await super().set_if_not_exists(key, value)
+
+    async def delete(self, key: str) -> None:
+        with _writing(self.root / key):
+            await super().delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        with _writing(self.root / prefix):
+            await super().delete_dir(prefix)
 
 
 def _is_s3(url: str) -> bool:

@@ -11,7 +11,7 @@ from zarr.codecs import ZstdCodec
 
 from schemas.image import ImageOutcome
 from workers.extract import ImageRef
-from workers.receipts import find_finished, write_receipt
+from workers.receipts import begin, find_finished, write_receipt
 from workers.storage import Directory
 
 FEATURES = np.random.default_rng(0).normal(size=(4, 3, 2, 8)).astype(np.float16)
@@ -89,3 +89,16 @@ def test_a_block_of_nothing_but_unreadable_images_has_no_chunks_and_is_finished(
     write_receipt(Directory.at(tmp_path / "receipts"), outcomes, nothing)
     images = [ImageRef(row, str(tmp_path / "x.png")) for row in range(2)]
     assert find_finished(Directory.at(tmp_path / "receipts"), images, array) == outcomes
+
+
+def test_a_block_that_was_begun_and_not_finished_is_known_as_such_and_no_other_is(block: Block) -> None:
+    block.receipt.unlink()
+    assert not begin(block.receipts, block.images)
+    assert block.finished() is None
+    assert begin(block.receipts, block.images)
+    write_receipt(block.receipts, block.outcomes, FEATURES)
+    assert block.finished() == block.outcomes
+    # Gone stale, as when a file came back: extracted again, and not for a death.
+    assert not begin(block.receipts, block.images)
+    assert block.finished() is None
+    assert begin(block.receipts, block.images)

@@ -1,15 +1,19 @@
 """Directories on disk and in other stores: awkward names, create-only files, Zarr groups."""
 
+import errno
+import os
 import pickle
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
 import zarr
 
+from schemas.errors import StorageError
 from workers.storage import Directory, is_url, read_bytes, split_location
 
 AWKWARD = [
@@ -219,3 +223,25 @@ def test_a_protocol_whose_package_is_missing_is_a_value_error_that_names_it(unin
         read_bytes(f"{uninstalled}://bucket/a")
     with pytest.raises(ValueError, match="Install no_such_package"):
         Directory.at(f"{uninstalled}://bucket").zarr_group("model")
+
+
+def test_what_can_not_be_written_is_named_with_the_reason_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Directory.at(tmp_path)
+    array: Any = directory.zarr_group("a", "w").create_array("values", shape=(4,), chunks=(2,), dtype="float32")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("workers.atomic.Path.write_bytes", full)
+    monkeypatch.setattr("zarr.storage.LocalStore.set", full)
+    attempts: list[tuple[str, Callable[[], object]]] = [
+        ("name", lambda: directory.write("name", b"x")),
+        ("name", lambda: directory.create("name", b"x")),
+        (r"a/values/c/\d", lambda: array.__setitem__(slice(None), 1.0)),
+    ]
+    for name, attempt in attempts:
+        with pytest.raises(StorageError, match=f"^{tmp_path}/{name} can not be written: No space left on device"):
+            attempt()
+    assert not directory.exists("name")
