@@ -33,12 +33,14 @@ BENCHMARKS: dict[str, ModuleType] = {
 def main(arguments: list[str]) -> None:
     """Run the benchmark that the arguments name."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--show", action="store_true", help="show what was found and keep nothing")
     names = parser.add_subparsers(dest="name", required=True)
     for name, module in BENCHMARKS.items():
         module.add_arguments(names.add_parser(name, help=str(module.__doc__).splitlines()[0]))
     parsed = parser.parse_args(arguments)
     found = BENCHMARKS[parsed.name].measure(parsed, f"python -m tests.benchmarks {shlex.join(arguments)}")
-    results.save(parsed.name, found)
+    if not parsed.show:
+        results.save(parsed.name, found)
     for row in found.rows:
         print(", ".join(f"{column}: {value}" for column, value in row.items()))
 

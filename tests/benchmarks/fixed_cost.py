@@ -26,9 +26,9 @@ import os
 import pipeline.cli
 import pipeline.run
 from schemas.config import parse_config
-from tests.benchmarks.forward import images_per_second
+from tests.benchmarks.forward import forward_speed
 config = parse_config(None, {settings!r})
-images_per_second(config.features, {images}, os.cpu_count(), by_slices=True)
+forward_speed(config.features, {images}, os.cpu_count(), by_slices=True)
 """
 
 _EXPLANATION = f"""`paire clean` on {IMAGES} images of {SIZE} px with `{BACKBONE}`, in a process of its own, against one

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from distributed import Client
 
-import pipeline.judge
+import workers.footprint
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.judge import Judge
 from pipeline.progress import Phase, Reporter
@@ -127,7 +127,7 @@ def _row(case: str, peak: float | None, costs: Mapping[str, float], tasks: int |
 def _small_groups(strategy: str, count: int) -> Iterator[dict[str, str]]:
     """Yield a row for small groups by many tasks, and one for one task each."""
     few = max(2, count // 10)
-    with mock.patch.object(pipeline.judge, "SMALL_GROUP", 0):
+    with mock.patch.object(workers.footprint, "SMALL_GROUP", 0):
         runs = {("many tasks", few): _judge(strategy, *_groups(few))}
     runs["one task", count] = _judge(strategy, *_groups(count))
     first = runs["many tasks", few]
@@ -188,9 +188,9 @@ def _judge(
         store(run / FEATURES)
         tasks = _Count()
         with mock.patch.object(cluster.client, "submit", tasks.counting(cluster.client.submit)):
-            started, before = time.monotonic(), _cpu_seconds(cluster.client)
+            started, before = time.monotonic(), results.cpu_seconds(cluster.client)
             phases = _judged(run, geometry, config, cluster, catalog, outcomes)
-            seconds, all_cpu = time.monotonic() - started, _cpu_seconds(cluster.client) - before
+            seconds, all_cpu = time.monotonic() - started, results.cpu_seconds(cluster.client) - before
         (peak,) = cluster.client.run(_peak_bytes).values()
     cpu = {phase: float(np.mean(phases[phase])) if phase in phases else 0.0 for phase in PHASES}
     cpu[REST] = all_cpu - sum(sum(spent) for spent in phases.values())
@@ -222,12 +222,12 @@ class _Metered(Reporter):
     @contextmanager
     def phase(self, name: str, total: int, unit: str = "images", *, brief: bool = False) -> Iterator[Phase]:
         """Meter a phase while the block runs."""
-        before = _cpu_seconds(self._client)
+        before = results.cpu_seconds(self._client)
         with super().phase(name, total, unit, brief=brief) as phase:
             yield phase
         _, is_group, kind = name.partition(": ")
         if is_group:
-            self.spent[kind.split()[0]].append(_cpu_seconds(self._client) - before)
+            self.spent[kind.split()[0]].append(results.cpu_seconds(self._client) - before)
 
 
 class _Count:
@@ -244,11 +244,6 @@ class _Count:
             return function(*args, **kwargs)
 
         return counted
-
-
-def _cpu_seconds(client: Client) -> float:
-    """Return the CPU seconds that this process and the workers have taken so far."""
-    return time.process_time() + float(sum(client.run(time.process_time).values()))
 
 
 def _peak_bytes() -> int:
