@@ -111,7 +111,7 @@ def _compare(folder: Path, case: Case, images: int) -> Iterator[dict[str, str]]:
     yield row("seconds of extraction", planned["seconds"]["extract"], _extraction_seconds(run))
     if images > SMALL_GROUP:
         yield row("seconds of a pass", _pass_seconds(planned), float(passes["seconds"].mean()))
-        yield row("seconds in all, for the passes made", _seconds_of(planned, made), seconds)
+        yield row("seconds in all, for the passes made", seconds_of(planned, made), seconds)
     yield row("seconds in all", planned["seconds"]["total"], seconds)
 
 
@@ -141,7 +141,7 @@ def _pass_seconds(planned: dict[str, Any]) -> float:
     return float(planned["seconds"]["passes"] / planned["passes"]["usual"])
 
 
-def _seconds_of(planned: dict[str, Any], passes: float) -> float:
+def seconds_of(planned: dict[str, Any], passes: float) -> float:
     """Return the planned seconds of so many passes: between those of the fewest and of the most, on a line."""
     few, many = planned["passes"]["fewest"], planned["passes"]["most"]
     low, high = planned["range_s"]
