@@ -34,11 +34,9 @@ from workers.footprint import (
     distance_bytes,
     examine_requests,
     examine_tasks,
-    extraction_memory,
     extraction_requests,
     extraction_tasks,
     feature_bytes,
-    judging_memory,
     map_bytes,
     moments_bytes,
     near_duplicate_requests,
@@ -48,10 +46,12 @@ from workers.footprint import (
     products_bytes,
     publish_requests,
     publish_tasks,
+    verdict_requests,
 )
 from workers.recall import Share
 from workers.selection import MIN_FITTED
 from workers.storage import is_url
+from workers.working_memory import extraction_memory, judging_memory
 
 # Dask pauses a worker that holds more than this share of its limit, and kills it soon after.
 USABLE_MEMORY = 0.8
@@ -264,7 +264,8 @@ def _requests(sizes: list[int], layout: Layout, config: Config, passes: int, *, 
         kept = kept_images(size, config)
         one = extraction_requests(layout, size) + near_duplicate_requests(layout, size)
         one += pass_requests(layout, size, first, is_first=True)
-        one += pass_requests(layout, size, later).times(passes - 1) + publish_requests(layout, size, kept)
+        one += pass_requests(layout, size, later).times(passes - 1)
+        one += verdict_requests(layout, size) + publish_requests(layout, size, kept)
         total += (one + examine_requests(layout, size, fits=GUARD_FITS)).times(number)
     return {"get": total.get, "put": total.put, "archive_get": sum(sizes) if from_url else 0}
 
@@ -280,6 +281,6 @@ def _memory(sizes: list[int], layout: Layout, config: Config, tried: Sampled | N
     sampled = -(-len(tried.outcomes) // tried.workers)
     # The sample's block is in the peak that was measured, the full ones that a run has are not.
     missing = max(0, 2 * min(CHUNK_IMAGES, max(sizes)) - sampled) * layout.positions * layout.position_bytes
-    needed = max(tried.extraction_bytes + missing, tried.idle_bytes + judging)
+    needed = max(tried.peak_bytes, tried.extraction_bytes + missing, tried.idle_bytes + judging)
     limit = tried.limit or None
     return {"needed": needed, "limit": limit, "enough": limit is None or needed <= USABLE_MEMORY * limit}

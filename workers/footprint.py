@@ -1,9 +1,9 @@
-"""What a run costs before it runs: bytes, tasks, requests, floating-point operations and memory, as pure functions.
+"""What a run costs before it runs: bytes, tasks, requests and floating-point operations, as pure functions.
 
-The plan, the check of the workers' memory, the simulated schedule and ``docs/scaling.md`` all ask here, so that they
-can not disagree. Everything follows from a `Layout` and from numbers of images: n take part, f of them are fitted.
-Bytes are exact, and so are numbers of tasks, and of requests where segments have whole chunks; operations are those of
-the leading terms; memory is what a task holds at its peak, without the interpreter and its libraries.
+The plan, the check of the workers' memory (`workers.working_memory`), the simulated schedule and ``docs/scaling.md``
+all ask here, so that they can not disagree. Everything follows from a `Layout` and from numbers of images: n take
+part, f of them are fitted. Bytes are exact, and so are numbers of tasks, and of requests where segments have whole
+chunks; operations are those of the leading terms.
 """
 
 import math
@@ -28,18 +28,12 @@ _DOUBLE = 8
 # Operations of a symmetric eigenproblem with vectors, over n^3 (Golub and Van Loan, Matrix Computations, section 8.3).
 _EIGH = 9.0
 
-# Blocks that an extracting worker holds: one is computed while another is written.
-_LIVE_BLOCKS = 2
-
-# Batches of pixels that are decoded, or wait, at once (see workers.extract).
-_BATCHES = 4
-
 # The share of the images that each position is fitted on at the start of `grow`: as in pipeline.grow, which workers can
 # not import.
 NEAREST = 0.75
 
-# Results of earlier tasks, such as moments, that a worker keeps until a later one has taken them.
-_KEPT_RESULTS = 4
+# Arrays beside a group's distances: thresholds, clean sets, near-duplicates.
+_VERDICT_ARRAYS = 3
 
 
 @dataclass(frozen=True)
@@ -335,6 +329,15 @@ def extraction_requests(layout: Layout, images: int) -> Requests:
     return Requests(put=layout.geometry.rows * chunks(images))
 
 
+def verdict_requests(layout: Layout, images: int) -> Requests:
+    """Return the requests for chunks of a verdict: the evidence of each image, and the thresholds that it follows from.
+
+    Beside the distances of large groups clean sets can be more than the one chunk that is counted for them.
+    """
+    evidence = layout.segments(images) * _distance_chunk_rows(layout, images)
+    return Requests(get=evidence, put=_VERDICT_ARRAYS + layout.geometry.rows)
+
+
 def publish_requests(layout: Layout, images: int, fitted: int) -> Requests:
     """Return the requests for chunks of publishing a group's Gaussians, without its thresholds."""
     rows, columns = layout.geometry.rows, layout.geometry.columns
@@ -353,40 +356,6 @@ def examine_requests(layout: Layout, images: int, *, fits: int) -> Requests:
     sampled = rows * min(count, SAMPLE) if images >= MIN_SAMPLE else 0
     excluded = Requests(get=layout.segments(images) * _distance_chunk_rows(layout, images))
     return pass_requests(layout, images, PassKind(scores=True)).times(fits) + excluded + Requests(get=sampled)
-
-
-def extraction_memory(layout: Layout, *, batch_size: int, image_size: int) -> int:
-    """Return the bytes that an extracting worker holds besides the backbone: blocks of features, batches of pixels."""
-    block = CHUNK_IMAGES * layout.positions * layout.position_bytes
-    return _LIVE_BLOCKS * block + _BATCHES * batch_size * image_size**2 * 3 * 4
-
-
-def judging_memory(layout: Layout, measured: int, fitted: int, *, threads: int) -> int:
-    """Return the bytes that a worker holds at its peak while a group is judged."""
-    geometry = layout.geometry
-    D, columns = geometry.channels, geometry.columns
-    publish = _fit_memory(layout, fitted, threads=threads)
-    if not by_products(layout, measured):
-        return max(publish, _fit_memory(layout, D + 1, threads=threads))
-    size, wide, *_ = products_chunk(measured, geometry.rows, columns)
-    row = size * measured * columns * layout.position_bytes
-    chunk = size * wide * measured**2 * _DOUBLE
-    multiplied = row + 2 * chunk + threads * (measured * D + measured**2) * _DOUBLE
-    # Beside a chunk each thread has K, its factor and the inverse, and what an exact fit needs where it is called for.
-    passed = chunk + row + threads * (5 * measured**2 + 6 * measured * D) * _DOUBLE
-    return max(multiplied, passed, publish)
-
-
-def _fit_memory(layout: Layout, fitted: int, *, threads: int) -> int:
-    """Return the bytes of fitting a row of positions to features, and of measuring a chunk of images."""
-    D, columns = layout.geometry.channels, layout.geometry.columns
-    chunk = CHUNK_IMAGES * columns * layout.position_bytes
-    if uses_dual(fitted, D):
-        row = fitted * columns * layout.position_bytes
-        return 2 * row + chunk + (2 * columns + 4 * threads) * fitted * D * _DOUBLE + threads * 3 * fitted**2 * _DOUBLE
-    moments = columns * D**2 * _DOUBLE
-    # Two parts and their sum, beside what waits for later tasks.
-    return (3 + _KEPT_RESULTS) * moments + chunk + threads * (D**2 + 2 * CHUNK_IMAGES * D) * _DOUBLE
 
 
 def schedule_seconds(tasks: int, task_seconds: float, workers: int, *, submit_seconds: float = 0.0) -> float:

@@ -43,13 +43,13 @@ from workers.footprint import (
     distance_bytes,
     extraction_requests,
     feature_bytes,
-    judging_memory,
     moments_bytes,
     pass_requests,
     pass_tasks,
     products_bytes,
 )
 from workers.storage import Directory
+from workers.working_memory import judging_memory
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -37,8 +37,9 @@ from workers.footprint import (
     pass_tasks,
     publish_requests,
     publish_tasks,
+    verdict_requests,
 )
-from workers.gaussian_map import create_group_map, create_map
+from workers.gaussian_map import create_group_map, create_map, write_thresholds
 from workers.storage import Directory
 
 GEOMETRY = FeatureGeometry(rows=3, columns=2, channels=80, grid_rows=12, grid_columns=8, pool_kernel=4, pool_stride=4)
@@ -263,6 +264,14 @@ def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
     tasks, requests = spent(counted, lambda: statistics.publish(everything, model, nearest=1.0, phase=phase))
     assert tasks == publish_tasks(layout, images, images)
     assert requests == publish_requests(layout, images, images)
+
+    def conclude() -> None:
+        thresholds, representative = np.ones((3, 2)), np.arange(images)
+        statistics.store_verdict(thresholds, np.stack([everything, few]), representative, smoothing=1)
+        statistics.evidence(thresholds, representative, smoothing=1)
+        write_thresholds(model, "all", thresholds, smoothing=1)
+
+    assert spent(counted, conclude) == (0, verdict_requests(layout, images))
 
 
 # Forecasts

@@ -19,11 +19,9 @@ from workers.footprint import (
     by_products,
     chunks,
     distance_bytes,
-    extraction_memory,
     feature_bytes,
     fit_flop,
     fit_tasks,
-    judging_memory,
     map_bytes,
     measure_flop,
     moments_bytes,
@@ -161,18 +159,6 @@ def test_tasks_of_a_pass(images: int, fitted: int, kind: PassKind, is_first: boo
 def test_tasks_of_publishing_are_a_fit_and_a_write_of_each_row() -> None:
     assert publish_tasks(LAYOUT, 700, 10) == 3 * 2
     assert publish_tasks(LAYOUT, 700, 700) == 3 * (fit_tasks(LAYOUT, 700, 700) + 1)
-
-
-def test_memory_of_judging_does_not_grow_with_the_images_beyond_the_dual_form() -> None:
-    assert judging_memory(LAYOUT, 1000, 1000, threads=2) == judging_memory(LAYOUT, 1_000_000, 500_000, threads=2)
-
-
-def test_memory_holds_what_a_task_holds_at_once() -> None:
-    moments = GEOMETRY.columns * GEOMETRY.channels**2 * 8
-    assert judging_memory(LAYOUT, 1000, 1000, threads=1) > 3 * moments
-    assert judging_memory(LAYOUT, 16, 16, threads=1) > 16**2 * 8 * GEOMETRY.columns
-    block = feature_bytes(LAYOUT, CHUNK_IMAGES)
-    assert extraction_memory(LAYOUT, batch_size=8, image_size=64) > 2 * block
 
 
 @given(st.integers(1, 200), st.floats(0.01, 10), st.integers(1, 64))
