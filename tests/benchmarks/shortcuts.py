@@ -7,6 +7,7 @@ shows how much of a change of decisions means nothing.
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,23 +24,28 @@ import workers.decode
 from pipeline.demo import make_archive
 from pipeline.recut import recut
 from pipeline.run import clean
-from schemas.config import parse_config
+from schemas.config import Config, parse_config
 from schemas.run import FEATURES, MANIFEST
 from tests.benchmarks.extraction import BACKBONES
 from tests.benchmarks.results import Record, record
 from workers.decode import DecodedImage, prepare_pixels
+from workers.extract import ImageRef, extract_block
+from workers.extractor import shared_extractor
 
 BACKBONE = "squeezenet1_1"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 QUALITY = 92
 # Sides of the JPEG files, None for the images' own, and the input of the backbone that is half of it or less.
 FILES: tuple[tuple[int | None, int], ...] = ((None, 128), (1024, 256))
+# Images whose extraction is timed.
+TIMED = 64
 # The first one extracts, the others judge its features.
 STRATEGIES = ("grow", "paire")
 
 _EXPLANATION = f"""Features and decisions with a shortcut against those without it, with `{BACKBONE}`. JPEG files of
 quality {QUALITY}: as large as the images are, or enlarged. Deviation: the root mean square of a feature's change over
-that of its deviation from the images' mean. Decisions: images whose decision changed, by strategy. Stored as float32:
+that of its deviation from the images' mean. CPU time: over that without the shortcut; bfloat16 pays only where the
+processor has its instructions. Decisions: images whose decision changed, by strategy. Stored as float32:
 no shortcut, a change by rounding alone; what changes no more decisions than that is equivalent. A reduced scale is
 JPEG's own, by powers of two, to no less than the backbone's input."""
 
@@ -120,21 +126,26 @@ def _write_jpeg(images: Sequence[Path], folder: Path, side: int | None) -> None:
 
 def _compare(folder: Path, size: int, weights: str) -> Iterator[dict[str, str]]:
     """Yield a row for each shortcut."""
-    features, decisions = _extract_and_judge(folder, "plain", PLAIN, size, weights)
+    features, decisions, plain_cpu = _extract_and_judge(folder, "plain", PLAIN, size, weights)
     scale = np.sqrt(np.mean((features - features.mean(axis=0)) ** 2, dtype=np.float64))
     for number, variant in enumerate(VARIANTS):
-        others, decided = _extract_and_judge(folder, f"variant-{number}", variant, size, weights)
+        others, decided, cpu = _extract_and_judge(folder, f"variant-{number}", variant, size, weights)
         change = np.sqrt(np.mean((others - features) ** 2, dtype=np.float64))
         changed = {
             f"decisions, {name}": f"{np.mean(decisions[name] != decided[name]):.1%}" for name in sorted(decisions)
         }
-        yield {"shortcut": variant.name, "change over deviation": f"{change / scale:.2g}", **changed}
+        yield {
+            "shortcut": variant.name,
+            "CPU time of extraction": f"{cpu / plain_cpu:.2f}",
+            "change over deviation": f"{change / scale:.2g}",
+            **changed,
+        }
 
 
 def _extract_and_judge(
     folder: Path, name: str, variant: Variant, size: int, weights: str
-) -> tuple[NDArray[np.float32], dict[str, NDArray[np.object_]]]:
-    """Return the features (images, rows, columns, channels), and the decisions (images,) of each strategy."""
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.object_]], float]:
+    """Return features (images, rows, columns, channels), decisions (images,) of each strategy, and CPU seconds."""
     run = folder / name
     settings = (
         f"features.backbone={BACKBONE}",
@@ -148,14 +159,25 @@ def _extract_and_judge(
         "cluster.processes=false",
         *variant.settings,
     )
+    config = parse_config(None, settings)
     with reduced_decoding(size) if variant.is_reduced else nullcontext():
-        clean(str(folder / "archive"), str(run), parse_config(None, settings))
+        clean(str(folder / "archive"), str(run), config)
+        cpu = min(_cpu_seconds(folder / "archive", config) for _ in range(3))
     decisions = {STRATEGIES[0]: _decisions(str(run))}
     for strategy in STRATEGIES[1:]:
         again = parse_config(None, (f"trim.strategy={strategy}", "guard.accept_untrustworthy=true"))
         decisions[strategy] = _decisions(recut(str(run), again).run)
     (array,) = (array for _, array in zarr.open_group(run / FEATURES, mode="r").arrays())
-    return np.asarray(array, np.float32), decisions
+    return np.asarray(array, np.float32), decisions, cpu
+
+
+def _cpu_seconds(archive: Path, config: Config) -> float:
+    """Return the CPU seconds of reading, decoding and extracting some images."""
+    refs = [ImageRef(row, str(path)) for row, path in enumerate(sorted(archive.iterdir())[:TIMED])]
+    extractor = shared_extractor(config.features)
+    before = time.process_time()
+    extract_block(refs, extractor, inputs=config.input, features=config.features, readers=2)
+    return time.process_time() - before
 
 
 def _decisions(run: str) -> NDArray[np.object_]:
