@@ -11,6 +11,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Moments to kill runs at: of one process, of several; and the same on S3.
 TORTURE ?= 24,16,8,6
 
+# What make bench measures, the most telling first.
+BENCH ?= extraction statistics plan fixed-cost scale soak shortcuts
+
 .PHONY: help venv demo test test-ceph torture lint format docs study study-large bench bench-peers scaling clean
 
 help:  ## Show the targets
@@ -56,10 +59,10 @@ study: venv  ## Make docs/study.md anew: BOTTLE=path/to/mvtec/bottle KOLEKTOR=pa
 study-large: venv  ## Add what is missing to docs/large-groups.md: synthetic groups to N = 50 000 and near-duplicates, 20 minutes; LARGE='--again grow'
 	$(BIN)/python -m tests.studies.large_groups $(LARGE)
 
-bench: venv  ## Measure this machine and make tests/benchmarks/RESULTS.md anew; each benchmark within half an hour
-	timeout 1800 $(BIN)/python -m tests.benchmarks extraction
-	timeout 1800 $(BIN)/python -m tests.benchmarks fixed-cost
-	timeout 1800 $(BIN)/python -m tests.benchmarks soak
+bench: venv  ## Measure this machine and make tests/benchmarks/RESULTS.md anew, an hour; BENCH='statistics scale', QUICK=1 for minutes
+	for name in $(BENCH); do \
+	  timeout 1800 $(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $$name || exit 1; \
+	done
 
 bench-peers: $(PEERS_STAMP)  ## Compare with anomalib's PaDiM and with scikit-learn in one run, in .venv-peers: half an hour
 	timeout 1800 $(PEERS)/bin/python -m tests.benchmarks peers-scikit-learn

@@ -17,6 +17,7 @@ from schemas.config import Config
 from workers.footprint import (
     Layout,
     PassKind,
+    apart_up_to,
     by_products,
     chunks,
     is_small,
@@ -62,7 +63,10 @@ _SCORING = {"grow", "concentrate"}
 
 @dataclass(frozen=True)
 class Seconds:
-    """How long each phase takes; ``rest``: publishing and examining groups, ``small_groups``: all of judging those."""
+    """How long each phase takes.
+
+    ``rest``: publishing and examining groups, ``small_groups``: all of judging those that are judged in one task each.
+    """
 
     start: float
     extract: float
@@ -153,19 +157,27 @@ def forecast(
     workers
         How many, each as fast as one of those that were measured.
     passes
-        Over each group that is judged by several tasks; those of small groups are part of their one task.
+        Over each group that is not small; those of small groups are part of what was rehearsed.
     """
     passing = rest = alone = 0.0
-    large = [size for size in sizes if not is_small(size)]
+    large, largest = (
+        [size for size in sizes if not is_small(size)],
+        apart_up_to(sizes, layout.geometry.channels, workers),
+    )
     for size, count in Counter(large).items():
-        first, later, other = _group_seconds(size, measured.rehearsals, layout, config, workers, measured.group)
+        together = 1 if size <= largest else workers  # workers that share a group
+        first, later, other = _group_seconds(size, measured.rehearsals, layout, config, together, measured.group)
+        if size <= largest:
+            each = first + (passes - 1) * later + other
+            alone += schedule_seconds(count, each, workers, submit_seconds=SUBMIT_SECONDS)
+            continue
         passing += count * (first + (passes - 1) * later)
         rest += count * other
     rest = rest or measured.group
     small = [one for one in measured.rehearsals if is_small(one.images)]
     if small:
         each = small[0].first_pass * small[0].workers / small[0].groups
-        alone = schedule_seconds(len(sizes) - len(large), each, workers, submit_seconds=SUBMIT_SECONDS)
+        alone += schedule_seconds(len(sizes) - len(large), each, workers, submit_seconds=SUBMIT_SECONDS)
     extracting = extraction_seconds(sizes, measured.images_per_second, workers)
     return Seconds(measured.start, extracting, passing + measured.first_tasks, rest, alone)
 

@@ -37,8 +37,8 @@ from schemas.image import ImageOutcome
 from schemas.ledger import build_ledger
 from schemas.names import storage_name
 from schemas.run import RunRecord
+from workers.footprint import apart_up_to
 from workers.gaussian_map import MapDescription, complete_map, create_group_map, create_map, write_thresholds
-from workers.gram_passes import SMALL_GROUP, uses_products
 from workers.guard import not_judged
 from workers.selection import MIN_FITTED
 from workers.storage import Directory
@@ -46,9 +46,6 @@ from workers.storage import Directory
 logger = logging.getLogger("paire")
 
 Outcomes = Mapping[str, list[ImageOutcome]]
-
-# So many groups for each worker even out that some take longer than others.
-GROUPS_PER_WORKER = 4
 
 # In the journal, once the stores are there; a map of another format is begun anew.
 BEGUN = f"begun.{FORMAT_VERSION}"
@@ -130,18 +127,11 @@ class Judge:
             self.journal.write(BEGUN, b"")
 
     def _groups_apart(self, outcomes: Outcomes) -> set[str]:
-        """Return the groups to judge side by side, each in one task.
-
-        Small groups are; and all that need no moments, where there are enough of them to keep every worker busy: then a
-        pass that waits for its last row would leave the others idle. No result depends on it.
-        """
-        by_products = [
-            group for group, images in outcomes.items() if uses_products(len(images), self.geometry.channels)
-        ]
+        """Return the groups to judge side by side, each in one task."""
+        sizes = {group: len(images) for group, images in outcomes.items()}
         workers = 1 if self.cluster is None else self.cluster.workers
-        if workers > 1 and len(by_products) >= GROUPS_PER_WORKER * workers:
-            return set(by_products)
-        return {group for group, images in outcomes.items() if len(images) <= SMALL_GROUP}
+        largest = apart_up_to(list(sizes.values()), self.geometry.channels, workers)
+        return {group for group, size in sizes.items() if size <= largest}
 
     def _judge_in_turn(self, outcomes: Outcomes) -> dict[str, Ending]:
         """Judge groups one after another, each by many tasks."""

@@ -8,7 +8,8 @@ from pipeline.cluster import Cluster
 from schemas.config import Config
 from schemas.errors import ClusterError
 from schemas.features import FeatureGeometry
-from workers.footprint import Layout, extraction_memory, judging_memory
+from workers.footprint import Layout
+from workers.working_memory import extraction_memory, judging_memory
 
 # Dask pauses a worker that holds more than this share of its limit, and kills it soon after.
 USABLE_MEMORY = 0.8

@@ -30,16 +30,15 @@ from workers.extractor import PatchExtractor
 from workers.footprint import (
     Layout,
     Requests,
+    apart_up_to,
     distance_bytes,
     examine_requests,
     examine_tasks,
-    extraction_memory,
     extraction_requests,
     extraction_tasks,
     feature_bytes,
-    is_small,
-    judging_memory,
     map_bytes,
+    moments_bytes,
     near_duplicate_requests,
     near_duplicate_tasks,
     pass_requests,
@@ -47,10 +46,12 @@ from workers.footprint import (
     products_bytes,
     publish_requests,
     publish_tasks,
+    verdict_requests,
 )
 from workers.recall import Share
 from workers.selection import MIN_FITTED
 from workers.storage import is_url
+from workers.working_memory import extraction_memory, judging_memory
 
 # Dask pauses a worker that holds more than this share of its limit, and kills it soon after.
 USABLE_MEMORY = 0.8
@@ -76,10 +77,10 @@ class Plan:
         Of the images; None where neither listing nor sample tells.
     bytes
         ``features`` and ``distances`` as they are stored, uncompressed; ``map`` at most, were all images kept;
-        ``scratch``: beside them while the largest group is judged.
+        ``scratch``: beside them while the largest groups are judged.
     tasks, requests
-        By stage, for the usual number of passes; requests for chunks, as they matter when the run directory is in an
-        object store, and reads of the archive.
+        By stage, for the usual number of passes, ``small groups`` being all that are judged in one task each; requests
+        for chunks, as they matter when the run directory is in an object store, and reads of the archive.
     passes
         How many are assumed.
     memory
@@ -186,8 +187,8 @@ def plan(
         sample=len(chosen),
         unreadable=_unreadable(tried),
         archive_bytes=_archive_bytes(candidates, tried),
-        bytes=_bytes(sizes, layout),
-        tasks=_tasks(sizes, layout, config, passes.usual),
+        bytes=_bytes(sizes, layout, count or 1),
+        tasks=_tasks(sizes, layout, config, passes.usual, count or 1),
         requests=_requests(sizes, layout, config, passes.usual, from_url=is_url(str(candidates["image_path"].iloc[0]))),
         passes=passes,
         memory=_memory(sizes, layout, config, tried),
@@ -223,23 +224,26 @@ def _archive_bytes(candidates: pd.DataFrame, tried: Sampled | None) -> int | Non
     return round(sum(counts) / len(counts) * len(paths)) if counts else None
 
 
-def _bytes(sizes: list[int], layout: Layout) -> dict[str, int]:
+def _bytes(sizes: list[int], layout: Layout, workers: int) -> dict[str, int]:
+    largest = apart_up_to(sizes, layout.geometry.channels, workers)
+    scratch = {size: products_bytes(layout, size) + moments_bytes(layout, size) for size in set(sizes)}
+    side_by_side = sorted((scratch[size] for size in sizes if size <= largest), reverse=True)[:workers]
     return {
         "features": sum(feature_bytes(layout, size) for size in sizes),
         "distances": sum(distance_bytes(layout, size) for size in sizes),
         "map": sum(map_bytes(layout, size) for size in sizes if size >= MIN_FITTED),
-        "scratch": max(products_bytes(layout, size) for size in sizes),
+        "scratch": max(sum(side_by_side), *scratch.values()),
     }
 
 
-def _tasks(sizes: list[int], layout: Layout, config: Config, passes: int) -> dict[str, int]:
+def _tasks(sizes: list[int], layout: Layout, config: Config, passes: int, workers: int) -> dict[str, int]:
     """Return the tasks of each stage, for a number of passes over every group."""
-    first, later = pass_kinds(config)
+    (first, later), largest = pass_kinds(config), apart_up_to(sizes, layout.geometry.channels, workers)
     stages = ("extract", "near-duplicates", "passes", "publish", "examine", "small groups")
     counts: Counter[str] = Counter(dict.fromkeys(stages, 0))
     for size, number in Counter(sizes).items():
         counts["extract"] += number * extraction_tasks(size)
-        if is_small(size):
+        if size <= largest:
             counts["small groups"] += number
             continue
         kept = kept_images(size, config)
@@ -260,7 +264,8 @@ def _requests(sizes: list[int], layout: Layout, config: Config, passes: int, *, 
         kept = kept_images(size, config)
         one = extraction_requests(layout, size) + near_duplicate_requests(layout, size)
         one += pass_requests(layout, size, first, is_first=True)
-        one += pass_requests(layout, size, later).times(passes - 1) + publish_requests(layout, size, kept)
+        one += pass_requests(layout, size, later).times(passes - 1)
+        one += verdict_requests(layout, size) + publish_requests(layout, size, kept)
         total += (one + examine_requests(layout, size, fits=GUARD_FITS)).times(number)
     return {"get": total.get, "put": total.put, "archive_get": sum(sizes) if from_url else 0}
 
@@ -276,6 +281,6 @@ def _memory(sizes: list[int], layout: Layout, config: Config, tried: Sampled | N
     sampled = -(-len(tried.outcomes) // tried.workers)
     # The sample's block is in the peak that was measured, the full ones that a run has are not.
     missing = max(0, 2 * min(CHUNK_IMAGES, max(sizes)) - sampled) * layout.positions * layout.position_bytes
-    needed = max(tried.extraction_bytes + missing, tried.idle_bytes + judging)
+    needed = max(tried.peak_bytes, tried.extraction_bytes + missing, tried.idle_bytes + judging)
     limit = tried.limit or None
     return {"needed": needed, "limit": limit, "enough": limit is None or needed <= USABLE_MEMORY * limit}

@@ -38,7 +38,8 @@ Features = NDArray[np.floating]
 # Channels that an image of a drawn group has from one image of the sample.
 BLOCK_CHANNELS = 8
 
-# Extracted first, untimed, by each worker: threads and memory are new then, and a sample is too short to even that out.
+# Extracted first by each worker: untimed, as threads and memory are new then and a sample is too short to even that
+# out, and again, for what a block costs however few its images are.
 FIRST_IMAGES = 4
 
 # Bounds the passes over a group that is not small: what comes after the second costs as much as that.
@@ -73,7 +74,7 @@ class Extraction:
     seconds
         Wall time.
     images_per_second
-        Of one worker.
+        Of one worker, once it is at work.
     """
 
     outcomes: tuple[ImageOutcome, ...]
@@ -131,8 +132,10 @@ def extract_sample(
         found = extract_features(cluster, images, directory, geometry, config, weights_digest, phase)
         return found, time.monotonic() - started
 
+    first = shared[: FIRST_IMAGES * cluster.workers]
     with _silent():
-        extract(shared[: FIRST_IMAGES * cluster.workers])
+        extract(first)
+        _, few_seconds = extract(first)
         found, seconds = extract(shared)
     outcomes = tuple(
         found[group][row] for group, row in zip(shared["group"].tolist(), shared["row"].tolist(), strict=True)
@@ -146,7 +149,15 @@ def extract_sample(
     ]
     features = np.stack(readable) if readable else np.empty(geometry.array_shape(0), config.features.dtype)
     busiest = -(-len(sample) // cluster.workers)
-    return Extraction(outcomes, features, seconds, busiest / seconds)
+    return Extraction(outcomes, features, seconds, _rate(busiest, seconds, min(FIRST_IMAGES, busiest), few_seconds))
+
+
+def _rate(images: int, seconds: float, few: int, few_seconds: float) -> float:
+    """Return the images per second beyond a few: what a block costs in any case is hidden by the next one in a run."""
+    if images < 2 * few:
+        return images / seconds
+    # Where the few took as long as all, something else kept them waiting.
+    return (images - few) / max(seconds - few_seconds, seconds / 2)
 
 
 def judge_groups(

@@ -52,8 +52,9 @@ class Sampled:
         The times.
     workers, threads
         Of the cluster that it was tried on.
-    idle_bytes, extraction_bytes
-        Memory of a worker between tasks, and its peak while the sample was extracted; 0 where the system does not tell.
+    idle_bytes, extraction_bytes, peak_bytes
+        Memory of a worker between tasks, its peak while the sample was extracted, and that of all that was tried; 0
+        where the system does not tell.
     limit
         The memory limit of the smallest worker; 0 for none.
     """
@@ -64,6 +65,7 @@ class Sampled:
     threads: int
     idle_bytes: int
     extraction_bytes: int
+    peak_bytes: int
     limit: int
 
 
@@ -122,12 +124,13 @@ def try_sample(
         digest = extractor.weights_digest
         extraction = extract_sample(cluster, chosen, extractor.geometry, config, digest, directory / "sample")
         _check_readable(extraction, chosen)
-        most = max(cluster.client.run(_peak_bytes).values())
-        idle = max(cluster.client.run(_resident_bytes).values())
+        extracting = max(cluster.client.run(_peak_bytes).values())
         features = _about_one_mean(extraction, chosen)
         rehearse = _Rehearsing(cluster, features, layout, config, directory)
         cold, warm = rehearse.smallest(), rehearse.smallest()
+        idle = max(cluster.client.run(_resident_bytes).values())  # with all that judging loads
         rehearsals = tuple(rehearse.size(size) for size in _sizes_to_rehearse(sizes, layout))
+        most = max(cluster.client.run(_peak_bytes).values())
     measured = Measured(
         start=start,
         first_tasks=max(cold.seconds - warm.seconds, 0.0),
@@ -142,7 +145,8 @@ def try_sample(
         workers=cluster.workers,
         threads=cluster.threads,
         idle_bytes=idle,
-        extraction_bytes=most,
+        extraction_bytes=extracting,
+        peak_bytes=most,
         limit=min(int(worker["memory_limit"] or 0) for worker in limits),
     )
 

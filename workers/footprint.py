@@ -1,12 +1,13 @@
-"""What a run costs before it runs: bytes, tasks, requests, floating-point operations and memory, as pure functions.
+"""What a run costs before it runs: bytes, tasks, requests and floating-point operations, as pure functions.
 
-The plan, the check of the workers' memory, the simulated schedule and ``docs/scaling.md`` all ask here, so that they
-can not disagree. Everything follows from a `Layout` and from numbers of images: n take part, f of them are fitted.
-Bytes are exact, and so are numbers of tasks, and of requests where segments have whole chunks; operations are those of
-the leading terms; memory is what a task holds at its peak, without the interpreter and its libraries.
+The plan, the check of the workers' memory (`workers.working_memory`), the simulated schedule and ``docs/scaling.md``
+all ask here, so that they can not disagree. Everything follows from a `Layout` and from numbers of images: n take
+part, f of them are fitted. Bytes are exact, and so are numbers of tasks, and of requests where segments have whole
+chunks; operations are those of the leading terms.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.config import Config
@@ -16,6 +17,10 @@ from workers.gaussian_map import CHUNK_BYTES
 from workers.gram_passes import SMALL_GROUP, bands, products_chunk, uses_products
 from workers.near_duplicates import lattice
 from workers.structure import MIN_SAMPLE, SAMPLE
+from workers.updates import kept_values, pays_to_keep
+
+# So many groups for each worker even out that some take longer than others.
+GROUPS_PER_WORKER = 4
 
 # Distances, products and Gaussians are float64.
 _DOUBLE = 8
@@ -23,18 +28,12 @@ _DOUBLE = 8
 # Operations of a symmetric eigenproblem with vectors, over n^3 (Golub and Van Loan, Matrix Computations, section 8.3).
 _EIGH = 9.0
 
-# Blocks that an extracting worker holds: one is computed while another is written.
-_LIVE_BLOCKS = 2
-
-# Batches of pixels that are decoded, or wait, at once (see workers.extract).
-_BATCHES = 4
-
 # The share of the images that each position is fitted on at the start of `grow`: as in pipeline.grow, which workers can
 # not import.
 NEAREST = 0.75
 
-# Results of earlier tasks, such as moments, that a worker keeps until a later one has taken them.
-_KEPT_RESULTS = 4
+# Arrays beside a group's distances: thresholds, clean sets, near-duplicates.
+_VERDICT_ARRAYS = 3
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,24 @@ class Layout:
         Bytes of a stored feature.
     segment_images
         Images in one statistics task.
+    updates_moments
+        Whether a large group's moments are kept from pass to pass: not where an estimator needs all images anyway.
     """
 
     geometry: FeatureGeometry
     itemsize: int
     segment_images: int
+    updates_moments: bool = True
 
     @classmethod
     def of(cls, geometry: FeatureGeometry, config: Config) -> "Layout":
         """Return the layout that a configuration means."""
-        return cls(geometry, 2 if config.features.dtype == "float16" else 4, config.gaussian.segment_images)
+        return cls(
+            geometry,
+            itemsize=2 if config.features.dtype == "float16" else 4,
+            segment_images=config.gaussian.segment_images,
+            updates_moments=config.estimator() != "ledoit-wolf",
+        )
 
     @property
     def positions(self) -> int:
@@ -136,6 +143,18 @@ def products_bytes(layout: Layout, measured: int) -> int:
     return size * len(_bands(layout, measured)) * columns * _column_chunks(layout, measured) * measured**2 * _DOUBLE
 
 
+def keeps_moments(layout: Layout, fitted: int) -> bool:
+    """Tell whether a pass that fits so many images keeps their moments for the next one."""
+    return layout.updates_moments and not uses_dual(fitted, layout.geometry.channels) and pays_to_keep(fitted)
+
+
+def moments_bytes(layout: Layout, fitted: int) -> int:
+    """Return the bytes of the moments that are there while a group is judged; 0 where none are kept."""
+    if not keeps_moments(layout, fitted):
+        return 0
+    return layout.positions * kept_values(layout.geometry.channels) * _DOUBLE
+
+
 def map_bytes(layout: Layout, fitted: int) -> int:
     """Return the bytes of a group's Gaussians and thresholds: whole chunks."""
     rows, columns = layout.geometry.rows, layout.geometry.columns
@@ -165,8 +184,19 @@ def by_products(layout: Layout, measured: int) -> bool:
 
 
 def is_small(images: int) -> bool:
-    """Tell whether a group is judged in one task."""
+    """Tell whether a group is judged in one task, whatever else there is."""
     return images <= SMALL_GROUP
+
+
+def apart_up_to(sizes: Sequence[int], channels: int, workers: int) -> int:
+    """Return the images of the largest groups that are judged side by side, each in one task.
+
+    Small groups are; and all that need no moments, where there are enough of them to keep every worker busy: then a
+    pass that waits for its last row would leave the others idle. No result depends on it.
+    """
+    by_products = sum(uses_products(size, channels) for size in sizes)
+    are_many = workers > 1 and by_products >= GROUPS_PER_WORKER * workers
+    return max(SMALL_GROUP, channels) if are_many else SMALL_GROUP
 
 
 def band_size(layout: Layout, measured: int) -> int:
@@ -187,15 +217,20 @@ def fit_tasks(layout: Layout, images: int, fitted: int, *, chosen: bool = False)
     return 2 * segments + (segments if chosen else 0)  # accumulate, merge all but the first, factorise
 
 
-def pass_tasks(layout: Layout, images: int, fitted: int, kind: PassKind, *, is_first: bool = False) -> int:
-    """Return the tasks of one pass; the first one by products also computes those."""
+def pass_tasks(
+    layout: Layout, images: int, fitted: int, kind: PassKind, *, is_first: bool = False, updates: bool = False
+) -> int:
+    """Return the tasks of one pass; the first one by products also computes those, one that updates moments has fewer.
+
+    Whether a pass updates follows from what it changes, so a run is planned as if none did.
+    """
     rows, segments = layout.geometry.rows, layout.segments(images)
     closing = 0
     if kind.scores:
         closing = rows if kind.by_rows else segments
     if by_products(layout, images):
         return len(_bands(layout, images)) * (2 if is_first else 1) + closing
-    row = fit_tasks(layout, images, fitted) + segments
+    row = (1 if updates else fit_tasks(layout, images, fitted)) + segments
     if kind.nearest:
         row += 1 + segments + fit_tasks(layout, images, nearest_count(fitted), chosen=True) + segments
     return rows * (row + (0 if kind.scores else 1)) + closing
@@ -260,8 +295,18 @@ def publish_flop(layout: Layout, fitted: int) -> float:
     return layout.positions * fit_flop(layout.geometry.channels, fitted)
 
 
-def pass_requests(layout: Layout, images: int, kind: PassKind, *, is_first: bool = False) -> Requests:
-    """Return the requests for chunks of one pass."""
+def pass_requests(
+    layout: Layout, images: int, kind: PassKind, *, is_first: bool = False, changed: int | None = None
+) -> Requests:
+    """Return the requests for chunks of one pass.
+
+    Parameters
+    ----------
+    layout, images, kind, is_first
+        As for `pass_tasks`, with all images fitted.
+    changed
+        Chunks of a row with images that are added or removed, where moments are updated; None where they are not.
+    """
     rows, segments = layout.geometry.rows, layout.segments(images)
     features = rows * chunks(images)
     if by_products(layout, images):
@@ -271,13 +316,26 @@ def pass_requests(layout: Layout, images: int, kind: PassKind, *, is_first: bool
         return multiplied + Requests(get=count * wide, put=count * segments) + scored
     # The fit reads all features, and so do the distances; then each distance is read once.
     once = Requests(get=2 * features, put=rows * segments)
-    repeated = once.times(2) + Requests(get=rows * segments) if kind.nearest else once
-    return repeated + Requests(get=rows * segments)
+    total = once.times(2) + Requests(get=rows * segments) if kind.nearest else once
+    if keeps_moments(layout, images):
+        total += Requests(put=layout.positions)
+    if changed is not None:
+        total += Requests(get=layout.positions + rows * changed - features)
+    return total + Requests(get=rows * segments)
 
 
 def extraction_requests(layout: Layout, images: int) -> Requests:
     """Return the requests for chunks of extracting a group; its images are read with one each besides."""
     return Requests(put=layout.geometry.rows * chunks(images))
+
+
+def verdict_requests(layout: Layout, images: int) -> Requests:
+    """Return the requests for chunks of a verdict: the evidence of each image, and the thresholds that it follows from.
+
+    Beside the distances of large groups clean sets can be more than the one chunk that is counted for them.
+    """
+    evidence = layout.segments(images) * _distance_chunk_rows(layout, images)
+    return Requests(get=evidence, put=_VERDICT_ARRAYS + layout.geometry.rows)
 
 
 def publish_requests(layout: Layout, images: int, fitted: int) -> Requests:
@@ -298,40 +356,6 @@ def examine_requests(layout: Layout, images: int, *, fits: int) -> Requests:
     sampled = rows * min(count, SAMPLE) if images >= MIN_SAMPLE else 0
     excluded = Requests(get=layout.segments(images) * _distance_chunk_rows(layout, images))
     return pass_requests(layout, images, PassKind(scores=True)).times(fits) + excluded + Requests(get=sampled)
-
-
-def extraction_memory(layout: Layout, *, batch_size: int, image_size: int) -> int:
-    """Return the bytes that an extracting worker holds besides the backbone: blocks of features, batches of pixels."""
-    block = CHUNK_IMAGES * layout.positions * layout.position_bytes
-    return _LIVE_BLOCKS * block + _BATCHES * batch_size * image_size**2 * 3 * 4
-
-
-def judging_memory(layout: Layout, measured: int, fitted: int, *, threads: int) -> int:
-    """Return the bytes that a worker holds at its peak while a group is judged."""
-    geometry = layout.geometry
-    D, columns = geometry.channels, geometry.columns
-    publish = _fit_memory(layout, fitted, threads=threads)
-    if not by_products(layout, measured):
-        return max(publish, _fit_memory(layout, D + 1, threads=threads))
-    size, wide, *_ = products_chunk(measured, geometry.rows, columns)
-    row = size * measured * columns * layout.position_bytes
-    chunk = size * wide * measured**2 * _DOUBLE
-    multiplied = row + 2 * chunk + threads * (measured * D + measured**2) * _DOUBLE
-    # Beside a chunk each thread has K, its factor and the inverse, and what an exact fit needs where it is called for.
-    passed = chunk + row + threads * (5 * measured**2 + 6 * measured * D) * _DOUBLE
-    return max(multiplied, passed, publish)
-
-
-def _fit_memory(layout: Layout, fitted: int, *, threads: int) -> int:
-    """Return the bytes of fitting a row of positions to features, and of measuring a chunk of images."""
-    D, columns = layout.geometry.channels, layout.geometry.columns
-    chunk = CHUNK_IMAGES * columns * layout.position_bytes
-    if uses_dual(fitted, D):
-        row = fitted * columns * layout.position_bytes
-        return 2 * row + chunk + (2 * columns + 4 * threads) * fitted * D * _DOUBLE + threads * 3 * fitted**2 * _DOUBLE
-    moments = columns * D**2 * _DOUBLE
-    # Two parts and their sum, beside what waits for later tasks.
-    return (3 + _KEPT_RESULTS) * moments + chunk + threads * (D**2 + 2 * CHUNK_IMAGES * D) * _DOUBLE
 
 
 def schedule_seconds(tasks: int, task_seconds: float, workers: int, *, submit_seconds: float = 0.0) -> float:

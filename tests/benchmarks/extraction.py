@@ -13,9 +13,9 @@ from pipeline.cluster import open_cluster
 from pipeline.extract import check_extractor, extract_features
 from pipeline.progress import Reporter
 from schemas.config import Config, parse_config
-from tests.benchmarks.forward import forward_process, images_per_second
+from tests.benchmarks.forward import Speed, forward_process, forward_speed
 from tests.benchmarks.images import catalog_of, write_images
-from tests.benchmarks.results import Record, record, spread
+from tests.benchmarks.results import Record, cpu_seconds, record, spread
 from workers.extractor import PatchExtractor
 from workers.storage import Directory
 
@@ -28,7 +28,8 @@ FILES = 64
 
 _EXPLANATION = """Images/s of extraction over images/s of the bare forward pass of the same backbone, data type, size
 (256 px) and cores. The bare pass is done in two ways: a batch of 32 on all of torch's threads, and a slice of 4 on each
-core, which is how extraction does it; the second is usually the faster and so the harder one."""
+core, which is how extraction does it; the second is usually the faster and so the harder one. By CPU time: images for
+each CPU second of all cores and processes, which other load changes little; it is what the clock could give at best."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,30 +64,33 @@ def _compare(folder: Path, backbone: str, size: int, image_format: str, images: 
     kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1000
     extractor = PatchExtractor(config.features)
     catalog, store = catalog_of(paths, images), Directory.at(folder / "features")
-    over_batches, over_slices = [], []
+    over_batches, over_slices, by_cpu = [], [], []
     with open_cluster(config.cluster) as cluster, forward_process() as process:
         cores = cluster.threads * cluster.workers
         check_extractor(cluster, config, extractor.weights_digest)
 
-        def extraction() -> float:
+        def extraction() -> Speed:
             with Reporter().phase("extract", images) as phase:
-                started = time.perf_counter()
+                started, before = time.perf_counter(), cpu_seconds(cluster.client)
                 extract_features(cluster, catalog, store, extractor.geometry, config, extractor.weights_digest, phase)
-                return images / (time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                return Speed(images / seconds, images / (cpu_seconds(cluster.client) - before))
 
-        def bare(*, by_slices: bool) -> float:
-            return process.apply(images_per_second, (config.features, images, cores), {"by_slices": by_slices})
+        def bare(*, by_slices: bool) -> Speed:
+            return process.apply(forward_speed, (config.features, images, cores), {"by_slices": by_slices})
 
         for number in range(1 + rounds):  # the first warms both sides up
             batches, ours, slices = bare(by_slices=False), extraction(), bare(by_slices=True)
             if number:
-                over_batches.append(ours / batches)
-                over_slices.append(ours / slices)
+                over_batches.append(ours.clock / batches.clock)
+                over_slices.append(ours.clock / slices.clock)
+                by_cpu.append(ours.cpu / slices.cpu)
     return {
         "backbone": backbone,
         "files": f"{size} px {image_format}, {kilobytes:.0f} kB",
         "over batches on all threads": spread(over_batches),
         "over slices, one a core": spread(over_slices),
+        "the same by CPU time": spread(by_cpu),
     }
 
 

@@ -5,6 +5,7 @@ many tensors through it: what no implementation could do without.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,9 +27,9 @@ import os
 import pipeline.cli
 import pipeline.run
 from schemas.config import parse_config
-from tests.benchmarks.forward import images_per_second
+from tests.benchmarks.forward import forward_speed
 config = parse_config(None, {settings!r})
-images_per_second(config.features, {images}, os.cpu_count(), by_slices=True)
+forward_speed(config.features, {images}, os.cpu_count(), by_slices=True)
 """
 
 _EXPLANATION = f"""`paire clean` on {IMAGES} images of {SIZE} px with `{BACKBONE}`, in a process of its own, against one
@@ -48,7 +49,7 @@ def measure(arguments: argparse.Namespace, command: str) -> Record:
         f"features.nodes={','.join(BACKBONES[BACKBONE])}",
         "features.weights=random",
     )
-    ratios, differences = [], []
+    ratios, differences, cpu_differences = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "images"
         write_images(archive, IMAGES, SIZE, "PNG")
@@ -56,20 +57,28 @@ def measure(arguments: argparse.Namespace, command: str) -> Record:
             options = [part for setting in settings for part in ("--set", setting)]
             out = str(Path(folder) / f"run-{number}")
             command_line = ("clean", str(archive), "--out", out, "--accept-untrustworthy", *options)
-            whole = _seconds("-c", _WHOLE, *command_line)
-            bare = _seconds("-c", _BARE.format(settings=settings, images=IMAGES))
+            whole, whole_cpu = _seconds("-c", _WHOLE, *command_line)
+            bare, bare_cpu = _seconds("-c", _BARE.format(settings=settings, images=IMAGES))
             ratios.append(whole / bare)
             differences.append(whole - bare)
+            cpu_differences.append(whole_cpu - bare_cpu)
     row = {
         "images": str(IMAGES),
         "command over bare process": spread(ratios),
         "difference in seconds": spread(differences),
+        "in CPU seconds of all processes": spread(cpu_differences),
         f"median at most {TARGET_S:g} s": "yes" if median(differences) <= TARGET_S else "no",
     }
     return record("Fixed cost", _EXPLANATION, [row], command=command)
 
 
-def _seconds(*arguments: str) -> float:
-    started = time.perf_counter()
+def _seconds(*arguments: str) -> tuple[float, float]:
+    """Run Python; return the seconds that it took, and the CPU seconds of it and its processes."""
+    started, before = time.perf_counter(), _cpu_of_children()
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True, timeout=600)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, _cpu_of_children() - before
+
+
+def _cpu_of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system

@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from distributed import Client
 
 RESULTS = Path(__file__).with_name("results.json")
 TABLES = Path(__file__).with_name("RESULTS.md")
@@ -71,6 +73,11 @@ def machine() -> dict[str, Any]:
         "threads of torch": torch.get_num_threads(),
         "load of the last minute": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
+
+
+def cpu_seconds(client: Client) -> float:
+    """Return the CPU seconds that this process and a cluster's workers have taken so far."""
+    return time.process_time() + float(sum(client.run(time.process_time).values()))
 
 
 def spread(values: Sequence[float]) -> str:

@@ -8,13 +8,15 @@ has a fixed cost, of its tasks and of factorising, so the cost of an image is al
 """
 
 import argparse
+import gc
 import resource
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +27,7 @@ import numpy as np
 import pandas as pd
 from distributed import Client
 
-import pipeline.judge
+import workers.footprint
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.judge import Judge
 from pipeline.progress import Phase, Reporter
@@ -55,20 +57,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the benchmark's options."""
     parser.add_argument("--strategy", default="paire", help="trim.strategy of the runs")
     parser.add_argument("--groups", type=int, default=GROUPS, help="small groups that are judged")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=SIZES, help="images of large groups; memory: of the 2nd"
+    )
 
 
 def measure(arguments: argparse.Namespace, command: str) -> results.Record:
     """Run the benchmark."""
-    rows = [*_growth(arguments.strategy), *_small_groups(arguments.strategy, arguments.groups)]
+    sizes = arguments.sizes
+    if len(sizes) < 3:
+        raise SystemExit("--sizes: give three or more; memory is compared with the second, costs with the others")
+    rows = [*_growth(arguments.strategy, sizes), *_small_groups(arguments.strategy, arguments.groups)]
     return results.record(
         "Scale: judging",
         f"`{arguments.strategy}` on one worker of one thread. Large groups: {SIDE} x {SIDE} positions of {CHANNELS} "
-        f"channels. Peak memory of the worker, over that at {SIZES[1]} images. CPU seconds of command and worker for "
-        f"each image, over those of a further image at the most images: of a pass, of publishing, of a fit of the "
+        f"channels. Peak memory of worker and command, over that at {sizes[1]} images. CPU seconds of both for each "
+        f"image, over those of a further image at the most images: of a pass, of publishing, of a fit of the "
         f"breakdown guard, and of the rest, which compares all pairs of images to find near-duplicates. 1 everywhere "
         f"is flat; images in a small group also bear the fixed cost of tasks and factors. Small groups: {GROUP_IMAGES} "
         f"images of {GROUP_GRID} x {GROUP_GRID} positions of {GROUP_CHANNELS} channels each, judged in one task each, "
-        f"over the same groups by a task for each row of positions; {MANY} groups are extrapolated.",
+        f"over the same groups by a task for each row of positions; {MANY} groups are extrapolated. In flight: the "
+        f"most tasks that were submitted and not done, which is what a scheduler holds.",
         rows,
         command=command,
     )
@@ -76,19 +85,25 @@ def measure(arguments: argparse.Namespace, command: str) -> results.Record:
 
 @dataclass(frozen=True)
 class _Run:
-    """What one judging took: tasks, seconds, CPU seconds of an average phase of each kind and of all, peak bytes."""
+    """What one judging took.
+
+    Tasks, and how many were in flight; seconds; CPU seconds of an average phase of each kind and of all; peak bytes of
+    the worker and of the command.
+    """
 
     tasks: int
+    in_flight: int
     seconds: float
     cpu: Mapping[str, float]
     all_cpu: float
-    peak: int
+    worker_peak: int
+    command_peak: int
 
 
-def _growth(strategy: str) -> Iterator[dict[str, str]]:
+def _growth(strategy: str, sizes: Sequence[int]) -> Iterator[dict[str, str]]:
     """Yield a row for each size of a large group, and one for what further images cost from each to the next."""
     runs: dict[int, _Run] = {}
-    for images in SIZES:
+    for images in sizes:
         archive = Archive(images=images, channels=CHANNELS, side=SIDE, planted=0.05)
         truth = plan(archive)
 
@@ -97,17 +112,15 @@ def _growth(strategy: str) -> Iterator[dict[str, str]]:
 
         catalog, outcomes = catalog_and_outcomes(archive, truth)
         runs[images] = _judge(strategy, archive.geometry, catalog, outcomes, store)
-    compared = [size for size in SIZES if size != SIZES[1]]
+    compared = [size for size in sizes if size != sizes[1]]
     steps = list(pairwise(compared))
     further = {(few, many): _further(runs[few], runs[many], many - few) for few, many in steps}
     unit = further[steps[-1]]
     for images, run in runs.items():
         costs = {phase: run.cpu[phase] / images / unit[phase] for phase in unit}
-        yield _row(f"{images} images", run.peak / runs[SIZES[1]].peak, costs, run.tasks)
+        yield _row(f"{images} images", _peaks(run, runs[sizes[1]]), costs, f"{run.tasks}, {run.in_flight} in flight")
     for (few, many), added in further.items():
-        yield _row(
-            f"a further image, {few} to {many}", None, {phase: added[phase] / unit[phase] for phase in unit}, None
-        )
+        yield _row(f"a further image, {few} to {many}", "", {phase: added[phase] / unit[phase] for phase in unit}, "")
 
 
 def _further(few: _Run, many: _Run, images: int) -> dict[str, float]:
@@ -115,34 +128,36 @@ def _further(few: _Run, many: _Run, images: int) -> dict[str, float]:
     return {phase: (many.cpu[phase] - few.cpu[phase]) / images for phase in (*PHASES, REST)}
 
 
-def _row(case: str, peak: float | None, costs: Mapping[str, float], tasks: int | None) -> dict[str, str]:
+def _peaks(run: _Run, reference: _Run) -> str:
+    """Return the peaks of worker and command over those of another run."""
+    return f"{run.worker_peak / reference.worker_peak:.2f}, {run.command_peak / reference.command_peak:.2f}"
+
+
+def _row(case: str, peaks: str, costs: Mapping[str, float], tasks: str) -> dict[str, str]:
     return {
         "case": case,
-        "peak memory": "" if peak is None else f"{peak:.2f}",
+        "peak memory, worker and command": peaks,
         **{f"CPU, {phase}": f"{costs[phase]:.2f}" if phase in costs else "" for phase in (*PHASES, REST)},
-        "tasks": "" if tasks is None else str(tasks),
+        "tasks": tasks,
     }
 
 
 def _small_groups(strategy: str, count: int) -> Iterator[dict[str, str]]:
     """Yield a row for small groups by many tasks, and one for one task each."""
     few = max(2, count // 10)
-    with mock.patch.object(pipeline.judge, "SMALL_GROUP", 0):
+    with mock.patch.object(workers.footprint, "SMALL_GROUP", 0):
         runs = {("many tasks", few): _judge(strategy, *_groups(few))}
     runs["one task", count] = _judge(strategy, *_groups(count))
     first = runs["many tasks", few]
     for (name, groups), run in runs.items():
         hours = run.seconds / groups * MANY / 3600
         cost = run.all_cpu / groups / (first.all_cpu / few)
-        yield {
-            **_row(
-                f"{groups} groups of {GROUP_IMAGES}, {name} each ({MANY}: {hours:.1f} h)",
-                run.peak / first.peak,
-                {REST: cost},
-                None,
-            ),
-            "tasks": f"{run.tasks / groups:.1f} per group",
-        }
+        yield _row(
+            f"{groups} groups of {GROUP_IMAGES}, {name} each ({MANY}: {hours:.1f} h)",
+            _peaks(run, first),
+            {REST: cost},
+            f"{run.tasks / groups:.1f} per group, {run.in_flight} in flight",
+        )
 
 
 def _groups(count: int) -> tuple[FeatureGeometry, pd.DataFrame, dict[str, list[ImageOutcome]], Callable[..., None]]:
@@ -188,13 +203,15 @@ def _judge(
         store(run / FEATURES)
         tasks = _Count()
         with mock.patch.object(cluster.client, "submit", tasks.counting(cluster.client.submit)):
-            started, before = time.monotonic(), _cpu_seconds(cluster.client)
+            _forget_peak()
+            started, before = time.monotonic(), results.cpu_seconds(cluster.client)
             phases = _judged(run, geometry, config, cluster, catalog, outcomes)
-            seconds, all_cpu = time.monotonic() - started, _cpu_seconds(cluster.client) - before
-        (peak,) = cluster.client.run(_peak_bytes).values()
+            seconds, all_cpu = time.monotonic() - started, results.cpu_seconds(cluster.client) - before
+        (worker_peak,) = cluster.client.run(_peak_bytes).values()
+        command_peak = _peak_bytes()
     cpu = {phase: float(np.mean(phases[phase])) if phase in phases else 0.0 for phase in PHASES}
     cpu[REST] = all_cpu - sum(sum(spent) for spent in phases.values())
-    return _Run(tasks.number, seconds, cpu, all_cpu, peak)
+    return _Run(tasks.number, tasks.most_in_flight, seconds, cpu, all_cpu, worker_peak, command_peak)
 
 
 def _judged(
@@ -222,36 +239,51 @@ class _Metered(Reporter):
     @contextmanager
     def phase(self, name: str, total: int, unit: str = "images", *, brief: bool = False) -> Iterator[Phase]:
         """Meter a phase while the block runs."""
-        before = _cpu_seconds(self._client)
+        before = results.cpu_seconds(self._client)
         with super().phase(name, total, unit, brief=brief) as phase:
             yield phase
         _, is_group, kind = name.partition(": ")
         if is_group:
-            self.spent[kind.split()[0]].append(_cpu_seconds(self._client) - before)
+            self.spent[kind.split()[0]].append(results.cpu_seconds(self._client) - before)
 
 
 class _Count:
-    """Counts the calls of a function."""
+    """Counts the calls of a function that returns futures, and those that are not done yet."""
 
     def __init__(self) -> None:
-        self.number = 0
+        self.number = self.most_in_flight = self._in_flight = 0
+        self._lock = threading.Lock()
 
     def counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, counted."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            self.number += 1
-            return function(*args, **kwargs)
+            with self._lock:
+                self.number, self._in_flight = self.number + 1, self._in_flight + 1
+                self.most_in_flight = max(self.most_in_flight, self._in_flight)
+            future = function(*args, **kwargs)
+            future.add_done_callback(self._done)
+            return future
 
         return counted
 
+    def _done(self, _: object) -> None:
+        with self._lock:
+            self._in_flight -= 1
 
-def _cpu_seconds(client: Client) -> float:
-    """Return the CPU seconds that this process and the workers have taken so far."""
-    return time.process_time() + float(sum(client.run(time.process_time).values()))
+
+def _forget_peak() -> None:
+    """Let the peak of this process begin at what it holds now, where the system can."""
+    gc.collect()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _peak_bytes() -> int:
     """Return the largest resident size that this process has had."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (kilobytes,) = (line.split()[1] for line in status.read_text("ascii").splitlines() if line.startswith("VmHWM"))
+        return int(kilobytes) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

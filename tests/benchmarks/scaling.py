@@ -40,16 +40,16 @@ from workers.compute import set_compute_threads
 from workers.footprint import (
     Layout,
     PassKind,
-    by_products,
     distance_bytes,
     extraction_requests,
     feature_bytes,
-    judging_memory,
+    moments_bytes,
     pass_requests,
     pass_tasks,
     products_bytes,
 )
 from workers.storage import Directory
+from workers.working_memory import judging_memory
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -127,7 +127,7 @@ def _round(
     costs = PassCosts(
         accumulate=taken["accumulate_segment"],
         merge=taken["merge_rows"],
-        fit=taken["fit_row_primal"],
+        fit=taken["fit_row_whitening"],
         measure=taken["measure_segment"],
         judge=taken["judge_row"],
     )
@@ -267,6 +267,7 @@ def _volumes_table(constants: Constants) -> str:
             for name, group in scenarios():
                 each, groups = group(images)
                 requests = pass_requests(layout, each, PassKind())
+                scratch = products_bytes(layout, each) + moments_bytes(layout, each)
                 rows.append(
                     [
                         str(backbone.channels),
@@ -274,7 +275,7 @@ def _volumes_table(constants: Constants) -> str:
                         name,
                         size(groups * feature_bytes(layout, each)),
                         size(groups * distance_bytes(layout, each)),
-                        size(products_bytes(layout, each)) if by_products(layout, each) else "-",
+                        size(scratch) if scratch else "-",
                         size(judging_memory(layout, each, each, threads=constants.cores)),
                         f"{groups * pass_tasks(layout, each, each, PassKind()):,}",
                         f"{groups * requests.get:,}",

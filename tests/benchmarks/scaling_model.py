@@ -15,6 +15,7 @@ from tests.benchmarks.simulation import PassCosts
 from workers.footprint import (
     Layout,
     PassKind,
+    apart_up_to,
     by_products,
     chunks,
     extraction_requests,
@@ -80,7 +81,7 @@ def extraction(images: int, workers: int, backbone: Backbone, constants: Constan
 
 
 def judging(images: int, groups: int, workers: int, backbone: Backbone, constants: Constants) -> list[Phase]:
-    """Return the phases of judging groups of so many images each, one after another."""
+    """Return the phases of judging groups of so many images each: one after another, or side by side, one task each."""
     layout, kept = layout_of(backbone), max(1, round(KEPT * images))
     if not by_products(layout, images):
         one, fit = (work(images, workers, backbone, constants) for work in (large_pass, publish_large))
@@ -99,6 +100,10 @@ def judging(images: int, groups: int, workers: int, backbone: Backbone, constant
         (1, publish, row_features + row_map),
         (GUARD_FITS, scores, row_products),
     )
+    if images <= apart_up_to([images] * groups, backbone.channels, workers):
+        computing = sum(repeats * work for repeats, work, _ in steps) / constants.cores
+        moving = sum(repeats * moved for repeats, _, moved in steps) * GRID / constants.network_bytes_per_second
+        return [_apart(groups, computing, moving, workers, constants)]
     return [
         _rows(work / (layout.geometry.rows * constants.cores), moved, workers, constants).times(groups * repeats)
         for repeats, work, moved in steps
@@ -112,6 +117,15 @@ def _rows(seconds: float, moved: float, workers: int, constants: Constants) -> P
     if GRID * (seconds + network) / workers < BUSY * taken:
         return Phase(taken, TURNS)
     return Phase(taken, ARITHMETIC if seconds > network else NETWORK)
+
+
+def _apart(groups: int, computing: float, moving: float, workers: int, constants: Constants) -> Phase:
+    """Return groups of a task each, which computes and moves bytes for so many seconds."""
+    each = computing + moving
+    taken = schedule_seconds(groups, each, workers, submit_seconds=constants.submit_seconds)
+    if groups * constants.submit_seconds > groups * each / workers:
+        return Phase(taken, DRIVER)
+    return Phase(taken, ARITHMETIC if computing > moving else NETWORK)
 
 
 def large_costs(images: int, workers: int, backbone: Backbone, constants: Constants) -> PassCosts:

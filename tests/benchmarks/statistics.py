@@ -70,19 +70,33 @@ def measure(arguments: argparse.Namespace, command: str) -> results.Record:
 
 def _dual(rounds: int, threads: int) -> dict[str, list[float]]:
     """Return how many times as fast as the naive loop a small group's first and later passes are."""
-    first, later = "small group, first pass: times as fast", "small group, later passes: times as fast"
-    found: dict[str, list[float]] = {first: [], later: []}
+    clocks = {"": time.perf_counter, ", by CPU time": time.process_time}
+    name_of = "small group, {}: times as fast{}"
+    names = [(name_of.format("first pass", by), name_of.format("later passes", by)) for by in clocks]
+    found: dict[str, list[float]] = {name: [] for pair in names for name in pair}
     features = np.random.default_rng(0).normal(3, 1, (DUAL_IMAGES, ROW, DUAL_CHANNELS)).astype(np.float16)
     columns = [features[:, column] for column in range(ROW)]
+
+    def now() -> Array:
+        return np.array([clock() for clock in clocks.values()])
+
     for _ in range(rounds):
         with threadpool_limits(limits=threads, user_api="blas"):
-            expected, naive = _timed(lambda: [_naive(column) for column in columns[:NAIVE]])
+            started = now()
+            expected = [_naive(column) for column in columns[:NAIVE]]
+            naive = (now() - started) / NAIVE
         set_compute_threads(threads)
-        products, multiplied = _timed(lambda: map_in_threads(gram.inner_products, columns))
-        distances, passed = _timed(partial(map_in_threads, _distances, products))
+        started = now()
+        products = map_in_threads(gram.inner_products, columns)
+        multiplied = now()
+        distances = map_in_threads(_distances, products)
+        done = now()
         np.testing.assert_allclose(distances[:NAIVE], expected, rtol=AGREEMENT)
-        found[first].append(naive / NAIVE / ((multiplied + passed) / ROW))
-        found[later].append(naive / NAIVE / (passed / ROW))
+        for (first, later), first_ratio, later_ratio in zip(
+            names, naive / ((done - started) / ROW), naive / ((done - multiplied) / ROW), strict=True
+        ):
+            found[first].append(float(first_ratio))
+            found[later].append(float(later_ratio))
     return found
 
 

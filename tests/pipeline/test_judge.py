@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-import pipeline.judge
+import workers.footprint
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.judge import Judge
 from pipeline.progress import Reporter
@@ -157,7 +157,7 @@ def test_small_groups_are_judged_in_one_task_each_as_by_many(
     assert {"group 0", "z"} <= set(groups_of_log)
     expected = list(caplog.messages)
     caplog.clear()
-    monkeypatch.setattr(pipeline.judge, "SMALL_GROUP", 0)
+    monkeypatch.setattr(workers.footprint, "SMALL_GROUP", 0)
     in_turn = judged(cluster, tmp_path / "turn", features, tiny_config("trim.strategy=grow"))
     assert apart == in_turn
     assert caplog.messages == expected
@@ -168,7 +168,7 @@ def test_many_groups_are_judged_side_by_side_whatever_their_size(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = {f"group {number}": planted(12 + number, 1, CHANNELS, seed=number) for number in range(4)}
-    monkeypatch.setattr(pipeline.judge, "SMALL_GROUP", 0)
+    monkeypatch.setattr(workers.footprint, "SMALL_GROUP", 0)
     in_turn = judged(cluster, tmp_path / "turn", features, tiny_config())
     asked: list[list[str]] = []
     apart = Judge._judge_apart
@@ -179,10 +179,10 @@ def test_many_groups_are_judged_side_by_side_whatever_their_size(
 
     monkeypatch.setattr(Judge, "_judge_apart", note)
     two = dataclasses.replace(cluster, workers=2)
-    monkeypatch.setattr(pipeline.judge, "GROUPS_PER_WORKER", 3)
+    monkeypatch.setattr(workers.footprint, "GROUPS_PER_WORKER", 3)
     assert judged(two, tmp_path / "few", features, tiny_config()) == in_turn
     assert asked == []
-    monkeypatch.setattr(pipeline.judge, "GROUPS_PER_WORKER", 2)
+    monkeypatch.setattr(workers.footprint, "GROUPS_PER_WORKER", 2)
     assert judged(two, tmp_path / "many", features, tiny_config()) == in_turn
     assert asked == [list(features)]
 

@@ -14,7 +14,8 @@ from pipeline.run import clean
 from schemas.errors import ClusterError
 from schemas.features import FeatureGeometry
 from tests.archives import tiny_config, write_parts
-from workers.footprint import Layout, judging_memory
+from workers.footprint import Layout
+from workers.working_memory import judging_memory
 
 GEOMETRY = FeatureGeometry(14, 14, 1792, 64, 64, 10, 4)
 GIGABYTE = 1024**3

@@ -12,6 +12,7 @@ import zarr
 from click.testing import CliRunner
 from zarr.storage import LocalStore
 
+import workers.footprint
 from pipeline.cli import cli
 from pipeline.forecast import Measured, expected_passes, extraction_seconds, forecast
 from pipeline.plan import Plan, plan
@@ -27,8 +28,18 @@ from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from tests.archives import tiny_config, write_parts
 from tests.pipeline.runs import quick_config, quick_run_on
 from tests.workers.maps import describe
-from workers.footprint import Layout, PassKind, Requests, pass_requests, pass_tasks, publish_requests, publish_tasks
-from workers.gaussian_map import create_group_map, create_map
+from workers.footprint import (
+    Layout,
+    PassKind,
+    Requests,
+    keeps_moments,
+    pass_requests,
+    pass_tasks,
+    publish_requests,
+    publish_tasks,
+    verdict_requests,
+)
+from workers.gaussian_map import create_group_map, create_map, write_thresholds
 from workers.storage import Directory
 
 GEOMETRY = FeatureGeometry(rows=3, columns=2, channels=80, grid_rows=12, grid_columns=8, pool_kernel=4, pool_stride=4)
@@ -94,6 +105,17 @@ def test_without_a_sample_bytes_and_tasks_are_known_and_times_are_not(planned: P
     assert listed.seconds is None
     assert listed.unreadable is None
     assert "No image was tried" in " ".join(sentences(listed))
+
+
+def test_many_groups_are_planned_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers.footprint, "GROUPS_PER_WORKER", 1)
+    for number in range(2):
+        write_parts(tmp_path / f"group {number}", 66, first_seed=100 * number)
+    config = quick_config("input.group_by={group}/**")
+    alone, together = (plan(str(tmp_path), config, sample=0, workers=count) for count in (1, 2))
+    assert (alone.tasks["small groups"], together.tasks["small groups"]) == (0, 2)
+    assert (alone.tasks["passes"] > 0, together.tasks["passes"]) == (True, 0)
+    assert together.bytes["scratch"] == 2 * alone.bytes["scratch"] > 0
 
 
 def test_more_workers_need_no_more_time(archive: Path) -> None:
@@ -175,7 +197,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
-@pytest.fixture(params=[(300, 310), (600, 30), (40, 80)], ids=["products", "features", "small"])
+@pytest.fixture(params=[(300, 310), (600, 30), (2100, 8), (40, 80)], ids=["products", "features", "kept", "small"])
 def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[GroupStatistics, Layout, Config, int]]:
     """Give the statistics of a group that goes each of the ways, of several segments."""
     images, channels = request.param
@@ -212,31 +234,44 @@ def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
     statistics, layout, _, images = group
     everything, phase = np.ones(images, bool), Phase("", 1, "rows", None)
     few = everything & (np.arange(images) < images - 5)
-    works: list[tuple[PassKind, bool, int, Callable[[], object]]] = [
-        (PassKind(), True, images, lambda: statistics.measure(everything, is_first=True, phase=phase)),
-        (PassKind(), False, images - 5, lambda: statistics.measure(few, is_first=False, phase=phase)),
-        (PassKind(scores=True), False, images - 5, lambda: statistics.score(few, smoothing=1, phase=phase)),
+    is_kept = keeps_moments(layout, images)
+    works: list[tuple[PassKind, bool, int, int, Callable[[], object]]] = [
+        (PassKind(), True, images, 0, lambda: statistics.measure(everything, is_first=True, phase=phase)),
+        (PassKind(), False, images - 5, 1, lambda: statistics.measure(few, is_first=False, phase=phase)),
+        (PassKind(scores=True), False, images - 5, 0, lambda: statistics.score(few, smoothing=1, phase=phase)),
         (
             PassKind(scores=True, nearest=True),
             False,
             images,
+            1,
             lambda: statistics.score(everything, smoothing=1, nearest=0.75, phase=phase),
         ),
         (
             PassKind(scores=True, by_rows=True),
             False,
             images - 5,
+            1,
             lambda: statistics.score(few, smoothing=None, phase=phase),
         ),
     ]
-    for kind, is_first, fitted, work in works:
+    for number, (kind, is_first, fitted, changed, work) in enumerate(works):
         tasks, requests = spent(counted, work)
-        assert tasks == pass_tasks(layout, images, fitted, kind, is_first=is_first), kind
-        assert requests == pass_requests(layout, images, kind, is_first=is_first), kind
+        updates = is_kept and number > 0
+        assert tasks == pass_tasks(layout, images, fitted, kind, is_first=is_first, updates=updates), kind
+        chunks_changed = changed if updates else None
+        assert requests == pass_requests(layout, images, kind, is_first=is_first, changed=chunks_changed), kind
     model = Directory.at(tmp_path) / "model"
     tasks, requests = spent(counted, lambda: statistics.publish(everything, model, nearest=1.0, phase=phase))
     assert tasks == publish_tasks(layout, images, images)
     assert requests == publish_requests(layout, images, images)
+
+    def conclude() -> None:
+        thresholds, representative = np.ones((3, 2)), np.arange(images)
+        statistics.store_verdict(thresholds, np.stack([everything, few]), representative, smoothing=1)
+        statistics.evidence(thresholds, representative, smoothing=1)
+        write_thresholds(model, "all", thresholds, smoothing=1)
+
+    assert spent(counted, conclude) == (0, verdict_requests(layout, images))
 
 
 # Forecasts
@@ -277,6 +312,14 @@ def test_rows_are_shared_in_rounds() -> None:
 def test_small_groups_are_a_task_each() -> None:
     assert seconds_of([20] * 100, 1).small_groups == pytest.approx(200.0, rel=0.01)
     assert seconds_of([20] * 100, 10).small_groups == pytest.approx(20.0, rel=0.01)
+
+
+def test_many_groups_without_moments_are_a_task_each() -> None:
+    each = seconds_of([70], 1)
+    # The workers share the groups, not the rows of one.
+    assert seconds_of([70] * 8, 2).small_groups == pytest.approx(8 / 2 * (each.passes + each.rest), rel=0.01)
+    assert seconds_of([70] * 7, 2).small_groups == 0
+    assert seconds_of([70] * 8, 1).small_groups == 0
 
 
 def test_images_are_extracted_in_blocks() -> None:

@@ -1,6 +1,7 @@
 """The formulas against what is written and held: bytes on disk, the shapes of tasks, laws of the costs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,12 @@ from workers.footprint import (
     by_products,
     chunks,
     distance_bytes,
-    extraction_memory,
     feature_bytes,
     fit_flop,
     fit_tasks,
-    judging_memory,
     map_bytes,
     measure_flop,
+    moments_bytes,
     pass_flop,
     pass_tasks,
     products_bytes,
@@ -35,6 +35,7 @@ from workers.footprint import (
 from workers.gaussian_map import create_group_map, create_map
 from workers.gram_passes import products_chunk
 from workers.storage import Directory
+from workers.updates import kept_values
 
 GEOMETRY = FeatureGeometry(rows=3, columns=5, channels=16, grid_rows=12, grid_columns=20, pool_kernel=4, pool_stride=4)
 LAYOUT = Layout(GEOMETRY, itemsize=2, segment_images=300)
@@ -79,6 +80,27 @@ def test_products_bytes_are_those_of_the_scratch_array(measured: int, tmp_path: 
     )
     array[:] = 1
     assert products_bytes(LAYOUT, measured) == written(tmp_path)
+
+
+def test_moments_bytes_are_those_of_the_scratch_array(tmp_path: Path) -> None:
+    values = kept_values(GEOMETRY.channels)
+    array = zarr.create_array(
+        tmp_path / "moments",
+        shape=(GEOMETRY.rows, GEOMETRY.columns, values),
+        chunks=(1, 1, values),
+        dtype="float64",
+        compressors=None,
+    )
+    array[:] = 1
+    assert moments_bytes(LAYOUT, 3000) == written(tmp_path)
+
+
+def test_moments_are_kept_where_an_update_could_be_less_work() -> None:
+    assert moments_bytes(LAYOUT, 1999) == 0
+    assert moments_bytes(LAYOUT, 2000) > 0
+    large = replace(LAYOUT, geometry=replace(GEOMETRY, channels=2000))
+    assert moments_bytes(large, 2000) == 0
+    assert moments_bytes(replace(LAYOUT, updates_moments=False), 3000) == 0
 
 
 def test_a_group_beyond_the_channels_has_no_products() -> None:
@@ -137,18 +159,6 @@ def test_tasks_of_a_pass(images: int, fitted: int, kind: PassKind, is_first: boo
 def test_tasks_of_publishing_are_a_fit_and_a_write_of_each_row() -> None:
     assert publish_tasks(LAYOUT, 700, 10) == 3 * 2
     assert publish_tasks(LAYOUT, 700, 700) == 3 * (fit_tasks(LAYOUT, 700, 700) + 1)
-
-
-def test_memory_of_judging_does_not_grow_with_the_images_beyond_the_dual_form() -> None:
-    assert judging_memory(LAYOUT, 1000, 1000, threads=2) == judging_memory(LAYOUT, 1_000_000, 500_000, threads=2)
-
-
-def test_memory_holds_what_a_task_holds_at_once() -> None:
-    moments = GEOMETRY.columns * GEOMETRY.channels**2 * 8
-    assert judging_memory(LAYOUT, 1000, 1000, threads=1) > 3 * moments
-    assert judging_memory(LAYOUT, 16, 16, threads=1) > 16**2 * 8 * GEOMETRY.columns
-    block = feature_bytes(LAYOUT, CHUNK_IMAGES)
-    assert extraction_memory(LAYOUT, batch_size=8, image_size=64) > 2 * block
 
 
 @given(st.integers(1, 200), st.floats(0.01, 10), st.integers(1, 64))

@@ -1,0 +1,56 @@
+"""The benchmarks' commands, as far as they can be held without measuring anything."""
+
+import numpy as np
+import pytest
+
+import workers.decode
+from tests.benchmarks.__main__ import BENCHMARKS, QUICK, parse
+from tests.benchmarks.images import write_images
+from tests.benchmarks.plans import CASES, seconds_of
+from tests.benchmarks.shortcuts import reduced_decoding
+from workers.decode import DecodedImage
+
+
+def test_every_benchmark_has_a_quick_way() -> None:
+    assert QUICK.keys() == BENCHMARKS.keys()
+    for name in BENCHMARKS:
+        quick, usual = vars(parse(["--quick", name])), vars(parse([name]))
+        assert quick.keys() == usual.keys()
+        assert any(quick[key] != usual[key] for key in usual.keys() - {"quick"})
+
+
+def test_what_is_given_is_kept_unless_it_is_to_be_quick() -> None:
+    assert parse(["statistics", "--rounds", "7"]).rounds == 7
+    assert parse(["--quick", "statistics", "--rounds", "7"]).rounds == 1
+
+
+def test_planned_seconds_are_on_a_line_through_the_fewest_and_the_most_passes() -> None:
+    planned = {"passes": {"usual": 3, "fewest": 2, "most": 12}, "range_s": [20.0, 70.0]}
+    assert [seconds_of(planned, passes) for passes in (2, 3, 12)] == [20.0, 25.0, 70.0]
+    one = {"passes": {"usual": 1, "fewest": 1, "most": 1}, "range_s": [20.0, 20.0]}
+    assert seconds_of(one, 1) == 20.0
+
+
+def test_planned_archives_go_the_three_ways_of_groups() -> None:
+    small, products, moments = CASES
+    assert small.images <= 64 < products.images <= 896
+    assert moments.channels is not None
+    assert moments.images > moments.channels
+
+
+@pytest.mark.parametrize(("image_format", "is_changed"), [("JPEG", True), ("PNG", False)])
+def test_a_reduced_scale_is_for_jpeg_alone_and_ends_with_its_block(
+    image_format: str, is_changed: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (path,) = write_images(tmp_path_factory.mktemp("images"), 1, 512, image_format)
+
+    def decode() -> DecodedImage:
+        return workers.decode.decode_image(path.read_bytes(), image_size=128, max_pixels=512**2)
+
+    full = decode()
+    with reduced_decoding(128):
+        reduced = decode()
+    assert reduced.pixels.shape == full.pixels.shape == (128, 128, 3)
+    assert np.array_equal(reduced.pixels, full.pixels) != is_changed
+    np.testing.assert_allclose(reduced.pixels, full.pixels, atol=0.2)
+    np.testing.assert_array_equal(decode().pixels, full.pixels)
