@@ -10,6 +10,7 @@ from schemas.errors import EXIT_USAGE
 from schemas.run import RUN_RECORD, SUCCESS
 from tests.pipeline.test_cli import Here, here
 from tests.torture.runs import make_archive, published, write_config
+from workers.storage import Directory
 
 __all__ = ["here"]
 
@@ -56,7 +57,7 @@ def test_a_full_disk_ends_a_run_that_the_same_command_goes_on_with(disk: Path, t
             assert "run the same command again" in ended.error
             assert not (out / SUCCESS).exists()
     assert codes == [EXIT_USAGE] * (len(SPACES) - 1) + [0]
-    assert published(out) == published(tmp_path / "whole")
+    assert published(Directory.at(out)) == published(Directory.at(tmp_path / "whole"))
 
 
 def test_a_disk_that_became_read_only_ends_a_run_before_anything_is_spent(
