@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from pipeline.evaluation import AnomalyMaps, Evaluation, Mask, evaluate_comparison
 from pipeline.finished import read_table, require_judged, warn_if_untrustworthy
 from pipeline.truth import compare
+from schemas import catalog as catalog_table
+from schemas import manifest as manifest_table
 from schemas import run as layout
 from schemas import scores as scores_table
 from schemas.errors import SourceError
@@ -66,7 +68,8 @@ def evaluate_run(run: Directory, labels: str, *, masks: str | None = None) -> Ev
     """
     require_judged(run)
     warn_if_untrustworthy(run)
-    manifest, catalog = (read_table(run, name) for name in (layout.MANIFEST, layout.CATALOG))
+    manifest = read_table(run, layout.MANIFEST, manifest_table.COLUMNS)
+    catalog = read_table(run, layout.CATALOG, catalog_table.COLUMNS)
     rows = catalog.set_index("sample_id")["row"]
     decision = manifest["decision"]
     inputs = pd.DataFrame(

@@ -5,12 +5,10 @@ not trust it. Whoever trains models must not read such a run; whoever looks into
 options, may, and is told.
 """
 
-import json
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -18,15 +16,18 @@ import zarr
 
 from pipeline.manifest import read_outcomes
 from pipeline.record import read_record
+from schemas import catalog as catalog_table
+from schemas import manifest as manifest_table
 from schemas import run as layout
 from schemas.catalog import catalog_digest
 from schemas.config import Config, parse_config
-from schemas.errors import ConfigError, SourceError
+from schemas.errors import ConfigError, SourceError, StorageError
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from schemas.image import ImageOutcome
-from schemas.ledger import stopping_sentences
+from schemas.ledger import parse_ledger, stopping_sentences
 from schemas.names import storage_name
 from schemas.run import RunRecord
+from schemas.tables import Column, from_parquet
 from workers.gaussian_map import GaussianMap
 from workers.storage import Directory
 
@@ -98,7 +99,7 @@ class FinishedRun:
     @cached_property
     def catalog(self) -> pd.DataFrame:
         """The inputs, with the columns of ``schemas.catalog``; raises SourceError when they are not the run's."""
-        catalog = read_table(self.directory, layout.CATALOG)
+        catalog = read_table(self.directory, layout.CATALOG, catalog_table.COLUMNS)
         catalog["row"] = catalog["row"].astype("Int64")
         if catalog_digest(catalog) != self.record.catalog_digest:
             raise SourceError(
@@ -110,7 +111,7 @@ class FinishedRun:
     @cached_property
     def manifest(self) -> pd.DataFrame:
         """The manifest."""
-        return read_table(self.directory, layout.MANIFEST)
+        return read_table(self.directory, layout.MANIFEST, manifest_table.COLUMNS)
 
     @cached_property
     def ledger(self) -> dict[str, Any]:
@@ -224,6 +225,11 @@ def warn_if_untrustworthy(run: Directory) -> None:
         return
     ledger = read_ledger(run)
     found = stopping_sentences(ledger)
+    if not found:
+        raise SourceError(
+            f"{run.url}/{layout.LEDGER} has no reason why the run is not to be trusted, as {layout.RUN_RECORD} says. "
+            "Restore both, or clean the archive anew."
+        )
     group, sentences = next(iter(found.items()))
     logger.warning(
         "%s is not published: %d of %d groups are not to be trusted; group %r: %s",
@@ -236,7 +242,11 @@ def warn_if_untrustworthy(run: Directory) -> None:
 
 
 def read_table(
-    directory: Directory, name: str, *, advice: str = "Restore it, or clean the archive anew."
+    directory: Directory,
+    name: str,
+    columns: Sequence[Column] = (),
+    *,
+    advice: str = "Restore it, or clean the archive anew.",
 ) -> pd.DataFrame:
     """Read a parquet table of a run directory, or of the directory of another command.
 
@@ -244,6 +254,8 @@ def read_table(
     ----------
     directory, name
         Where it lies.
+    columns
+        Those that it must have.
     advice
         What to do where it can not be read.
 
@@ -253,6 +265,27 @@ def read_table(
         When it is not there or not readable.
     """
     try:
-        return pd.read_parquet(BytesIO(directory.read(name)))
+        return from_parquet(directory.read(name), columns)
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
-        raise SourceError(f"{directory.url}/{name} can not be read ({type(error).__name__}). {advice}") from error
+        detail = type(error).__name__ if isinstance(error, OSError) else error
+        raise SourceError(f"{directory.url}/{name} can not be read ({detail}). {advice}") from error
+
+
+def read_ledger(run: Directory) -> dict[str, Any]:
+    """Return the books of a run.
+
+    Raises
+    ------
+    SourceError
+        When they are not there, not readable, or do not balance.
+    """
+    try:
+        return parse_ledger(run.read(layout.LEDGER))
+    except StorageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"{run.url}/{layout.LEDGER} can not be read ({error}). Restore it, or clean the archive anew."
+        ) from error

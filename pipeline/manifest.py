@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from schemas.errors import LedgerError
+from schemas.errors import SourceError
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.manifest import ANOMALOUS, CLEAN, COLUMNS, DUPLICATE, SKIPPED, UNREADABLE
@@ -129,14 +129,14 @@ def read_outcomes(manifest: pd.DataFrame, catalog: pd.DataFrame) -> dict[str, li
 
     Raises
     ------
-    LedgerError
+    SourceError
         When a candidate has no row in the manifest, or several.
     """
     candidates = catalog.loc[catalog["row"].notna(), ["sample_id", "group", "row"]]
     rows = candidates.merge(manifest.drop(columns="group"), on="sample_id")
     if len(rows) != len(candidates) or rows["sample_id"].duplicated().any():
-        raise LedgerError(
-            f"The manifest has {len(rows)} rows of the catalog's {len(candidates)} candidates; expected one for each. "
+        raise SourceError(
+            f"the manifest has {len(rows)} rows of the catalog's {len(candidates)} candidates; expected one for each. "
             "One of the two files was changed after the run was published: restore them, or clean the archive anew."
         )
     return {

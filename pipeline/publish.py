@@ -47,7 +47,7 @@ def write_changes(run: Directory, changes: pd.DataFrame, summary: Mapping[str, A
 def write_table(directory: Directory, name: str, frame: pd.DataFrame, columns: Sequence[Column]) -> None:
     """Write a parquet file with exactly these columns."""
     buffer = BytesIO()
-    pq.write_table(to_arrow(frame, columns), buffer, compression="zstd")
+    pq.write_table(to_arrow(frame, columns), buffer, compression="zstd", write_page_checksum=True)
     directory.write(name, buffer.getvalue())
 
 

@@ -7,7 +7,6 @@ result.
 """
 
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.cluster import open_cluster
-from pipeline.finished import FinishedRun, read_table, warn_if_untrustworthy
+from pipeline.finished import FinishedRun, read_ledger, read_table, warn_if_untrustworthy
 from pipeline.judge import Judge
 from pipeline.lease import Lease
 from pipeline.locations import with_absolute_weights
@@ -25,6 +24,7 @@ from pipeline.publish import write_changes
 from pipeline.record import new_record, read_record
 from pipeline.release import conclude, reconsider, release
 from pipeline.versions import claim_version, find_version, list_versions, run_of_version, version_of
+from schemas import manifest as manifest_table
 from schemas import run as layout
 from schemas.changes import count_changes, find_changes
 from schemas.config import Config, GuardConfig, flatten
@@ -122,7 +122,7 @@ def recut(
         run_id=read_record(directory).run_id,
         version=version,
         base=base.record.run_id,
-        ledger=json.loads(directory.read(layout.LEDGER)),
+        ledger=read_ledger(directory),
         changes=summary,
         was_done=was_done,
     )
@@ -183,7 +183,7 @@ def _manifest_of(base: FinishedRun, number: int) -> pd.DataFrame:
             f"--against {number}: {base.directory.url} has no finished version of that number. Finished versions: "
             f"{', '.join(['0 (the run itself)', *finished])}."
         )
-    return read_table(directory, layout.MANIFEST)
+    return read_table(directory, layout.MANIFEST, manifest_table.COLUMNS)
 
 
 def _find(base: FinishedRun, record: RunRecord, guard: GuardConfig) -> tuple[int, bool]:
@@ -238,5 +238,5 @@ def _judge_anew(
 
 def _compare(before: pd.DataFrame, directory: Directory, against: int) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return which decisions of a version are other than before, and how many."""
-    changes = find_changes(before, read_table(directory, layout.MANIFEST))
+    changes = find_changes(before, read_table(directory, layout.MANIFEST, manifest_table.COLUMNS))
     return changes, {"against": against, **count_changes(changes, before)}

@@ -6,12 +6,12 @@ the result first and accept it later, without anything being computed again.
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.finished import read_ledger
 from pipeline.record import write_record
 from schemas import run as layout
 from schemas.config import GuardConfig
@@ -113,7 +113,7 @@ def reconsider(run: Directory, record: RunRecord, guard: GuardConfig) -> dict[st
     """
     if record.state != layout.UNTRUSTWORTHY:
         return None
-    ledger: dict[str, Any] = json.loads(run.read(layout.LEDGER))
+    ledger = read_ledger(run)
     if not _refused(ledger, guard):
         conclude(run, record, ledger, guard)
     release(run, ledger, guard)

@@ -1,7 +1,6 @@
 """The whole job: strings the stages together over one run directory, and does nothing else."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -13,6 +12,7 @@ import pandas as pd
 from pipeline.catalog import build_catalog
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.extract import check_extractor, extract_features
+from pipeline.finished import read_ledger
 from pipeline.judge import Judge
 from pipeline.lease import Lease, refuse_if_at_work
 from pipeline.locations import absolute_source, with_absolute_weights
@@ -159,7 +159,7 @@ def clean(
 def _done(run: Directory, record: RunRecord) -> CleanResult:
     """Return what a finished run ended with."""
     logger.info("%s is done already; nothing to do", run.url)
-    return CleanResult(run.url, record.run_id, json.loads(run.read(layout.LEDGER)), was_done=True)
+    return CleanResult(run.url, record.run_id, read_ledger(run), was_done=True)
 
 
 @contextmanager

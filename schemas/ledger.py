@@ -11,10 +11,12 @@ The entry of each group also says how its judging ended and whether that is to b
   makes the result untrustworthy.
 """
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, ValidationError
 
 from schemas.errors import LedgerError
 from schemas.manifest import DECISIONS
@@ -55,6 +57,52 @@ def build_ledger(
         for group, part in manifest.groupby("group", sort=True)
     }
     return {"total": _count(manifest, len(catalog)), "groups": groups}
+
+
+class _Finding(BaseModel):
+    condition: str
+    sentence: str
+    stops: bool
+
+
+class _Books(BaseModel):
+    inputs: int
+    clean: int
+    anomalous: int
+    duplicate: int
+    unreadable: int
+    skipped: int
+    findings: list[_Finding] = []
+
+    def counts(self) -> list[int]:
+        return [getattr(self, name) for name in DECISIONS]
+
+
+class _Ledger(BaseModel):
+    total: _Books
+    groups: dict[str, _Books]
+
+
+def parse_ledger(content: bytes) -> dict[str, Any]:
+    """Return a ledger that was written as JSON.
+
+    Raises
+    ------
+    ValueError
+        When it is none, or its books do not balance.
+    """
+    try:
+        books = _Ledger.model_validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from error
+    groups = [group.counts() for group in books.groups.values()]
+    if any(sum(each.counts()) != each.inputs for each in (books.total, *books.groups.values())) or (
+        list(map(sum, zip(*groups, strict=True))) != books.total.counts() and groups
+    ):
+        raise ValueError("its books do not balance")
+    ledger: dict[str, Any] = json.loads(content)
+    return ledger
 
 
 def stopping_sentences(ledger: Mapping[str, Any], *, accepted: Collection[str] = ()) -> dict[str, list[str]]:

@@ -1,10 +1,12 @@
 """Tables as files: the one form in which every parquet table's schema is written, and CSV that is safe to open."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pandas.api.types import is_numeric_dtype
 
 # What a spreadsheet takes for the beginning of a formula, or leaves out before one (OWASP, "CSV Injection"); the last
@@ -54,6 +56,43 @@ def csv_for_people(frame: pd.DataFrame) -> bytes:
 
 def _inert(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
+
+
+def from_parquet(content: bytes, columns: Sequence[Column] = ()) -> pd.DataFrame:
+    """Return the table in a parquet file.
+
+    Parameters
+    ----------
+    content
+        The file.
+    columns
+        Those that it must have, of these types or nearly so; it may have others.
+
+    Raises
+    ------
+    ValueError
+        When it is no parquet file, is torn or altered, has text that is no UTF-8, or lacks a column.
+    """
+    try:
+        table = pq.read_table(BytesIO(content), page_checksum_verification=True)
+        table.validate(full=True)
+        types = {field.name: field.type for field in table.schema}
+        frame = pd.read_parquet(BytesIO(content))
+    except Exception as error:  # Arrow and its codecs raise anything on bytes that are no table
+        raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())) from error
+    for column in columns:
+        if not _fits(types.get(column.name), column.type):
+            raise ValueError(f"no column {column.name!r} of type {column.type}")
+    return frame
+
+
+def _fits(found: pa.DataType | None, wanted: pa.DataType) -> bool:
+    """Tell whether a column is of a type, or of one that pandas makes of it when somebody writes the table again."""
+    if found is None or found in (wanted, pa.null()):
+        return found is not None
+    if pa.types.is_integer(wanted) or pa.types.is_floating(wanted):
+        return bool(pa.types.is_integer(found) or pa.types.is_floating(found))
+    return bool(found == pa.large_string() and wanted == pa.string())
 
 
 def reference(columns: Sequence[Column]) -> str:

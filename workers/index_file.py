@@ -8,11 +8,12 @@ import csv
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO, StringIO
+from io import StringIO
 
 import pandas as pd
 
 from schemas.errors import SourceError, StorageError
+from schemas.tables import from_parquet
 from workers.storage import is_url, read_bytes, split_location
 
 CSV_EXTENSION = ".csv"
@@ -69,7 +70,7 @@ def read_index(location: str, expected: IndexFormat) -> pd.DataFrame:
         ) from error
     is_csv = location.lower().endswith(CSV_EXTENSION)
     try:
-        table = _parse_csv(content) if is_csv else pd.read_parquet(BytesIO(content))
+        table = _parse_csv(content) if is_csv else from_parquet(content)
     except (ValueError, OSError, csv.Error) as error:
         detail = " ".join(str(error).split())
         raise SourceError(

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -41,7 +41,7 @@ json_values = st.recursive(
 )
 
 
-def fuzzing(examples: int) -> Any:
+def fuzzing(examples: int) -> settings:
     """Return Hypothesis's settings for a target with so many inputs in ``make test``."""
     return settings(
         max_examples=examples * TIMES,

@@ -4,6 +4,8 @@ from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,9 +29,9 @@ TABLE = pd.DataFrame(
 )
 
 
-def _parquet(table: pd.DataFrame, **options: str) -> bytes:
+def _parquet(table: pd.DataFrame, compression: str = "snappy") -> bytes:
     buffer = BytesIO()
-    table.to_parquet(buffer, **options)
+    pq.write_table(pa.Table.from_pandas(table), buffer, compression=compression)
     return buffer.getvalue()
 
 

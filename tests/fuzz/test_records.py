@@ -5,13 +5,18 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.ending import Ending
+from pipeline.finished import read_table
 from pipeline.journal import Journal, StaleJournalError
+from pipeline.publish import write_table
 from pipeline.record import read_record
+from schemas.catalog import COLUMNS
+from schemas.errors import SourceError
 from schemas.image import ImageOutcome
 from schemas.lease import LeaseRecord
 from schemas.receipt import BlockReceipt
@@ -93,6 +98,30 @@ def test_receipts(content: bytes) -> None:
     tried["receipts"] += 1
     receipt = attempt(lambda: BlockReceipt.from_bytes(content), ValueError)
     assert receipt is None or not receipt.agrees_with(FEATURES) or receipt.outcomes == OUTCOMES
+
+
+def _table() -> pd.DataFrame:
+    names = [f"{number}.png" for number in range(30)]
+    frame = pd.DataFrame({"sample_id": names, "image_path": names, "file_name": names, "group": "all", "reason": ""})
+    return frame.assign(row=pd.array(range(30), "Int64"))
+
+
+def _table_bytes() -> bytes:
+    directory = Directory.at("memory://fuzz-table")
+    write_table(directory, "catalog.parquet", _table(), COLUMNS)
+    return directory.read("catalog.parquet")
+
+
+@fuzzing(100)
+@given(content=mutated([_table_bytes()]))
+def test_tables(directory: Directory, content: bytes) -> None:
+    tried["tables of runs"] += 1
+    directory.write("catalog.parquet", content)
+    table = attempt(lambda: read_table(directory, "catalog.parquet", COLUMNS), SourceError)
+    if table is not None:
+        assert [list(map(str, table[column.name])) for column in COLUMNS] == [
+            list(map(str, _table()[column.name])) for column in COLUMNS
+        ]
 
 
 def _journal(directory: Directory) -> Journal:

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.manifest import GroupVerdict, Judgement, build_manifest, read_outcomes, take_census
 from schemas import catalog as catalog_table
-from schemas.errors import LedgerError
+from schemas.errors import SourceError
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.manifest import COLUMNS, DECISIONS
@@ -356,5 +356,5 @@ def test_outcomes_come_in_row_order_whatever_the_order_of_the_tables() -> None:
 
 @pytest.mark.parametrize("change", [lambda frame: frame.iloc[1:], lambda frame: pd.concat([frame, frame.iloc[:1]])])
 def test_a_manifest_that_is_not_the_catalog_s_is_refused(change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-    with pytest.raises(LedgerError, match="expected one for each"):
+    with pytest.raises(SourceError, match="expected one for each"):
         read_outcomes(change(read_back()), catalog())

@@ -37,7 +37,7 @@ ACCEPT = "guard.accept_untrustworthy=true"  # tiny groups
 def arrays(folder: Path) -> dict[str, Any]:
     """Return every array of a Zarr group, and the attributes of the group and its groups but for the run's id."""
     root = zarr.open_group(folder, mode="r")
-    found: dict[str, Any] = {"": {**root.attrs.asdict(), "run_id": None}}
+    found: dict[str, Any] = {"": {**root.attrs.asdict(), "run_id": None, "checksum": None}}
     for name, node in root.members(max_depth=None):
         found[name] = np.asarray(node[:]) if isinstance(node, zarr.Array) else node.attrs.asdict()
     return found

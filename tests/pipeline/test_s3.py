@@ -186,7 +186,28 @@ def test_an_outage_ends_a_run_and_no_image_is_blamed_for_it(server: Server, prox
     assert_no_trace(log, "log.jsonl")
 
 
-@pytest.mark.parametrize("faults", [Faults(slow_down=1.0), Faults(reset=1.0)], ids=["SlowDown", "resets"])
+def test_a_run_whose_store_goes_away_half_way_is_finished_by_its_repetition(
+    in_bucket: Directory, server: Server, proxy: FaultProxy
+) -> None:
+    behind, run = server.at(proxy.endpoint), server.url("runs/half")
+    proxy.faults = Faults(slow_down=1.0, only="runs/half/distances")
+    with pytest.raises(StorageError, match=r"distances.* status 503"):
+        clean(server.url("archive"), run, on_s3(behind, "storage.retry_seconds=0.5"))
+    proxy.faults = Faults(slow_down=0.1, truncated=0.1)
+    clean(server.url("archive"), run, on_s3(behind))
+    proxy.faults = Faults()
+    half = Directory.at(run)
+    assert "12 of 12 images had been extracted before" in half.read("log.jsonl").decode()
+    pd.testing.assert_frame_equal(manifest(half), manifest(in_bucket))
+    for name in ("features", "distances", "model"):
+        assert_same_arrays(half.zarr_group(name), in_bucket.zarr_group(name))
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [Faults(slow_down=1.0), Faults(reset=1.0), Faults(lost_answer=1.0), Faults(truncated=1.0), Faults(relabelled=1.0)],
+    ids=["SlowDown", "resets", "lost answers", "truncated bodies", "bodies cut with their length"],
+)
 def test_a_command_gives_up_with_one_sentence(server: Server, proxy: FaultProxy, planted: Here, faults: Faults) -> None:
     proxy.faults = faults
     options = setting(*HERE, *server.at(proxy.endpoint).options(retry_seconds=1))
