@@ -168,7 +168,10 @@ class FinishedRun:
 
     def _problem(self, store: zarr.Group, group: str, outcomes: list[ImageOutcome]) -> str:
         """Say what is wrong with one group's features; empty when nothing is."""
-        array = store.get(storage_name(group))
+        try:
+            array = store.get(storage_name(group))
+        except ValueError as error:  # of another kind than Zarr reads
+            return f"can not be read ({type(error).__name__}: {error})"
         if not isinstance(array, zarr.Array):
             return "are missing"
         expected = self.geometry.array_shape(len(outcomes))

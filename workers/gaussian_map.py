@@ -310,6 +310,15 @@ class GaussianMap:
 
 
 def _array(node: zarr.Group, name: str) -> zarr.Array[Any]:
-    array = node[name]
-    assert isinstance(array, zarr.Array)
+    try:
+        array = node[name]
+    except (KeyError, ValueError) as error:
+        raise GaussianMapError(
+            f"the map {node.store_path} has no array {name!r} that can be read ({type(error).__name__}: {error}). "
+            "Restore it, or use another map."
+        ) from error
+    if not isinstance(array, zarr.Array) or array.dtype.kind != "f":
+        raise GaussianMapError(
+            f"{name!r} of the map {node.store_path} is no array of numbers. Restore it, or use another map."
+        )
     return array
