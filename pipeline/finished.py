@@ -174,7 +174,10 @@ class FinishedRun:
 
     def _problem(self, store: zarr.Group, group: str, outcomes: list[ImageOutcome]) -> str:
         """Say what is wrong with one group's features; empty when nothing is."""
-        array = store.get(storage_name(group))
+        try:
+            array = store.get(storage_name(group))
+        except ValueError as error:  # of another kind than Zarr reads
+            return f"can not be read ({type(error).__name__}: {error})"
         if not isinstance(array, zarr.Array):
             return "are missing"
         expected = self.geometry.array_shape(len(outcomes))
@@ -201,12 +204,6 @@ def require_judged(run: Directory) -> None:
             f"{run.url} is no finished run: it has no {layout.SUCCESS}. Finish it with the command that began it, or "
             "give another run directory."
         )
-
-
-def read_ledger(run: Directory) -> dict[str, Any]:
-    """Return a run's books."""
-    ledger: dict[str, Any] = json.loads(run.read(layout.LEDGER))
-    return ledger
 
 
 def is_untrustworthy(run: Directory) -> bool:

@@ -31,7 +31,7 @@ import pandas as pd
 
 from pipeline.cluster import Cluster, open_cluster
 from pipeline.extract import check_extractor
-from pipeline.finished import FinishedRun, read_ledger, warn_if_untrustworthy
+from pipeline.finished import FinishedRun, warn_if_untrustworthy
 from pipeline.holdout import KEEPS_FITTED, Holdout, fit_holdout, require_rule
 from pipeline.locations import with_absolute_weights
 from pipeline.progress import Phase, Reporter
@@ -351,7 +351,7 @@ def _summarise(
             f"none of the {len(left_out)} images that were drawn can be read as the run read them; the first, "
             f"{first['file_name']!r}, {first['reason']}. Bring the archive back, or clean it anew."
         )
-    ledger = read_ledger(finished.directory)
+    ledger = finished.ledger
     groups = tuple(
         _counted(finished.config.trim.strategy, ledger["groups"][one.sample.group], one)
         for one in tried

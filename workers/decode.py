@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+# Tags of TIFF.
+TILEWIDTH, TILELENGTH = 322, 323
+
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
 # Pillow's own guard is one number for the whole process and only warns up to twice its value;
@@ -67,10 +70,9 @@ def decode_image(
         raise UndecodableError("the file is empty (0 bytes)")
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise UndecodableError(
-                    f"{image.width} x {image.height} pixels are more than input.max_pixels = {max_pixels}"
-                )
+            for width, height in (image.size, _tile_size(image)):
+                if width * height > max_pixels:
+                    raise UndecodableError(f"{width} x {height} pixels are more than input.max_pixels = {max_pixels}")
             return prepare_pixels(image, image_size=image_size, sixteen_bit_white=sixteen_bit_white)
     except UndecodableError:
         raise
@@ -90,6 +92,14 @@ def prepare_pixels(image: Image.Image, *, image_size: int | None, sixteen_bit_wh
     size = oriented.size if image_size is None else (image_size, image_size)
     pixels = _sixteen_bit_rgb(oriented, size, sixteen_bit_white) if is_sixteen_bit else _rgb(oriented, size)
     return DecodedImage(pixels, oriented.width, oriented.height)
+
+
+def _tile_size(image: Image.Image) -> tuple[int, int]:
+    """Return the size of a TIFF's tiles, which are decoded whole, however small the image."""
+    tags = getattr(image, "tag_v2", {})
+    sides = [tags.get(tag, 0) for tag in (TILEWIDTH, TILELENGTH)]
+    width, height = (side if isinstance(side, int) else 0 for side in sides)
+    return width, height
 
 
 def _upright(image: Image.Image) -> Image.Image:

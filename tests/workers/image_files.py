@@ -53,4 +53,22 @@ def bombs(side: int) -> dict[str, bytes]:
     for tag in (256, 257):  # width and height, which Pillow writes as 32-bit numbers
         entry = tiff.index(struct.pack("<HH", tag, 4))
         tiff = tiff[: entry + 2] + struct.pack("<HII", 4, 1, side) + tiff[entry + 12 :]
-    return {"PNG": png, "BMP": bmp, "JPEG": jpeg, "TIFF": tiff}
+    webp = encode(Image.new("RGB", (16, 16)), "WEBP", save_all=True, append_images=[Image.new("RGB", (16, 16), "red")])
+    canvas = webp.index(b"VP8X") + 12  # two numbers of 24 bits, one less than width and height
+    webp = webp[:canvas] + 2 * struct.pack("<I", side - 1)[:3] + webp[canvas + 6 :]
+    return {"PNG": png, "BMP": bmp, "JPEG": jpeg, "TIFF": tiff, "WEBP": webp}
+
+
+def png_with(kind: bytes, data: bytes) -> bytes:
+    """Return a PNG of 8 x 8 pixels that has one more chunk before them."""
+    png = png_of_depth(np.zeros((8, 8), np.uint8), 8, PNG_GREY)
+    return png[:33] + _png_chunk(kind, data) + png[33:]
+
+
+def tiled_tiff(tile: int) -> bytes:
+    """Return a TIFF of 8 x 8 grey pixels, deflated, in one tile of tile x tile."""
+    data = zlib.compress(b"\0" * tile * tile, 9)
+    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile, 323: tile, 324: 8, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
