@@ -78,12 +78,15 @@ class Cluster:
         Compute threads of each worker.
     hosts
         Workers per host.
+    timeout_s
+        How long to wait for a worker when all have left.
     """
 
     client: Client
     workers: int
     threads: int
     hosts: dict[str, int]
+    timeout_s: float = 60.0
 
 
 @contextmanager
@@ -112,7 +115,7 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
         client.register_plugin(ComputeThreads(None if address else threads))
         client.register_plugin(StorageSettings(storage_in_use()))
         hosts = Counter(str(worker["host"]) for worker in workers.values())
-        yield Cluster(client, len(workers), threads, dict(hosts))
+        yield Cluster(client, len(workers), threads, dict(hosts), config.timeout_s)
 
 
 @contextmanager

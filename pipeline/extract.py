@@ -101,7 +101,7 @@ def extract_features(
         Group to the outcomes of its candidates, in row order.
     """
     root = _open_store(store, keeps=receipts is not None)
-    window = TaskWindow(cluster.client, cluster.workers)
+    window = TaskWindow(cluster.client, cluster.workers, cluster.timeout_s)
     candidates = catalog[catalog["row"].notna()]
     blocks = []
     cluster.client.subscribe_topic(PROGRESS_TOPIC, lambda event: phase.advance(int(event[1])))

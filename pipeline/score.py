@@ -76,7 +76,7 @@ def score_images(
     pandas.DataFrame
         With the columns of ``schemas.scores``, one row per input in catalog order.
     """
-    window = TaskWindow(cluster.client, cluster.workers)
+    window = TaskWindow(cluster.client, cluster.workers, cluster.timeout_s)
     rows = catalog[["image_path", "group", "reason"]].copy()
     for column in scores_table.COLUMNS:
         if column.name not in rows:

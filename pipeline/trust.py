@@ -236,7 +236,7 @@ class _TrustJob:
             cluster=self.cluster,
             reporter=self.reporter,
         )
-        window = TaskWindow(self.cluster.client, self.cluster.workers)
+        window = TaskWindow(self.cluster.client, self.cluster.workers, self.cluster.timeout_s)
         scored = len(sample.subjects) * (1 + len(DEFECTS))
         tasks = []
         with self.reporter.phase(f"{sample.group}: plant", scored) as phase:

@@ -229,7 +229,11 @@ class ClusterConfig(_Section):
         None, ge=1, description="Compute threads of each worker; not set: cores / workers."
     )
     processes: bool = Field(True, description="false runs the workers as threads of the command itself.")
-    timeout_s: float = Field(60.0, gt=0, description="How long to wait for the scheduler and the first worker.")
+    timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="How long to wait for the scheduler and the first worker, and for a worker when all have left.",
+    )
     tls_ca_file: OptionalText = Field(
         None,
         description="PEM file of the authority that signs the certificates of scheduler, workers and clients: whoever "

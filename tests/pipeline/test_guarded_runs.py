@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import pipeline.extract
 import pipeline.run
 from pipeline.recut import recut
 from schemas.config import parse_config
@@ -147,7 +148,9 @@ def test_an_archive_too_small_to_judge_is_not_to_be_trusted(tmp_path: Path) -> N
 # --- the failure budget
 
 
-def test_more_unreadable_files_than_the_budget_end_the_run_and_as_many_as_it_finish_it(tmp_path: Path) -> None:
+def test_more_unreadable_files_than_the_budget_end_the_run_and_a_larger_budget_finishes_it_without_extracting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, out = tmp_path / "archive", tmp_path / "run"
     write_parts(source, 6)
     for number in range(4):
@@ -161,6 +164,10 @@ def test_more_unreadable_files_than_the_budget_end_the_run_and_as_many_as_it_fin
     assert last["level"] == "error"
     assert "UnreadableBudgetError" in last["traceback"]
     assert not (out / "_SUCCESS").exists()
-    finished = quick_run_on(source, out, "input.max_unreadable_fraction=0.4")
+    kept = digests(out / "features")
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.extract, "extract_block", None)  # would fail
+        finished = quick_run_on(source, out, "input.max_unreadable_fraction=0.4")
+    assert digests(out / "features") == kept
     assert finished.result.ledger["total"]["unreadable"] == 4
     assert_balanced(finished)

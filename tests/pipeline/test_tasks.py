@@ -1,13 +1,21 @@
-"""Tasks computed where they are submitted, and many results in order with few of them in flight."""
+"""Tasks computed where they are submitted, many results in order with few of them in flight, and nobody to do them."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
+from distributed import Client, LocalCluster
 
 from pipeline.cluster import Cluster, open_cluster
-from pipeline.tasks import RESULTS_AHEAD, Done, Here, open_window, results_in_order
+from pipeline.tasks import RESULTS_AHEAD, TASKS_PER_WORKER, Done, Here, TaskWindow, open_window, results_in_order
+from schemas.errors import ClusterError
 from tests.archives import tiny_config
+from tests.pipeline.test_cluster import config, scheduler_with
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +72,50 @@ def test_many_results_come_in_order_and_only_some_are_kept_at_a_time() -> None:
 def test_results_of_a_cluster_come_in_order(cluster: Cluster) -> None:
     tasks = ((-number,) for number in range(20))
     assert list(results_in_order(open_window(cluster), abs, tasks, lambda _: None)) == list(range(20))
+
+
+# --- nobody there
+
+
+def test_workers_that_have_all_left_end_the_wait_in_time() -> None:
+    with scheduler_with(1) as serving, open_cluster(config(timeout_s=1), serving.scheduler_address) as found:
+        window = TaskWindow(found.client, found.workers, found.timeout_s)
+        assert window.gather([window.submit(abs, -1)]) == [1]
+        serving.scale(0)
+        serving.sync(serving._correct_state)
+        tasks = [window.submit(abs, -number) for number in range(TASKS_PER_WORKER)]
+        with pytest.raises(ClusterError, match=r"all workers of tcp://.* none has come for cluster\.timeout_s = 1 s"):
+            window.gather(tasks)
+        with pytest.raises(ClusterError, match=f"dask worker {serving.scheduler_address}"):
+            [window.submit(abs, -number) for number in range(TASKS_PER_WORKER + 1)]
+        serving.scale(1)
+        assert window.gather(tasks) == [0, 1, 2]
+
+
+def test_a_scheduler_that_is_lost_is_an_error_that_says_so() -> None:
+    with scheduler_with(1) as serving, open_cluster(config(timeout_s=1), serving.scheduler_address) as found:
+        window = TaskWindow(found.client, found.workers, found.timeout_s)
+        future = window.submit(time.sleep, 0.5)
+        serving.close()
+        with pytest.raises(ClusterError, match="connection to the scheduler was lost"):
+            window.gather([future])
+
+
+def test_a_worker_that_does_not_answer_is_replaced_and_its_task_done_by_another(tmp_path: Path) -> None:
+    # Of seconds, not Dask's five minutes; so nothing here may let the worker load torch, which takes longer.
+    def stop_at_first(mark: Path) -> int:
+        if not mark.exists():
+            mark.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return os.getpid()
+
+    with (
+        dask.config.set({"distributed.scheduler.worker-ttl": "5s"}),
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50) as serving,
+        Client(serving) as client,
+    ):
+        pid = TaskWindow(client, 1).submit(stop_at_first, tmp_path / "stopped").result(timeout=90)
+        stopped = int((tmp_path / "stopped").read_text())
+        assert pid != stopped
+        with pytest.raises(ProcessLookupError):
+            os.kill(stopped, 0)
