@@ -266,7 +266,7 @@ def _volumes_table(constants: Constants) -> str:
         for images in SIZES:
             for name, group in scenarios():
                 each, groups = group(images)
-                requests = pass_requests(layout, each, PassKind())
+                requests = pass_requests(layout, each, each, PassKind())
                 scratch = products_bytes(layout, each) + moments_bytes(layout, each)
                 rows.append(
                     [
