@@ -83,7 +83,8 @@ def _measure() -> None:
 
 def _check() -> None:
     """Run a pass on a cluster of two processes, and simulate it with the times of its tasks."""
-    cluster_settings = (f"cluster.workers={CHECKED_WORKERS}", "cluster.threads_per_worker=1")
+    # Every process imports this module and all that it imports.
+    cluster_settings = (f"cluster.workers={CHECKED_WORKERS}", "cluster.threads_per_worker=1", "cluster.timeout_s=300")
     config = parse_config(None, (f"gaussian.segment_images={CHECKED_SEGMENT}", *cluster_settings))
     layout = Layout.of(CHECKED, config)
     constants = Constants.read(CONSTANTS)
