@@ -209,11 +209,19 @@ def _whole_work(rehearsal: Rehearsal, layout: Layout, fixed: float) -> tuple[flo
 
 
 def _by_operations(wanted: float, operations: NDArray[np.float64], seconds: NDArray[np.float64]) -> float:
-    """Return the seconds of some operations: between two rehearsals on a line, so with what tasks cost in any case."""
+    """Return the seconds of some operations, on a line through two rehearsals: so with what tasks cost in any case.
+
+    Beyond the rehearsals the line is at most as steep as one through zero, and at least half as steep.
+    """
     order = np.argsort(operations)
-    if wanted > operations[order[-1]] or len(order) == 1:
-        return float(seconds[order[-1]] * wanted / operations[order[-1]])
-    return float(np.interp(wanted, operations[order], seconds[order]))
+    operations, seconds = operations[order], seconds[order]
+    most, longest = float(operations[-1]), float(seconds[-1])
+    if wanted <= most and len(order) > 1:
+        return float(np.interp(wanted, operations, seconds))
+    steepest = slope = longest / most
+    if wanted > most > operations[0]:
+        slope = float(np.clip((longest - seconds[0]) / (most - operations[0]), steepest / 2, steepest))
+    return longest + slope * (wanted - most)
 
 
 def _row_tasks(layout: Layout, images: int) -> int:

@@ -263,10 +263,10 @@ def _requests(sizes: list[int], layout: Layout, config: Config, passes: int, *, 
     for size, number in Counter(sizes).items():
         kept = kept_images(size, config)
         one = extraction_requests(layout, size) + near_duplicate_requests(layout, size)
-        one += pass_requests(layout, size, first, is_first=True)
-        one += pass_requests(layout, size, later).times(passes - 1)
+        one += pass_requests(layout, size, size, first, is_first=True)
+        one += pass_requests(layout, size, kept, later).times(passes - 1)
         one += verdict_requests(layout, size) + publish_requests(layout, size, kept)
-        total += (one + examine_requests(layout, size, fits=GUARD_FITS)).times(number)
+        total += (one + examine_requests(layout, size, kept, fits=GUARD_FITS)).times(number)
     return {"get": total.get, "put": total.put, "archive_get": sum(sizes) if from_url else 0}
 
 

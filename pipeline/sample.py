@@ -5,6 +5,7 @@ The times of `pipeline.rehearsal` are of the machine that plans, in a temporary 
 
 import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ _REHEARSED_FLOP = 6e10
 
 # A group beyond the dual form is rehearsed at a size where its start, a half of it, is beyond it as well.
 _PRIMAL_SIZE = 2.3
+
+# And at so many times that, to tell what grows with the images from what does not.
+_SECOND_SIZE = 3
 
 # Groups of this share of the largest one's size and more are close enough to it not to be rehearsed themselves.
 _OTHER_SIZE = 0.8
@@ -129,7 +133,7 @@ def try_sample(
         rehearse = _Rehearsing(cluster, features, layout, config, directory)
         cold, warm = rehearse.smallest(), rehearse.smallest()
         idle = max(cluster.client.run(_resident_bytes).values())  # with all that judging loads
-        rehearsals = tuple(rehearse.size(size) for size in _sizes_to_rehearse(sizes, layout))
+        rehearsals = tuple(rehearse.size(size) for size in _sizes_to_rehearse(sizes, layout, rehearse.position_flop))
         most = max(cluster.client.run(_peak_bytes).values())
     measured = Measured(
         start=start,
@@ -171,13 +175,13 @@ class _Rehearsing:
         geometry, workers = self.layout.geometry, self.cluster.workers
         if is_small(images):
             return self._judge(self.features, images, _SMALL_GROUPS * workers)
-        positions = _REHEARSED_FLOP * workers * self.cluster.threads / self._position_flop(images)
+        positions = _REHEARSED_FLOP * workers * self.cluster.threads / self.position_flop(images)
         rows = min(geometry.rows, workers * max(1, round(positions / geometry.columns / workers)))
         columns = min(geometry.columns, max(self.cluster.threads, round(positions / rows)))
         part = self.features[:, _spread(rows, geometry.rows)][:, :, _spread(columns, geometry.columns)]
         return self._judge(part, images, 1)
 
-    def _position_flop(self, images: int) -> float:
+    def position_flop(self, images: int) -> float:
         """Return the operations of judging one position in few passes."""
         kind = pass_kinds(self.config)[0]
         products = products_flop(self.layout, images) if by_products(self.layout, images) else 0.0
@@ -202,8 +206,11 @@ class _Rehearsing:
         )
 
 
-def _sizes_to_rehearse(sizes: list[int], layout: Layout) -> list[int]:
-    """Return sizes that stand for all: small groups' mean, the smallest and largest by products, one beyond those."""
+def _sizes_to_rehearse(sizes: list[int], layout: Layout, position_flop: Callable[[int], float]) -> list[int]:
+    """Return sizes that stand for all: small groups' mean, the smallest and largest by products, some beyond those.
+
+    Of the latter a second one where its tasks are quick, as what they cost in any case is not to be scaled.
+    """
     small = [size for size in sizes if is_small(size)]
     dual = sorted(size for size in sizes if not is_small(size) and by_products(layout, size))
     primal = [size for size in sizes if not is_small(size) and not by_products(layout, size)]
@@ -211,7 +218,9 @@ def _sizes_to_rehearse(sizes: list[int], layout: Layout) -> list[int]:
     if dual:
         wanted += [dual[-1], *dual[:1]] if dual[0] < _OTHER_SIZE * dual[-1] else dual[-1:]
     if primal:
-        wanted.append(min(max(primal), math.ceil(_PRIMAL_SIZE * layout.geometry.channels)))
+        first = min(max(primal), math.ceil(_PRIMAL_SIZE * layout.geometry.channels))
+        second = min(max(primal), _SECOND_SIZE * first)
+        wanted += [second, first] if first < second and position_flop(second) <= _REHEARSED_FLOP else [first]
     return wanted
 
 

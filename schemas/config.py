@@ -110,7 +110,11 @@ class FeaturesConfig(_Section):
     image_size: int = Field(256, ge=32, le=4096, description="Images are resized to exactly this many pixels squared.")
     pool_kernel: int = Field(10, ge=1, description="k: average-pooling kernel on the first node's grid (Eq. 3).")
     pool_stride: int = Field(4, ge=1, description="s: average-pooling stride on the first node's grid (Eq. 3).")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic of the backbone's forward pass.")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Arithmetic of the backbone's forward pass. `bf16` is faster where the processor has it, and "
+        "decides otherwise on some images (`tests/benchmarks/RESULTS.md`).",
+    )
     dtype: Literal["float16", "float32"] = Field("float16", description="Stored type of the patch features.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is CUDA where there is one.")
     batch_size: int = Field(32, ge=1, description="Images in one forward pass.")

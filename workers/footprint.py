@@ -296,14 +296,14 @@ def publish_flop(layout: Layout, fitted: int) -> float:
 
 
 def pass_requests(
-    layout: Layout, images: int, kind: PassKind, *, is_first: bool = False, changed: int | None = None
+    layout: Layout, images: int, fitted: int, kind: PassKind, *, is_first: bool = False, changed: int | None = None
 ) -> Requests:
     """Return the requests for chunks of one pass.
 
     Parameters
     ----------
-    layout, images, kind, is_first
-        As for `pass_tasks`, with all images fitted.
+    layout, images, fitted, kind, is_first
+        As for `pass_tasks`; those fitted lie in all chunks.
     changed
         Chunks of a row with images that are added or removed, where moments are updated; None where they are not.
     """
@@ -317,7 +317,7 @@ def pass_requests(
     # The fit reads all features, and so do the distances; then each distance is read once.
     once = Requests(get=2 * features, put=rows * segments)
     total = once.times(2) + Requests(get=rows * segments) if kind.nearest else once
-    if keeps_moments(layout, images):
+    if keeps_moments(layout, fitted):
         total += Requests(put=layout.positions)
     if changed is not None:
         total += Requests(get=layout.positions + rows * changed - features)
@@ -350,12 +350,12 @@ def near_duplicate_requests(layout: Layout, images: int) -> Requests:
     return Requests(get=len(lattice(layout.geometry.rows)) * chunks(images))
 
 
-def examine_requests(layout: Layout, images: int, *, fits: int) -> Requests:
+def examine_requests(layout: Layout, images: int, fitted: int, *, fits: int) -> Requests:
     """Return the requests for chunks of the breakdown guard; a sample of a large group has images of each chunk."""
     rows, count = layout.geometry.rows, chunks(images)
     sampled = rows * min(count, SAMPLE) if images >= MIN_SAMPLE else 0
     excluded = Requests(get=layout.segments(images) * _distance_chunk_rows(layout, images))
-    return pass_requests(layout, images, PassKind(scores=True)).times(fits) + excluded + Requests(get=sampled)
+    return pass_requests(layout, images, fitted, PassKind(scores=True)).times(fits) + excluded + Requests(get=sampled)
 
 
 def schedule_seconds(tasks: int, task_seconds: float, workers: int, *, submit_seconds: float = 0.0) -> float:

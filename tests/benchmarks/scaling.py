@@ -83,7 +83,8 @@ def _measure() -> None:
 
 def _check() -> None:
     """Run a pass on a cluster of two processes, and simulate it with the times of its tasks."""
-    cluster_settings = (f"cluster.workers={CHECKED_WORKERS}", "cluster.threads_per_worker=1")
+    # Every process imports this module and all that it imports.
+    cluster_settings = (f"cluster.workers={CHECKED_WORKERS}", "cluster.threads_per_worker=1", "cluster.timeout_s=300")
     config = parse_config(None, (f"gaussian.segment_images={CHECKED_SEGMENT}", *cluster_settings))
     layout = Layout.of(CHECKED, config)
     constants = Constants.read(CONSTANTS)
@@ -266,7 +267,7 @@ def _volumes_table(constants: Constants) -> str:
         for images in SIZES:
             for name, group in scenarios():
                 each, groups = group(images)
-                requests = pass_requests(layout, each, PassKind())
+                requests = pass_requests(layout, each, each, PassKind())
                 scratch = products_bytes(layout, each) + moments_bytes(layout, each)
                 rows.append(
                     [

@@ -148,7 +148,7 @@ def large_costs(images: int, workers: int, backbone: Backbone, constants: Consta
 def large_pass(images: int, workers: int, backbone: Backbone, constants: Constants) -> Phase:
     """Return one pass over a group beyond the dual form."""
     layout, costs = layout_of(backbone), large_costs(images, workers, backbone, constants)
-    requests = pass_requests(layout, images, PassKind())
+    requests = pass_requests(layout, images, images, PassKind())
     segments, rows = layout.segments(images), layout.geometry.rows
     work = rows * (segments * (costs.accumulate + costs.merge + costs.measure) + costs.fit)
     driver = pass_tasks(layout, images, images, PassKind()) * constants.submit_seconds

@@ -14,7 +14,7 @@ from zarr.storage import LocalStore
 
 import workers.footprint
 from pipeline.cli import cli
-from pipeline.forecast import Measured, expected_passes, extraction_seconds, forecast
+from pipeline.forecast import Measured, _by_operations, expected_passes, extraction_seconds, forecast
 from pipeline.plan import Plan, plan
 from pipeline.plan_table import duration, sentences, size
 from pipeline.progress import Phase
@@ -259,7 +259,7 @@ def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
         updates = is_kept and number > 0
         assert tasks == pass_tasks(layout, images, fitted, kind, is_first=is_first, updates=updates), kind
         chunks_changed = changed if updates else None
-        assert requests == pass_requests(layout, images, kind, is_first=is_first, changed=chunks_changed), kind
+        assert requests == pass_requests(layout, images, fitted, kind, is_first=is_first, changed=chunks_changed), kind
     model = Directory.at(tmp_path) / "model"
     tasks, requests = spent(counted, lambda: statistics.publish(everything, model, nearest=1.0, phase=phase))
     assert tasks == publish_tasks(layout, images, images)
@@ -301,6 +301,23 @@ def test_what_was_rehearsed_in_full_takes_as_long_as_that() -> None:
     assert found.extract == pytest.approx(7.0)
     assert found.total == pytest.approx(sum(dataclasses.astuple(found)))
     assert found.small_groups == 0
+
+
+@pytest.mark.parametrize(
+    ("rehearsed", "seconds"),
+    [
+        ([4.0], 8.0),  # one rehearsal: all of it is scaled
+        ([4.0, 2.0], 4.0 + 4 * 2.0 / 3.0),
+        ([4.0, 1.0], 8.0),
+        ([4.0, 0.1], 8.0),
+        ([4.0, 3.9], 6.0),  # so flat a line would be chance
+    ],
+)
+def test_beyond_the_rehearsals_what_tasks_cost_in_any_case_is_not_scaled(
+    rehearsed: list[float], seconds: float
+) -> None:
+    operations = np.array([4e9, 1e9][: len(rehearsed)])
+    assert _by_operations(8e9, operations, np.array(rehearsed)) == pytest.approx(seconds)
 
 
 def test_rows_are_shared_in_rounds() -> None:
