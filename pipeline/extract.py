@@ -20,7 +20,7 @@ from pipeline.cluster import Cluster
 from pipeline.progress import Phase
 from pipeline.tasks import TaskWindow
 from schemas.config import Config
-from schemas.errors import EXIT_UNEXPECTED, DecoderError, PaireError
+from schemas.errors import EXIT_UNEXPECTED, DecoderError, PaireError, StorageError
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.names import storage_name
@@ -132,8 +132,9 @@ def _open_store(store: Directory, *, keeps: bool) -> zarr.Group:
     """Open the feature store, with what an interrupted command left in it if that is to be kept."""
     try:
         return store.zarr_group("", "a" if keeps else "w")
-    except ValueError:
-        # Its metadata is torn; then so may be all of it.
+    except StorageError:
+        raise
+    except Exception:  # noqa: BLE001 - its metadata is torn, of which Zarr raises anything; then so may be all of it
         return store.zarr_group("", "w")
 
 
@@ -150,7 +151,9 @@ def _require_array(
     shape, chunks = geometry.array_shape(images), geometry.chunk_shape(images)
     try:
         there: Any = root.get(name)
-    except ValueError:
+    except StorageError:
+        raise
+    except Exception:  # noqa: BLE001 - as above, of one array
         there = None
     if isinstance(there, zarr.Array) and (there.shape, there.chunks, there.dtype.name) == (shape, chunks, dtype):
         return

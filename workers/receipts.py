@@ -75,8 +75,9 @@ def find_finished(receipts: Directory, block: Sequence[ImageRef], array: zarr.Ar
         return None
     try:
         features = np.ascontiguousarray(array[block[0].row : block[-1].row + 1])
-    except (ValueError, RuntimeError):
-        # A torn chunk: of the wrong length where it is stored as it is, undecodable where it is compressed.
+    except StorageError:
+        raise
+    except Exception:  # noqa: BLE001 - torn chunks or metadata, of which Zarr and its codecs raise anything
         return None
     if not receipt.agrees_with(features):
         return None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.extract import _compressors
+from pipeline.extract import _compressors, _open_store, _require_array
 from schemas.errors import PaireError
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
@@ -102,13 +102,11 @@ def test_harmed_blocks_are_extracted_again_or_whole(stored: Path, what: Harm) ->
     tried["feature stores, resumed"] += 1
     run = Directory.at(harm(stored, stored.parent / "copy", what))
     for group in GROUPS:
-        try:
-            array: Any = (run / "features").zarr_group("")[group]
-        except (ValueError, KeyError, FileNotFoundError):
-            continue  # created anew
-        if array.shape == FEATURES.shape and array.dtype == FEATURES.dtype:
-            outcomes = find_finished(run / "receipts" / group, REFS, array)
-            assert outcomes is None or (outcomes == OUTCOMES and (np.asarray(array[:]) == FEATURES).all())
+        root = _open_store(run / "features", keeps=True)
+        _require_array(root, group, group, GEOMETRY, len(FEATURES), "float16", _compressors(run))
+        array: Any = root[group]
+        outcomes = find_finished(run / "receipts" / group, REFS, array)
+        assert outcomes is None or (outcomes == OUTCOMES and (np.asarray(array[:]) == FEATURES).all())
 
 
 @fuzzing(100)

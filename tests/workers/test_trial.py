@@ -85,8 +85,9 @@ def test_an_invisible_defect_changes_hardly_anything_and_a_glaring_one_a_lot(ben
 def test_a_trial_does_not_depend_on_which_images_share_its_task(bench: Bench) -> None:
     together, alone = bench.run(*bench.subjects), [bench.run(subject) for subject in bench.subjects]
     parted = Trials.concatenate(alone)
-    np.testing.assert_array_equal(together.planted, parted.planted)
-    np.testing.assert_array_equal(together.untouched, parted.untouched)
+    # BLAS adds up in an order that depends on how many images there are: the last bit of a distance may differ.
+    np.testing.assert_allclose(together.planted, parted.planted, rtol=1e-13)
+    np.testing.assert_allclose(together.untouched, parted.untouched, rtol=1e-13)
     np.testing.assert_array_equal(together.contrast, parted.contrast)
     assert together.reasons == parted.reasons
 
