@@ -182,10 +182,10 @@ class Judge:
         representative = found if self.config.trim.fits_distinct_images else np.arange(len(found))
         with self._statistics(group, census, journal) as statistics:
             trimming = self._find_clean_set(group, census.measured, representative, statistics)
-            statistics.store_verdict(
+            statistics.distances.store_verdict(
                 trimming.thresholds, trimming.history, representative, smoothing=trimming.smoothing
             )
-            evidence = statistics.evidence(trimming.thresholds, representative, smoothing=trimming.smoothing)
+            evidence = statistics.distances.evidence(trimming.thresholds, representative, smoothing=trimming.smoothing)
             self._publish_gaussians(group, statistics, trimming)
             judgement = Judgement(trimming.clean, trimming.last_changed, evidence, representative)
             examination = self._examine(group, census.measured, trimming, statistics)

@@ -4,8 +4,7 @@ Which tasks a pass is, `pipeline.passes` says; here is what the strategies ask f
 and in the group's journal the outcome of each pass.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cluster import Cluster
+from pipeline.distances import GroupDistances
 from pipeline.journal import Arrays, Journal
 from pipeline.passes import fit_row, plan_passes
 from pipeline.progress import Phase
@@ -22,28 +22,22 @@ from schemas.config import Config
 from schemas.features import FeatureGeometry
 from schemas.gaussian_map import CHECKSUMS
 from schemas.names import storage_name
-from schemas.run import CLEAN_SETS, DISTANCE, REPRESENTATIVE, THRESHOLD
+from schemas.run import DISTANCE
 from workers.calibration import fit_score_law
 from workers.gaussian import Fit
 from workers.gaussian_map import write_row
-from workers.gram_passes import band_rows, uses_products
 from workers.passes import (
     ArrayRef,
     RowVerdict,
-    Segment,
-    cut_segments,
     nearest_images,
     row_thresholds,
     score_row,
     score_segment,
 )
-from workers.selection import MIN_FITTED, Evidence, gather_evidence
+from workers.selection import MIN_FITTED
 from workers.storage import Directory
 
 Mask = NDArray[np.bool_]
-
-# The array of distances that decide nothing, beside those that do.
-SCRATCH = "scratch"
 
 # In the journal, the writing of the map.
 PUBLISH = "publish"
@@ -68,7 +62,8 @@ class PassResult:
 class GroupStatistics:
     """The passes over one product group; to be closed, as by ``with``, when there are no more of them.
 
-    Images that do not take part (unreadable ones, duplicates) keep their rows and are masked everywhere.
+    ``distances`` has what the passes measured. Images that do not take part (unreadable ones, duplicates) keep their
+    rows and are masked everywhere.
     """
 
     def __init__(
@@ -107,11 +102,12 @@ class GroupStatistics:
         self._geometry = geometry
         self._config = config
         self._features = ArrayRef(features, "", storage_name(group))
-        self._directory = distances / storage_name(group)
+        directory = distances / storage_name(group)
+        self.distances = GroupDistances(directory, measured, geometry, config.gaussian.segment_images)
         self._journal = journal
         if journal is None or not journal.is_begun:
-            self._create_distances(DISTANCE)
-        self._passes = plan_passes(self._features, self._directory, measured, geometry, config)
+            self.distances.create(DISTANCE)
+        self._passes = plan_passes(self._features, directory, measured, geometry, config)
 
     def __enter__(self) -> "GroupStatistics":
         return self
@@ -142,7 +138,7 @@ class GroupStatistics:
         def judge() -> Arrays:
             window = open_window(self._cluster)
             verdicts: list[Any] = []
-            for rows in self._passes.judge(window, self._array(into), fitted, fit, is_first=is_first):
+            for rows in self._passes.judge(window, self.distances.array(into), fitted, fit, is_first=is_first):
                 _advance(phase, rows.futures[-1], rows.number)
                 verdicts += rows.futures
             found: list[RowVerdict] = window.gather(verdicts)
@@ -193,7 +189,7 @@ class GroupStatistics:
         def score() -> Arrays:
             chosen = self.count_fitted(fitted, nearest=nearest)
             again = chosen if chosen < int(fitted.sum()) else None
-            return {"scores": self._score(self._array(into), fitted, fit, again, smoothing, phase)}
+            return {"scores": self._score(self.distances.array(into), fitted, fit, again, smoothing, phase)}
 
         return np.asarray(self._once(score, "score", fitted, fit, **asked)["scores"])
 
@@ -202,7 +198,7 @@ class GroupStatistics:
     ) -> NDArray[np.float64]:
         """Run a pass and score its distances, see `score`; ``chosen`` is how many images each position is fitted on."""
         window = open_window(self._cluster)
-        segments = list(self._segments(self._measured))
+        segments = list(self.distances.segments())
         receipts: list[list[Any]] = []
         for rows in self._passes.measure(window, distances, fitted, fit, chosen):
             _advance(phase, rows.futures[-1], rows.number)
@@ -228,19 +224,19 @@ class GroupStatistics:
         self, fitted: Mask, *, smoothing: int, phase: Phase, nearest: float = 1.0, estimator: str | None = None
     ) -> NDArray[np.float64]:
         """Return scores as `score` does, leaving the stored distances as they are."""
-        with self._scratch() as into:
+        with self.distances.scratch() as into:
             return self.score(fitted, smoothing=smoothing, phase=phase, nearest=nearest, estimator=estimator, into=into)
 
     def thresholds_at(self, score: float) -> NDArray[np.float64]:
         """Return the distances (rows, columns) that a score in robust deviations means in the stored distances."""
-        distances, window = self._array(DISTANCE), open_window(self._cluster)
+        distances, window = self.distances.array(DISTANCE), open_window(self._cluster)
         all_rows = range(self._geometry.rows)
         rows = [window.submit(row_thresholds, distances, row, self._measured, score) for row in all_rows]
         return np.stack(window.gather(rows))
 
     def calibrate(self, fitted: Mask, *, phase: Phase) -> NDArray[np.float64]:
         """Return the thresholds under Gaussians fitted on some images, leaving the stored distances as they are."""
-        with self._scratch() as into:
+        with self.distances.scratch() as into:
             return self.measure(fitted, is_first=False, phase=phase, into=into).thresholds
 
     def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float, phase: Phase) -> NDArray[np.float64]:
@@ -297,8 +293,8 @@ class GroupStatistics:
             count = self.count_fitted(fitted, nearest=nearest)
             if count == int(fitted.sum()):
                 return self._write_map(window, fitted, fit, model, phase, [None] * self._geometry.rows, None)
-            with self._scratch() as into:
-                distances = self._array(into)
+            with self.distances.scratch() as into:
+                distances = self.distances.array(into)
                 chosen: list[Any] = []
                 for rows in self._passes.measure(window, distances, fitted, left_out, None):
                     for _ in range(rows.number):
@@ -344,77 +340,8 @@ class GroupStatistics:
             receipts.append(receipt)
         return {CHECKSUMS: np.array(window.gather(receipts), np.int64)}
 
-    def store_verdict(
-        self, thresholds: NDArray[np.float64], history: Mask, representative: NDArray[np.int64], *, smoothing: int
-    ) -> None:
-        """Keep, beside the distances, what else the verdicts follow from.
-
-        Parameters
-        ----------
-        thresholds
-            (rows, columns) float64.
-        history
-            (passes, images) bool: the clean set after each pass.
-        representative
-            (images,) int64: the image that each is a near-duplicate of, and never better than; itself where there is
-            none.
-        smoothing
-            How the distances meet the thresholds, kept as an attribute.
-        """
-        node = self._directory.zarr_group("", "r+")
-        kept = ((THRESHOLD, thresholds), (CLEAN_SETS, history), (REPRESENTATIVE, representative))
-        for name, values in kept:
-            node.create_array(name, data=values, compressors=None, overwrite=True)
-        node.attrs["smoothing"] = smoothing
-
-    def evidence(
-        self, thresholds: NDArray[np.float64], representative: NDArray[np.int64], *, smoothing: int
-    ) -> Evidence:
-        """Return each image's evidence from the stored distances, read one segment of images at a time.
-
-        The parameters are those of `store_verdict`.
-        """
-        array, place = self._array(DISTANCE).open(), np.cumsum(self._measured) - 1
-        own = Evidence.concatenate(
-            [
-                gather_evidence(np.asarray(array[start:stop])[mask], thresholds, smoothing=smoothing)
-                for start, stop, mask in self._segments(self._measured)
-            ]
-        )
-        return own.shared(place[representative[self._measured]])
-
     def _fit(self, estimator: str | None = None) -> Fit:
         return Fit(self._config.gaussian, estimator or self._config.estimator())
-
-    def _array(self, name: str) -> ArrayRef:
-        return ArrayRef(self._directory, "", name)
-
-    def _segments(self, mask: Mask) -> Iterator[Segment]:
-        return cut_segments(mask, self._config.gaussian.segment_images)
-
-    @contextmanager
-    def _scratch(self) -> Iterator[str]:
-        """Give the name of a distance array that is there while the block runs."""
-        self._create_distances(SCRATCH)
-        try:
-            yield SCRATCH
-        finally:
-            self._directory.remove(SCRATCH)
-
-    def _create_distances(self, name: str) -> None:
-        images, columns = len(self._measured), self._geometry.columns
-        measured, rows = int(self._measured.sum()), 1
-        if uses_products(measured, self._geometry.channels):
-            rows = band_rows(measured, self._geometry.rows, columns)
-        self._directory.zarr_group("", "a").create_array(
-            name,
-            shape=(images, self._geometry.rows, columns),
-            chunks=(min(self._config.gaussian.segment_images, images), rows, columns),
-            dtype="float64",
-            compressors=None,
-            fill_value=np.nan,
-            overwrite=True,
-        )
 
 
 def _advance(phase: Phase, future: Any, count: int) -> None:

@@ -25,6 +25,9 @@ GROUPS_PER_WORKER = 4
 # Distances, products and Gaussians are float64.
 _DOUBLE = 8
 
+# Of each chunk of features: CRC-32C.
+_CHECKSUM = 4
+
 # Operations of a symmetric eigenproblem with vectors, over n^3 (Golub and Van Loan, Matrix Computations, section 8.3).
 _EIGH = 9.0
 
@@ -124,7 +127,7 @@ def chunks(images: int) -> int:
 def feature_bytes(layout: Layout, images: int) -> int:
     """Return the bytes of a group's features, uncompressed: whole chunks, of which the last one is padded."""
     held = images if images <= CHUNK_IMAGES else chunks(images) * CHUNK_IMAGES
-    return held * layout.positions * layout.position_bytes
+    return held * layout.positions * layout.position_bytes + chunks(images) * layout.geometry.rows * _CHECKSUM
 
 
 def distance_bytes(layout: Layout, images: int) -> int:

@@ -267,8 +267,8 @@ def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
 
     def conclude() -> None:
         thresholds, representative = np.ones((3, 2)), np.arange(images)
-        statistics.store_verdict(thresholds, np.stack([everything, few]), representative, smoothing=1)
-        statistics.evidence(thresholds, representative, smoothing=1)
+        statistics.distances.store_verdict(thresholds, np.stack([everything, few]), representative, smoothing=1)
+        statistics.distances.evidence(thresholds, representative, smoothing=1)
         write_thresholds(model, "all", thresholds, checksums=[0, 0, 0], smoothing=1)
 
     assert spent(counted, conclude) == (0, verdict_requests(layout, images))

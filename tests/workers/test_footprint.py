@@ -9,6 +9,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.codecs import Crc32cCodec
 
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from tests.workers.maps import describe
@@ -52,7 +53,7 @@ def test_feature_bytes_are_those_of_the_chunks_on_disk(images: int, tmp_path: Pa
         shape=GEOMETRY.array_shape(images),
         chunks=GEOMETRY.chunk_shape(images),
         dtype="float16",
-        compressors=None,
+        compressors=Crc32cCodec(),
     )
     array[:] = 1
     assert feature_bytes(LAYOUT, images) == written(tmp_path)
