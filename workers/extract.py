@@ -6,12 +6,14 @@ are computed.
 """
 
 import hashlib
-import multiprocessing
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from itertools import islice
-from multiprocessing.pool import ThreadPool
+from queue import Empty, SimpleQueue
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -35,6 +37,9 @@ SLICES_AHEAD = 2
 GLANCE_S = 1.0
 
 NO_POISON: Mapping[int, str] = MappingProxyType({})
+
+# What became of an image, and its pixels.
+Arrived = tuple[ImageOutcome, DecodedImage | None]
 
 
 class ImageRef(NamedTuple):
@@ -100,8 +105,7 @@ def extract_block(
         block[start : start + count][readable] = batch_features()[readable]
         on_batch(count)
 
-    # Of daemons: a thread that never ends holds up neither this block's end nor the process's.
-    with ThreadPool(readers) as pool:
+    with _Readers(readers) as pool:
         arriving = _read_ahead(pool, images, inputs, features, poison)
         for start in range(0, len(images), features.batch_size):
             arrived = list(islice(arriving, features.batch_size))
@@ -132,7 +136,7 @@ def read_image(
     *,
     poison: Mapping[int, str] = NO_POISON,
     on_decoding: Callable[[], None] = lambda: None,
-) -> tuple[ImageOutcome, DecodedImage | None]:
+) -> Arrived:
     """Read and decode one image; whatever is wrong with it becomes the outcome's reason."""
     try:
         content = read_bytes(image.path)
@@ -156,12 +160,50 @@ def read_image(
     return ImageOutcome(image.row, digest, len(content), decoded.width, decoded.height), decoded
 
 
+class _Readers:
+    """Threads that read and decode images.
+
+    They are daemons, as those of the standard executor are not: one that never ends holds up neither the end of its
+    block nor that of the process. The standard pool of daemons leaves semaphores behind in a process that is killed.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._jobs: SimpleQueue[tuple[Future[Arrived], Callable[[], Arrived]] | None] = SimpleQueue()
+
+    def __enter__(self) -> "_Readers":
+        for _ in range(self._count):
+            threading.Thread(target=self._work, name="read-image", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(Empty):
+            while True:
+                self._jobs.get_nowait()
+        for _thread in range(self._count):
+            self._jobs.put(None)
+
+    def submit(self, job: Callable[[], Arrived]) -> "Future[Arrived]":
+        """Return the job's result, which a thread will set."""
+        future: Future[Arrived] = Future()
+        self._jobs.put((future, job))
+        return future
+
+    def _work(self) -> None:
+        while (each := self._jobs.get()) is not None:
+            future, job = each
+            try:
+                future.set_result(job())
+            except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
+                future.set_exception(error)
+
+
 class _Arrival:
     """One image that is being read in another thread."""
 
     def __init__(
         self,
-        pool: ThreadPool,
+        pool: _Readers,
         image: ImageRef,
         inputs: InputConfig,
         features: FeaturesConfig,
@@ -169,15 +211,16 @@ class _Arrival:
     ) -> None:
         self._image, self._timeout_s = image, inputs.decode_timeout_s
         self._decoding_since: float | None = None
-        options = {"poison": poison, "on_decoding": self._begin_decoding}
-        self._result = pool.apply_async(read_image, (image, inputs, features), options)
+        self._result = pool.submit(
+            lambda: read_image(image, inputs, features, poison=poison, on_decoding=self._begin_decoding)
+        )
 
-    def wait(self) -> tuple[ImageOutcome, DecodedImage | None]:
+    def wait(self) -> Arrived:
         """Return the image once it is there; raise where decoding it does not end."""
         while True:
             try:
-                return self._result.get(min(GLANCE_S, self._timeout_s))
-            except multiprocessing.TimeoutError:
+                return self._result.result(min(GLANCE_S, self._timeout_s))
+            except TimeoutError:
                 since = self._decoding_since
                 if since is None or time.monotonic() - since < self._timeout_s:
                     continue
@@ -191,12 +234,12 @@ class _Arrival:
 
 
 def _read_ahead(
-    pool: ThreadPool,
+    pool: _Readers,
     images: Sequence[ImageRef],
     inputs: InputConfig,
     features: FeaturesConfig,
     poison: Mapping[int, str],
-) -> Iterator[tuple[ImageOutcome, DecodedImage | None]]:
+) -> Iterator[Arrived]:
     """Yield the images in order while a bounded number of later ones is being read."""
     upcoming = (_Arrival(pool, image, inputs, features, poison) for image in images)
     pending = deque(islice(upcoming, (1 + BATCHES_AHEAD) * features.batch_size))
