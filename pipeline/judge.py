@@ -235,7 +235,7 @@ class Judge:
             # The paper's thresholds belong to one fit, and the set that is published was not fitted yet.
             with self._rows_phase(f"{group}: calibrate") as phase:
                 thresholds = statistics.calibrate(fitted, phase=phase)
-        elif trimming.nearest < 1.0:
+        elif statistics.count_fitted(fitted, **how) < int(fitted.sum()):
             # New images are judged by the law of distances under this fit.
             with self._rows_phase(f"{group}: calibrate") as phase:
                 thresholds = statistics.calibrate_law(fitted, smoothing=trimming.smoothing, phase=phase, **how)

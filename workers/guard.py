@@ -203,7 +203,8 @@ def unaligned(structure: Structure | None) -> Finding | None:
 def false_reject_range(images: int, false_reject: float) -> float:
     """Return the factor that the real false-reject rate at a threshold stays within, with 95 % confidence.
 
-    The threshold is location + scale q, from the median and the lower quartile of n scores, in units of the scale
+    The threshold is that of the law which the contamination is estimated by; `grow`'s own is known better. It is
+    location + scale q, from the median and the lower quartile of n scores, in units of the scale
     T = (1 + w) x_(1/2) - w x_(1/4) with w = (q - q_(1/2)) / (q_(1/2) - q_(1/4)). The quantiles' covariances are
     min(p, p') (1 - max(p, p')) / (n f f'), with Gumbel's density f = -p ln p. In the tail the rate falls as exp(-T), so
     the standard error of T is that of the rate's logarithm. The number of positions does not enter: an image's score

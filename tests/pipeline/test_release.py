@@ -20,16 +20,19 @@ KINDS = GuardConfig(accept_conditions=("kinds",))
 
 def ledger(**findings: list[tuple[str, bool]]) -> dict[str, Any]:
     """Return books with findings of some groups, as (condition, stops)."""
+    counts = {"inputs": 1, "clean": 1, "anomalous": 0, "duplicate": 0, "unreadable": 0, "skipped": 0}
     return {
+        "total": {name: len(findings) * count for name, count in counts.items()},
         "groups": {
             group: {
+                **counts,
                 "findings": [
                     {"condition": condition, "sentence": f"{condition} of {group}.", "stops": stops}
                     for condition, stops in found
-                ]
+                ],
             }
             for group, found in findings.items()
-        }
+        },
     }
 
 

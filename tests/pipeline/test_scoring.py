@@ -26,7 +26,8 @@ from schemas.scores import ANOMALY_MAPS, SCORES
 from tests.archives import part_pixels, png, tiny_config, write_parts
 from tests.pipeline.runs import CLUSTER, Run
 from workers.extractor import choose_channels
-from workers.gaussian_map import GaussianMap
+from workers.gaussian_map import GaussianMap, complete_map
+from workers.storage import Directory
 
 FIRST, SECOND = "Line 1", "line-2"
 CHANNELS = 20
@@ -169,6 +170,7 @@ def test_the_only_group_of_a_map_needs_no_name(run: Path, tmp_path: Path) -> Non
     shutil.copytree(run / "model", only / "model")
     (only / "_SUCCESS").touch()
     shutil.rmtree(only / "model" / storage_name(FIRST))
+    complete_map(Directory.at(only / "model"))
     write_parts(tmp_path / "new", 2)
     scores = scored(only, tmp_path / "new", tmp_path / "scores")
     assert set(scores["group"]) == {SECOND}
