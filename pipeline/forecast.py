@@ -128,6 +128,14 @@ def pass_kinds(config: Config) -> tuple[PassKind, PassKind]:
     return (PassKind(),) * 2
 
 
+def publishing_kinds(config: Config) -> tuple[PassKind, ...]:
+    """Return what publishing computes besides the map: where it is fitted on the images nearest there, two passes more.
+
+    One finds the law of the distances under such a fit, and one which images are nearest.
+    """
+    return (PassKind(scores=True, nearest=True), PassKind(scores=True)) if config.trim.strategy == "grow" else ()
+
+
 def extraction_seconds(sizes: Sequence[int], images_per_second: float, workers: int) -> float:
     """Return how long the workers extract groups of some sizes, in blocks of whole chunks."""
     blocks = sum(map(chunks, sizes))
@@ -239,5 +247,7 @@ def _operations(layout: Layout, config: Config, images: int) -> tuple[float, flo
     return (
         products + pass_flop(layout, images, images, first),
         pass_flop(layout, images, fitted, later),
-        publish_flop(layout, fitted) + GUARD_FITS * pass_flop(layout, images, fitted, PassKind(scores=True)),
+        publish_flop(layout, fitted)
+        + sum(pass_flop(layout, images, fitted, kind) for kind in publishing_kinds(config))
+        + GUARD_FITS * pass_flop(layout, images, fitted, PassKind(scores=True)),
     )

@@ -20,7 +20,16 @@ import pandas as pd
 from pipeline.catalog import build_catalog
 from pipeline.cluster import CORES_PER_WORKER, Cluster, open_cluster
 from pipeline.extract import check_extractor
-from pipeline.forecast import GUARD_FITS, Passes, Seconds, expected_passes, forecast, kept_images, pass_kinds
+from pipeline.forecast import (
+    GUARD_FITS,
+    Passes,
+    Seconds,
+    expected_passes,
+    forecast,
+    kept_images,
+    pass_kinds,
+    publishing_kinds,
+)
 from pipeline.locations import absolute_source, with_absolute_weights
 from pipeline.sample import Sampled, draw, try_sample
 from schemas.config import Config
@@ -251,7 +260,8 @@ def _tasks(sizes: list[int], layout: Layout, config: Config, passes: int, worker
         counts["passes"] += number * (
             pass_tasks(layout, size, size, first, is_first=True) + (passes - 1) * pass_tasks(layout, size, kept, later)
         )
-        counts["publish"] += number * publish_tasks(layout, size, kept)
+        besides = (pass_tasks(layout, size, kept, kind) for kind in publishing_kinds(config))
+        counts["publish"] += number * (publish_tasks(layout, size, kept) + sum(besides))
         counts["examine"] += number * examine_tasks(layout, size, kept, fits=GUARD_FITS)
     return dict(counts)
 
@@ -266,6 +276,7 @@ def _requests(sizes: list[int], layout: Layout, config: Config, passes: int, *, 
         one += pass_requests(layout, size, size, first, is_first=True)
         one += pass_requests(layout, size, kept, later).times(passes - 1)
         one += verdict_requests(layout, size) + publish_requests(layout, size, kept)
+        one = sum((pass_requests(layout, size, kept, kind) for kind in publishing_kinds(config)), one)
         total += (one + examine_requests(layout, size, kept, fits=GUARD_FITS)).times(number)
     return {"get": total.get, "put": total.put, "archive_get": sum(sizes) if from_url else 0}
 
