@@ -187,9 +187,8 @@ class GroupStatistics:
         asked = {"smoothing": smoothing, "nearest": nearest, "estimator": fit.estimator, "into": into}
 
         def score() -> Arrays:
-            chosen = self.count_fitted(fitted, nearest=nearest)
-            again = chosen if chosen < int(fitted.sum()) else None
-            return {"scores": self._score(self.distances.array(into), fitted, fit, again, smoothing, phase)}
+            chosen = self._count_fitted_again(fitted, nearest)
+            return {"scores": self._score(self.distances.array(into), fitted, fit, chosen, smoothing, phase)}
 
         return np.asarray(self._once(score, "score", fitted, fit, **asked)["scores"])
 
@@ -267,6 +266,11 @@ class GroupStatistics:
         count = int(fitted.sum())
         return count if nearest >= 1.0 else _share(nearest, count)
 
+    def _count_fitted_again(self, fitted: Mask, nearest: float) -> int | None:
+        """Return how many images each position is fitted on a second time; None where that is all of them."""
+        count = self.count_fitted(fitted, nearest=nearest)
+        return count if count < int(fitted.sum()) else None
+
     def publish(self, fitted: Mask, model: Directory, *, nearest: float, phase: Phase) -> list[int]:
         """Fit once more and write the Gaussians into the map, whose arrays are there already.
 
@@ -286,12 +290,11 @@ class GroupStatistics:
         list of int
             The checksum of each row of the map.
         """
-        fit = self._fit()
+        fit, count = self._fit(), self._count_fitted_again(fitted, nearest)
 
         def publish() -> Arrays:
             window = open_window(self._cluster)
-            count = self.count_fitted(fitted, nearest=nearest)
-            if count == int(fitted.sum()):
+            if count is None:
                 return self._write_map(window, fitted, fit, model, phase, [None] * self._geometry.rows, None)
             with self.distances.scratch() as into:
                 distances = self.distances.array(into)
@@ -303,7 +306,7 @@ class GroupStatistics:
                 return self._write_map(window, fitted, fit, model, phase, chosen, count)
 
         left_out = fit._replace(leaves_one_out=True)
-        outcome = self._once(publish, PUBLISH, fitted, left_out if nearest < 1.0 else None, nearest=nearest)
+        outcome = self._once(publish, PUBLISH, fitted, None if count is None else left_out, nearest=nearest)
         checksums: list[int] = outcome[CHECKSUMS].tolist()
         return checksums
 
