@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Moments to kill runs at: of one process, of several; and the same on S3.
 TORTURE ?= 24,16,8,6
 # Times as many inputs to fuzz with as in make test.
-FUZZ ?= 100
+FUZZ ?= 50
 
 # What make bench measures, the most telling first.
 BENCH ?= extraction statistics plan fixed-cost scale soak shortcuts
@@ -39,7 +39,7 @@ test: venv  ## Run all tests on all cores
 
 torture: venv  ## Kill real runs at 24 + 16 moments, 8 + 6 on S3, and fuzz all that is read: an hour and more; TORTURE=8,4,4,2 FUZZ=20
 	PAIRE_TORTURE=$(TORTURE) $(BIN)/python -m pytest -s tests/torture
-	PAIRE_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/fuzz
+	PAIRE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n auto --dist worksteal -o faulthandler_timeout=7200 tests/fuzz
 
 test-ceph: venv  ## Run the storage tests on a real Ceph RADOS gateway: needs apt-get install radosgw ceph-mon ceph-osd
 	PAIRE_TEST_CEPH=1 $(BIN)/python -m pytest tests/storage -m ceph

@@ -1,5 +1,7 @@
 """The command line: parses, runs, and turns every outcome into one line and an exit code."""
 
+import atexit
+import gc
 import json
 import os
 import shlex
@@ -318,6 +320,8 @@ def _ledger_table(run: str, ledger: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Run the command line; every error ends as one line on stderr and an exit code."""
+    # Searching torch's million objects for garbage before they go anyway takes two seconds.
+    atexit.register(gc.freeze)
     try:
         with interruptible():
             cli.main(standalone_mode=False)

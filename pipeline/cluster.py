@@ -45,8 +45,9 @@ class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
     def setup(self, worker: Worker) -> None:
         """Set the threads: as configured, else the worker's own number of Dask threads."""
         # Not at the top: torch takes seconds to load, which a command and its workers spend at the same time.
-        from workers.compute import keep_freed_memory, set_compute_threads
+        from workers.compute import end_quickly, keep_freed_memory, set_compute_threads
 
+        end_quickly()
         keep_freed_memory()
         set_compute_threads(self._threads or worker.state.nthreads)
 
@@ -138,7 +139,7 @@ def opening_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iter
 
     def opened_and_loading() -> Cluster:
         cluster = opened()
-        cluster.client.run(_load_extractor)
+        cluster.client.run(_load_stages)
         return cluster
 
     with ThreadPoolExecutor(1, thread_name_prefix="open-cluster") as pool:
@@ -174,8 +175,9 @@ def _security(config: ClusterConfig) -> Security:
     return security
 
 
-def _load_extractor() -> None:
-    importlib.import_module("workers.extractor")
+def _load_stages() -> None:
+    for name in ("workers.extractor", "pipeline.judge"):
+        importlib.import_module(name)
 
 
 @contextmanager

@@ -136,6 +136,11 @@ def publishing_kinds(config: Config) -> tuple[PassKind, ...]:
     return (PassKind(scores=True, nearest=True), PassKind(scores=True)) if config.trim.strategy == "grow" else ()
 
 
+def mean_block(sizes: Sequence[int]) -> int:
+    """Return the images of a block, as a mean over all blocks of groups of some sizes."""
+    return max(1, round(sum(sizes) / sum(map(chunks, sizes))))
+
+
 def extraction_seconds(sizes: Sequence[int], images_per_second: float, workers: int) -> float:
     """Return how long the workers extract groups of some sizes, in blocks of whole chunks."""
     blocks = sum(map(chunks, sizes))

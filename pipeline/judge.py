@@ -161,7 +161,7 @@ class Judge:
                 return Ending.from_arrays(kept, outcomes)
             ending = self._judge_from(journal, group, outcomes)
         except StaleJournalError as error:
-            logger.warning("%s: judged anew, because %s", group, error)
+            logger.warning("%s: judged anew, because %s", group, error, extra={"group": group})
             journal.clear()
             ending = self._judge_from(journal, group, outcomes)
         journal.note_ending(ending.to_arrays())
@@ -175,7 +175,7 @@ class Judge:
             reason = (
                 f"group {group!r} has {count} different readable images; at least {MIN_FITTED} are needed to judge any"
             )
-            logger.warning("%s: none of them is judged", reason)
+            logger.warning("%s: none of them is judged", reason, extra={"group": group})
             examination = Examination(None, (not_judged(reason),))
             return Ending(GroupVerdict(outcomes, census, not_judged=reason), None, examination)
         found = find_near_duplicates(self.cluster, group, census.measured, self.config, self.features)
@@ -250,7 +250,7 @@ class Judge:
         examiner = Examiner(self.cluster, self.run, self.features, self.geometry, self.config, self.reporter)
         examination = examiner.examine(group, measured, trimming, statistics)
         for finding in examination.findings:
-            logger.warning("%s: %s", group, finding.sentence)
+            logger.warning("%s: %s", group, finding.sentence, extra={"group": group})
         return examination
 
     def _publish(self, catalog: pd.DataFrame, endings: Mapping[str, Ending]) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""The run's log: one line for people on stderr, and all of it as JSON lines in the run directory."""
+"""The run's log: one line for people on stderr, and all of it as JSON lines in the run directory.
+
+A line about one group carries ``extra={"group": name}``: people are shown those of the first groups, as an archive may
+have thousands.
+"""
 
 import json
 import logging
@@ -16,6 +20,9 @@ from workers.storage import Directory
 
 logger = logging.getLogger("paire")
 
+# Groups that people are shown lines about.
+GROUPS_SHOWN = 20
+
 
 def one_line(text: str) -> str:
     """Return a text on one line, without credentials and the control characters that a file name may well hold."""
@@ -28,13 +35,31 @@ class _ConsoleHandler(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
+        self._groups: set[str] = set()
+        self._says_that_there_are_more = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        style = "yellow" if record.levelno >= logging.WARNING else None
-        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        self._console.print(
-            f"{prefix}{one_line(record.getMessage())}", style=style, markup=False, highlight=False, soft_wrap=True
-        )
+        if self._is_of_further_group(record):
+            if self._says_that_there_are_more:
+                self._says_that_there_are_more = False
+                self._show(logging.INFO, f"more than {GROUPS_SHOWN} groups: all that is said of the others is in {LOG}")
+            return
+        self._show(record.levelno, record.getMessage())
+
+    def _is_of_further_group(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record is about a group beyond those that are shown."""
+        group = getattr(record, "group", None)
+        if group is None or group in self._groups:
+            return False
+        if len(self._groups) == GROUPS_SHOWN:
+            return True
+        self._groups.add(group)
+        return False
+
+    def _show(self, level: int, message: str) -> None:
+        style = "yellow" if level >= logging.WARNING else None
+        prefix = f"{logging.getLevelName(level).lower()}: " if level >= logging.WARNING else ""
+        self._console.print(f"{prefix}{one_line(message)}", style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class _JsonLines(logging.Handler):
@@ -45,7 +70,8 @@ class _JsonLines(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.note(record.levelname.lower(), record.getMessage())
+        about = {"group": record.group} if hasattr(record, "group") else {}
+        self.note(record.levelname.lower(), record.getMessage(), **about)
 
     def note(self, level: str, message: str, **details: str) -> None:
         """Keep one line."""

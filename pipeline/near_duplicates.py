@@ -46,7 +46,8 @@ def find_near_duplicates(
     if not config.trim.near_duplicates:
         return representative
     if int(measured.sum()) > MOST_IMAGES:
-        logger.info("%s: near-duplicates are not looked for among more than %d images", group, MOST_IMAGES)
+        message = "%s: near-duplicates are not looked for among more than %d images"
+        logger.info(message, group, MOST_IMAGES, extra={"group": group})
         return representative
     array = ArrayRef(features, "", storage_name(group))
     window = open_window(cluster)

@@ -27,6 +27,7 @@ from pipeline.forecast import (
     expected_passes,
     forecast,
     kept_images,
+    mean_block,
     pass_kinds,
     publishing_kinds,
 )
@@ -289,8 +290,8 @@ def _memory(sizes: list[int], layout: Layout, config: Config, tried: Sampled | N
     blocks = extraction_memory(layout, batch_size=features.batch_size, image_size=features.image_size)
     if tried is None:
         return {"needed": max(judging, blocks), "limit": None, "enough": None}
-    sampled = -(-len(tried.outcomes) // tried.workers)
-    # The sample's block is in the peak that was measured, the full ones that a run has are not.
+    # The sample's blocks are in the peak that was measured, the full ones that a run has are not.
+    sampled = min(-(-len(tried.outcomes) // tried.workers), 2 * mean_block(sizes))
     missing = max(0, 2 * min(CHUNK_IMAGES, max(sizes)) - sampled) * layout.positions * layout.position_bytes
     needed = max(tried.peak_bytes, tried.extraction_bytes + missing, tried.idle_bytes + judging)
     limit = tried.limit or None

@@ -122,17 +122,18 @@ def extract_sample(
     config: Config,
     weights_digest: str,
     directory: Directory,
+    *,
+    block_images: int,
 ) -> Extraction:
-    """Extract a sample of images (rows of a catalog), as many on each worker."""
-    place = np.arange(len(sample))
-    shared = sample.assign(group=[f"{number:06d}" for number in place % cluster.workers], row=place // cluster.workers)
+    """Extract a sample of images (rows of a catalog), as many on each worker, in blocks of at most so many."""
+    shared = blocks_of(sample, cluster.workers, block_images)
 
     def extract(images: pd.DataFrame) -> tuple[dict[str, list[ImageOutcome]], float]:
         started, phase = time.monotonic(), Phase("", len(images), "images", None)
         found = extract_features(cluster, images, directory, geometry, config, weights_digest, phase)
         return found, time.monotonic() - started
 
-    first = shared[: FIRST_IMAGES * cluster.workers]
+    first = blocks_of(sample[: FIRST_IMAGES * cluster.workers], cluster.workers, block_images)
     with _silent():
         extract(first)
         _, few_seconds = extract(first)
@@ -150,6 +151,12 @@ def extract_sample(
     features = np.stack(readable) if readable else np.empty(geometry.array_shape(0), config.features.dtype)
     busiest = -(-len(sample) // cluster.workers)
     return Extraction(outcomes, features, seconds, _rate(busiest, seconds, min(FIRST_IMAGES, busiest), few_seconds))
+
+
+def blocks_of(sample: pd.DataFrame, workers: int, most: int) -> pd.DataFrame:
+    """Return a sample in groups of one size, each a block of at most so many images; as many groups for each worker."""
+    groups, place = workers * -(-len(sample) // (workers * most)), np.arange(len(sample))
+    return sample.assign(group=[f"{number:06d}" for number in place % groups], row=place // groups)
 
 
 def _rate(images: int, seconds: float, few: int, few_seconds: float) -> float:

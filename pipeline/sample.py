@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.cluster import Cluster
-from pipeline.forecast import GUARD_FITS, Measured, pass_kinds
+from pipeline.forecast import GUARD_FITS, Measured, mean_block, pass_kinds
 from pipeline.rehearsal import Extraction, Rehearsal, extract_sample, judge_groups
 from schemas.config import Config
 from schemas.errors import ConfigError, UnreadableBudgetError
@@ -126,7 +126,10 @@ def try_sample(
     with tempfile.TemporaryDirectory(prefix="paire-plan-") as folder:
         directory = Directory.at(folder)
         digest = extractor.weights_digest
-        extraction = extract_sample(cluster, chosen, extractor.geometry, config, digest, directory / "sample")
+        block = mean_block(sizes)
+        extraction = extract_sample(
+            cluster, chosen, extractor.geometry, config, digest, directory / "sample", block_images=block
+        )
         _check_readable(extraction, chosen)
         extracting = max(cluster.client.run(_peak_bytes).values())
         features = _about_one_mean(extraction, chosen)

@@ -213,6 +213,7 @@ class PassLog:
             step.n_removed,
             step.n_positions_trimmed,
             ", floor applied" if step.floor_applied else "",
+            extra={"group": self.name},
         )
 
 

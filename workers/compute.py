@@ -5,11 +5,13 @@ at a time on several, which wait for the slowest of them after every operation, 
 number of threads.
 """
 
+import atexit
 import ctypes
+import gc
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -26,17 +28,34 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _HEAP_BLOCK_BYTES = 64 * 2**20
 _FREE_HEAP_BYTES = 256 * 2**20
 
+# Pieces for each thread that many items are shared in: so many that no thread waits long for the last one, so few that
+# handing them out costs nothing where an item takes less than a millisecond.
+_PIECES = 8
+
 _lock = Lock()
-_pool: ThreadPoolExecutor | None = None
+_threads: "_Threads | None" = None
+
+
+class _Threads(NamedTuple):
+    """The compute threads, and the number of them."""
+
+    pool: ThreadPoolExecutor
+    number: int
+
+    @classmethod
+    def start(cls, count: int) -> "_Threads":
+        # torch counts threads for each calling thread: an operation called on one of these stays on it.
+        pool = ThreadPoolExecutor(count, "compute", initializer=torch.set_num_threads, initargs=(1,))
+        return cls(pool, count)
 
 
 def set_compute_threads(count: int) -> None:
     """Compute on ``count`` threads in this process from now on; BLAS, which they call, uses one of its own."""
-    global _pool
+    global _threads
     torch.set_num_threads(count)
     threadpool_limits(limits=1, user_api="blas")
     with _lock:
-        _pool = _threads(count)
+        _threads = _Threads.start(count)
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -45,12 +64,18 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
     The function must release the interpreter's lock to gain anything, as NumPy, SciPy and torch do, and not call this
     one.
     """
-    return list(_compute_pool().map(function, items))
+    threads, all_items = _compute_threads(), list(items)
+    size = max(1, len(all_items) // (_PIECES * threads.number))
+
+    def compute(start: int) -> list[Result]:
+        return [function(item) for item in all_items[start : start + size]]
+
+    return [result for piece in threads.pool.map(compute, range(0, len(all_items), size)) for result in piece]
 
 
 def start_in_thread(function: Callable[..., Result], *args: Any) -> Future[Result]:
     """Start ``function(*args)`` on the next free compute thread of this process; as for `map_in_threads`."""
-    return _compute_pool().submit(function, *args)
+    return _compute_threads().pool.submit(function, *args)
 
 
 def keep_freed_memory() -> None:
@@ -61,6 +86,11 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, _HEAP_BLOCK_BYTES)
     mallopt(_M_TRIM_THRESHOLD, _FREE_HEAP_BYTES)
+
+
+def end_quickly() -> None:
+    """Let this process end without searching its objects for garbage, which takes two seconds with those of torch."""
+    atexit.register(gc.freeze)
 
 
 def resolve_device(requested: str) -> torch.device:
@@ -81,15 +111,10 @@ def resolve_device(requested: str) -> torch.device:
     return torch.device(requested)
 
 
-def _compute_pool() -> ThreadPoolExecutor:
+def _compute_threads() -> _Threads:
     """Return the compute threads; outside a worker as many as torch would use."""
-    global _pool
+    global _threads
     with _lock:
-        if _pool is None:
-            _pool = _threads(torch.get_num_threads())
-        return _pool
-
-
-def _threads(count: int) -> ThreadPoolExecutor:
-    # torch counts threads for each calling thread: an operation called on one of these stays on it.
-    return ThreadPoolExecutor(count, thread_name_prefix="compute", initializer=torch.set_num_threads, initargs=(1,))
+        if _threads is None:
+            _threads = _Threads.start(torch.get_num_threads())
+        return _threads

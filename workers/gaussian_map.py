@@ -129,27 +129,22 @@ def create_group_map(directory: Directory, group: str, geometry: FeatureGeometry
 
 def write_row(directory: Directory, group: str, row: int, fitted: tuple[FittedGaussian, ...]) -> int:
     """Write the Gaussians of one row of positions; returns the row's checksum."""
-    gaussians = [one.gaussian for one in fitted]
     node = directory.zarr_group(storage_name(group), "r+")
-    # Adding nothing makes -0 of 0: a chunk of zeros is not stored, and read as 0.
-    mean = np.stack([gaussian.mean for gaussian in gaussians]) + 0.0
-    factor = np.zeros(_array(node, FACTOR).shape[1:])
-    for column, gaussian in enumerate(gaussians):
+    is_dual = isinstance(fitted[0].gaussian, DualGaussian)
+    arrays = {name: _array(node, name) for name in (MEAN, FACTOR, *((VARIANCE, RIDGE) if is_dual else ()))}
+    values = {name: np.zeros(array.shape[1:]) for name, array in arrays.items()}
+    for column, gaussian in enumerate(one.gaussian for one in fitted):
+        # Adding nothing makes -0 of 0: a chunk of zeros is not stored, and read as 0.
+        values[MEAN][column] = gaussian.mean + 0.0
         if isinstance(gaussian, DualGaussian):
-            factor[column, : len(gaussian.directions)] = gaussian.directions
+            values[FACTOR][column, : len(gaussian.directions)] = gaussian.directions
+            values[VARIANCE][column, : len(gaussian.variances)] = gaussian.variances
+            values[RIDGE][column] = gaussian.ridge
         else:
-            factor[column] = gaussian.cholesky
-    arrays = {MEAN: mean, FACTOR: factor}
-    if isinstance(gaussians[0], DualGaussian):
-        variances, ridges = np.zeros(_array(node, VARIANCE).shape[1:]), np.zeros(len(gaussians))
-        for column, gaussian in enumerate(gaussians):
-            assert isinstance(gaussian, DualGaussian)
-            variances[column, : len(gaussian.variances)] = gaussian.variances
-            ridges[column] = gaussian.ridge
-        arrays |= {VARIANCE: variances, RIDGE: ridges}
-    for name, values in arrays.items():
-        _array(node, name)[row] = values
-    return checksum(arrays.values())
+            values[FACTOR][column] = gaussian.cholesky
+    for name, array in arrays.items():
+        array[row] = values[name]
+    return checksum(values.values())
 
 
 def write_thresholds(

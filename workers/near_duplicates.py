@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics.pairwise import euclidean_distances
 
 from schemas.features import CHUNK_IMAGES
 from workers.passes import ArrayRef, Segment, read_features
@@ -83,19 +82,23 @@ def find_representatives(parts: list[Sketches], closeness: float) -> NDArray[np.
     ndarray
         (images,) int64.
     """
-    sketches = np.concatenate(parts)
+    sketches = np.concatenate(parts).astype(np.float64)
     count = len(sketches)
     representative = np.arange(count)
     if count < 2:
         return representative
+    squares = np.einsum("ij,ij->i", sketches, sketches)
     limits, size = np.empty(count), max(1, BLOCK_BYTES // (8 * count))
     quarter = math.ceil(QUARTER * (count - 1)) - 1
     for start in range(0, count, size):
-        distances = euclidean_distances(sketches[start : start + size], sketches)
+        stop = min(start + size, count)
+        # Euclidean distances by one matrix product; scikit-learn, which has them, takes a second to load.
+        products = sketches[start:stop] @ sketches.T
+        distances = np.sqrt(np.maximum(squares[start:stop, np.newaxis] + squares - 2.0 * products, 0.0))
         own = np.arange(len(distances))
         distances[own, start + own] = np.inf
         limit = closeness * np.partition(distances, quarter, axis=1)[:, quarter]
-        limits[start : start + size] = limit
+        limits[start:stop] = limit
         # Rows come in order: those before each one are settled, and their limits known.
         for place, earlier in np.argwhere(distances < limit[:, np.newaxis]):
             later = start + place

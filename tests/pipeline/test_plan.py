@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 from click.testing import CliRunner
@@ -14,11 +15,11 @@ from zarr.storage import LocalStore
 
 import workers.footprint
 from pipeline.cli import cli
-from pipeline.forecast import Measured, _by_operations, expected_passes, extraction_seconds, forecast
+from pipeline.forecast import Measured, _by_operations, expected_passes, extraction_seconds, forecast, mean_block
 from pipeline.plan import Plan, plan
 from pipeline.plan_table import duration, sentences, size
 from pipeline.progress import Phase
-from pipeline.rehearsal import Rehearsal
+from pipeline.rehearsal import Rehearsal, blocks_of
 from pipeline.sample import draw
 from pipeline.statistics import GroupStatistics
 from pipeline.tasks import Here
@@ -344,6 +345,20 @@ def test_images_are_extracted_in_blocks() -> None:
     assert extraction_seconds([512], 10.0, 2) == pytest.approx(25.6)
     assert extraction_seconds([512], 10.0, 8) == pytest.approx(25.6)
     assert extraction_seconds([768], 10.0, 2) == pytest.approx(51.2)
+
+
+def test_blocks_of_small_groups_are_small() -> None:
+    assert mean_block([20] * 40) == 20
+    assert mean_block([512, 256]) == 256
+    assert mean_block([256, 20, 20]) == 99
+
+
+@pytest.mark.parametrize(("block", "groups"), [(20, [16, 16, 16, 16]), (256, [32, 32])])
+def test_a_sample_is_extracted_in_blocks_like_the_archives(block: int, groups: list[int]) -> None:
+    sample = pd.DataFrame({"file_name": [f"{number}.png" for number in range(64)]})
+    found = blocks_of(sample, 2, block)
+    assert found["group"].value_counts().tolist() == groups
+    assert all(part["row"].tolist() == list(range(len(part))) for _, part in found.groupby("group"))
 
 
 @pytest.mark.parametrize("strategy", ["paire", "grow", "concentrate", "trim-once", "none"])

@@ -48,6 +48,13 @@ def test_as_many_threads_compute_at_once_in_order() -> None:
 
 
 @pytest.mark.usefixtures("_threads_put_back")
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 50])
+def test_every_item_is_computed_once_in_order(count: int) -> None:
+    set_compute_threads(2)
+    assert map_in_threads(str, range(count)) == [str(number) for number in range(count)]
+
+
+@pytest.mark.usefixtures("_threads_put_back")
 def test_torch_stays_on_the_compute_thread_that_calls_it() -> None:
     set_compute_threads(2)
     assert start_in_thread(torch.get_num_threads).result() == 1
