@@ -23,11 +23,14 @@ TARGET_S = 10.0
 
 _WHOLE = "from pipeline.cli import main; main()"
 _BARE = """
+import atexit
+import gc
 import os
 import pipeline.cli
 import pipeline.run
 from schemas.config import parse_config
 from tests.benchmarks.forward import forward_speed
+atexit.register(gc.freeze)
 config = parse_config(None, {settings!r})
 forward_speed(config.features, {images}, os.cpu_count(), by_slices=True)
 """

@@ -44,7 +44,7 @@ from workers.storage import Directory
 # The second one is only there for its memory.
 SIZES = (1000, 2000, 5000, 20_000)
 # Fewer channels than half of the smallest group: the form is primal throughout. So few that the largest takes minutes.
-CHANNELS, SIDE = 256, 6
+CHANNELS, SIDE = 256, 14
 # The phases that are told apart, by the names that they are shown by; what happens in none of them is the rest.
 PHASES = ("pass", "publish", "examine")
 REST = "rest"
