@@ -5,9 +5,13 @@ resizing, forward pass, pooling, writing. The other is the same backbone on tens
 """
 
 import argparse
+import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 
 from pipeline.cluster import open_cluster
 from pipeline.extract import check_extractor, extract_features
@@ -28,14 +32,16 @@ FILES = 64
 
 _EXPLANATION = """Images/s of extraction over images/s of the bare forward pass of the same backbone, data type, size
 (256 px) and cores. The bare pass is done in two ways: a batch of 32 on all of torch's threads, and a slice of 4 on each
-core, which is how extraction does it; the second is usually the faster and so the harder one. By CPU time: images for
-each CPU second of all cores and processes, which other load changes little; it is what the clock could give at best."""
+core, which is how extraction does it; the second is usually the faster and so the harder one. On a GPU: batches there,
+and its mean utilisation while workers on all cores extract. By CPU time: images for each CPU second of all cores and
+processes, which other load changes little; it is what the clock could give at best."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen."""
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES))
     parser.add_argument("--files", nargs="+", default=["256:PNG", "256:JPEG", "1024:PNG", "1024:JPEG"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--images", type=int, default=128, help="of each side in a round; squeezenet takes four times")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit-s", type=float, default=1200, help="begin no other kind of file after so many seconds")
@@ -52,19 +58,21 @@ def measure(arguments: argparse.Namespace, command: str) -> Record:
                 continue
             size, _, image_format = kind.partition(":")
             with tempfile.TemporaryDirectory() as folder:
-                row = _compare(Path(folder), backbone, int(size), image_format, images, arguments.rounds)
+                config = _config(backbone, arguments.device)
+                row = _compare(Path(folder), config, int(size), image_format, images, arguments.rounds)
             rows.append(row)
             print(row, flush=True)
     return record("Extraction", _EXPLANATION, rows, command=command)
 
 
-def _compare(folder: Path, backbone: str, size: int, image_format: str, images: int, rounds: int) -> dict[str, str]:
-    config = _config(backbone)
+def _compare(folder: Path, config: Config, size: int, image_format: str, images: int, rounds: int) -> dict[str, str]:
+    is_on_gpu = config.features.device == "cuda"
     paths = write_images(folder / "images", FILES, size, image_format)
     kilobytes = sum(path.stat().st_size for path in paths) / len(paths) / 1000
     extractor = PatchExtractor(config.features)
     catalog, store = catalog_of(paths, images), Directory.at(folder / "features")
-    over_batches, over_slices, by_cpu = [], [], []
+    over_batches, over_slices, by_cpu, speeds = [], [], [], []
+    utilisation: list[float] = []
     with open_cluster(config.cluster) as cluster, forward_process() as process:
         cores = cluster.threads * cluster.workers
         check_extractor(cluster, config, extractor.weights_digest)
@@ -80,20 +88,43 @@ def _compare(folder: Path, backbone: str, size: int, image_format: str, images: 
             return process.apply(forward_speed, (config.features, images, cores), {"by_slices": by_slices})
 
         for number in range(1 + rounds):  # the first warms both sides up
-            batches, ours, slices = bare(by_slices=False), extraction(), bare(by_slices=True)
-            if number:
-                over_batches.append(ours.clock / batches.clock)
+            batches = bare(by_slices=False)
+            with _gpu_utilisation(utilisation if is_on_gpu and number else None):
+                ours = extraction()
+            slices = None if is_on_gpu else bare(by_slices=True)
+            if not number:
+                continue
+            over_batches.append(ours.clock / batches.clock)
+            speeds.append(ours.clock)
+            if slices is not None:
                 over_slices.append(ours.clock / slices.clock)
                 by_cpu.append(ours.cpu / slices.cpu)
-    return {
-        "backbone": backbone,
+    row = {
+        "backbone": config.features.backbone,
         "files": f"{size} px {image_format}, {kilobytes:.0f} kB",
         "over batches on all threads": spread(over_batches),
-        "over slices, one a core": spread(over_slices),
-        "the same by CPU time": spread(by_cpu),
     }
+    if is_on_gpu:
+        return row | {"images/s": spread(speeds), "GPU utilisation, %": spread(utilisation)}
+    return row | {"over slices, one a core": spread(over_slices), "the same by CPU time": spread(by_cpu)}
 
 
-def _config(backbone: str) -> Config:
+@contextmanager
+def _gpu_utilisation(found: list[float] | None) -> Iterator[None]:
+    """Append the GPU's mean utilisation in percent while the block runs, as the driver's own tool has it."""
+    if found is None:
+        yield
+        return
+    asking = ("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=200")
+    with subprocess.Popen(asking, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+        found.append(mean(float(line) for line in process.communicate()[0].split()))
+
+
+def _config(backbone: str, device: str) -> Config:
     nodes = ",".join(BACKBONES[backbone])
-    return parse_config(None, (f"features.backbone={backbone}", f"features.nodes={nodes}", "features.weights=random"))
+    settings = ("features.weights=random", f"features.device={device}")
+    return parse_config(None, (f"features.backbone={backbone}", f"features.nodes={nodes}", *settings))

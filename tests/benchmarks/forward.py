@@ -45,16 +45,24 @@ def forward_speed(features: FeaturesConfig, images: int, cores: int, *, by_slice
         One slice of a batch on each core, as extraction does; else whole batches, on torch's own threads.
     """
     extractor = _extractor(features)
+    device = next(extractor.backbone.parameters()).device
     count = SLICE_IMAGES if by_slices else features.batch_size
-    batch = torch.rand(count, 3, features.image_size, features.image_size).to(memory_format=torch.channels_last)
+    batch = torch.rand(count, 3, features.image_size, features.image_size, device=device)
+    batch = batch.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def forward(_: int) -> None:
         extractor.backbone(batch)
 
+    def forward_all() -> None:
+        for number in range(images // count):
+            forward(number)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
     if not by_slices:
         torch.set_num_threads(cores)
-        return _timed(lambda: [forward(number) for number in range(images // count)], images)
+        return _timed(forward_all, images)
     with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return _timed(lambda: list(pool.map(forward, range(images // count))), images)
 

@@ -1,10 +1,14 @@
 """The benchmarks' commands, as far as they can be held without measuring anything."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import workers.decode
 from tests.benchmarks.__main__ import BENCHMARKS, QUICK, parse
+from tests.benchmarks.extraction import _gpu_utilisation
 from tests.benchmarks.images import write_images
 from tests.benchmarks.plans import CASES, seconds_of
 from tests.benchmarks.shortcuts import reduced_decoding
@@ -54,3 +58,18 @@ def test_a_reduced_scale_is_for_jpeg_alone_and_ends_with_its_block(
     assert np.array_equal(reduced.pixels, full.pixels) != is_changed
     np.testing.assert_allclose(reduced.pixels, full.pixels, atol=0.2)
     np.testing.assert_array_equal(decode().pixels, full.pixels)
+
+
+def test_the_utilisation_of_a_gpu_is_the_mean_of_what_its_drivers_tool_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tmp_path / "said"
+    os.mkfifo(said)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\nprintf '40\\n60\\n'\necho > {said}\nexec sleep 600\n", encoding="ascii")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found: list[float] = []
+    with _gpu_utilisation(found):
+        said.read_bytes()  # waits until the tool has written
+    assert found == [50.0]
