@@ -9,7 +9,7 @@ PEERS_STAMP := $(PEERS)/.installed
 ANOMALIB := 2.7.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Moments to kill runs at: of one process, of several; and the same on S3.
-TORTURE ?= 24,16,8,6
+TORTURE ?= 16,12,6,4
 # Times as many inputs to fuzz with as in make test.
 FUZZ ?= 50
 
@@ -37,7 +37,7 @@ demo: venv  ## Clean a synthetic archive with known defects, end to end, without
 test: venv  ## Run all tests on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-torture: venv  ## Kill real runs at 24 + 16 moments, 8 + 6 on S3, and fuzz all that is read: an hour and more; TORTURE=8,4,4,2 FUZZ=20
+torture: venv  ## Kill real runs at 16 + 12 moments, 6 + 4 on S3, and fuzz all that is read: 45 minutes; TORTURE=24,16,8,6 FUZZ=100
 	PAIRE_TORTURE=$(TORTURE) $(BIN)/python -m pytest -s tests/torture
 	PAIRE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n auto --dist worksteal -o faulthandler_timeout=7200 tests/fuzz
 

@@ -128,7 +128,7 @@ def try_sample(
         digest = extractor.weights_digest
         block = mean_block(sizes)
         extraction = extract_sample(
-            cluster, chosen, extractor.geometry, config, digest, directory / "sample", block_images=block
+            cluster, chosen, extractor.geometry, config, digest, directory / "extraction", block_images=block
         )
         _check_readable(extraction, chosen)
         extracting = max(cluster.client.run(_peak_bytes).values())

@@ -48,6 +48,8 @@ CHANNELS, SIDE = 256, 14
 # The phases that are told apart, by the names that they are shown by; what happens in none of them is the rest.
 PHASES = ("pass", "publish", "examine")
 REST = "rest"
+# Fits all images whatever their number, so that the passes of all sizes have the same to do.
+GROWING = "none"
 # Groups of as many images as small product lines have, on the grid of an image of 256 pixels.
 GROUPS, GROUP_IMAGES, GROUP_GRID, GROUP_CHANNELS = 200, 20, 14, 448
 MANY = 10_000
@@ -55,7 +57,7 @@ MANY = 10_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the benchmark's options."""
-    parser.add_argument("--strategy", default="paire", help="trim.strategy of the runs")
+    parser.add_argument("--strategy", default="paire", help="trim.strategy for small groups")
     parser.add_argument("--groups", type=int, default=GROUPS, help="small groups that are judged")
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=SIZES, help="images of large groups; memory: of the 2nd"
@@ -67,17 +69,18 @@ def measure(arguments: argparse.Namespace, command: str) -> results.Record:
     sizes = arguments.sizes
     if len(sizes) < 3:
         raise SystemExit("--sizes: give three or more; memory is compared with the second, costs with the others")
-    rows = [*_growth(arguments.strategy, sizes), *_small_groups(arguments.strategy, arguments.groups)]
+    rows = [*_growth(sizes), *_small_groups(arguments.strategy, arguments.groups)]
     return results.record(
         "Scale: judging",
-        f"`{arguments.strategy}` on one worker of one thread. Large groups: {SIDE} x {SIDE} positions of {CHANNELS} "
-        f"channels. Peak memory of worker and command, over that at {sizes[1]} images. CPU seconds of both for each "
-        f"image, over those of a further image at the most images: of a pass, of publishing, of a fit of the "
-        f"breakdown guard, and of the rest, which compares all pairs of images to find near-duplicates. 1 everywhere "
-        f"is flat; images in a small group also bear the fixed cost of tasks and factors. Small groups: {GROUP_IMAGES} "
-        f"images of {GROUP_GRID} x {GROUP_GRID} positions of {GROUP_CHANNELS} channels each, judged in one task each, "
-        f"over the same groups by a task for each row of positions; {MANY} groups are extrapolated. In flight: the "
-        f"most tasks that were submitted and not done, which is what a scheduler holds.",
+        f"One worker of one thread. Large groups: {SIDE} x {SIDE} positions of {CHANNELS} channels, strategy "
+        f"`{GROWING}`, which fits all images of all sizes. Peak memory of worker and command, over that at {sizes[1]} "
+        f"images. CPU seconds of both for each image, over those of a further image at the most images: of a pass, of "
+        f"publishing, of a fit of the breakdown guard, and of the rest, which compares all pairs of images to find "
+        f"near-duplicates. 1 everywhere is flat; images in a smaller group also bear the fixed cost of tasks, factors "
+        f"and the map's bytes. Small groups, `{arguments.strategy}`: {GROUP_IMAGES} images of {GROUP_GRID} x "
+        f"{GROUP_GRID} positions of {GROUP_CHANNELS} channels each, judged in one task each, over the same groups by a "
+        f"task for each row of positions; {MANY} groups are extrapolated. In flight: the most tasks that were "
+        f"submitted and not done, which is what a scheduler holds.",
         rows,
         command=command,
     )
@@ -100,7 +103,7 @@ class _Run:
     command_peak: int
 
 
-def _growth(strategy: str, sizes: Sequence[int]) -> Iterator[dict[str, str]]:
+def _growth(sizes: Sequence[int]) -> Iterator[dict[str, str]]:
     """Yield a row for each size of a large group, and one for what further images cost from each to the next."""
     runs: dict[int, _Run] = {}
     for images in sizes:
@@ -111,7 +114,7 @@ def _growth(strategy: str, sizes: Sequence[int]) -> Iterator[dict[str, str]]:
             write_features(archive, truth, directory, "float16")
 
         catalog, outcomes = catalog_and_outcomes(archive, truth)
-        runs[images] = _judge(strategy, archive.geometry, catalog, outcomes, store)
+        runs[images] = _judge(GROWING, archive.geometry, catalog, outcomes, store)
     compared = [size for size in sizes if size != sizes[1]]
     steps = list(pairwise(compared))
     further = {(few, many): _further(runs[few], runs[many], many - few) for few, many in steps}
