@@ -123,7 +123,8 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
 def opening_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterator[Callable[[], Cluster]]:
     """Open a local cluster in the background, so that its processes start and load torch beside other work.
 
-    A named scheduler's cluster is there already: it is opened when it is asked for.
+    A named scheduler's cluster is there already, and one inside this process would load what this process loads: such
+    are opened when they are asked for. Two threads that load the same packages at once can trip each other up.
 
     Yields
     ------
@@ -143,7 +144,8 @@ def opening_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iter
         return cluster
 
     with ThreadPoolExecutor(1, thread_name_prefix="open-cluster") as pool:
-        coming = None if _address(config, scheduler) else pool.submit(context.run, opened_and_loading)
+        is_waited_for = config.processes and not _address(config, scheduler)
+        coming = pool.submit(context.run, opened_and_loading) if is_waited_for else None
         try:
             yield coming.result if coming else lambda: context.run(opened)
         finally:

@@ -17,16 +17,15 @@ from schemas.config import Config
 from workers.footprint import (
     Layout,
     PassKind,
-    apart_up_to,
     by_products,
     chunks,
     is_small,
     pass_flop,
     products_flop,
     publish_flop,
-    schedule_seconds,
 )
 from workers.gram_passes import band_rows
+from workers.schedule import apart_up_to, schedule_seconds
 
 # What one task costs the driver and the scheduler, measured by tests.benchmarks.scaling: only where tasks are quick or
 # workers are many does it show.
@@ -175,7 +174,7 @@ def forecast(
     passing = rest = alone = 0.0
     large, largest = (
         [size for size in sizes if not is_small(size)],
-        apart_up_to(sizes, layout.geometry.channels, workers),
+        apart_up_to(sizes, layout, workers),
     )
     for size, count in Counter(large).items():
         together = 1 if size <= largest else workers  # workers that share a group

@@ -5,7 +5,6 @@ which, so the same features and the same options always give the same verdicts.
 """
 
 import dataclasses
-import itertools
 import logging
 import threading
 from collections.abc import Iterator, Mapping
@@ -37,9 +36,10 @@ from schemas.image import ImageOutcome
 from schemas.ledger import build_ledger
 from schemas.names import storage_name
 from schemas.run import RunRecord
-from workers.footprint import apart_up_to
+from workers.footprint import Layout
 from workers.gaussian_map import MapDescription, complete_map, create_group_map, create_map, write_thresholds
 from workers.guard import not_judged
+from workers.schedule import apart_up_to
 from workers.selection import MIN_FITTED
 from workers.storage import Directory
 
@@ -108,12 +108,10 @@ class Judge:
             When the books do not balance; then there is neither manifest nor ledger.
         """
         self._prepare()
-        endings: dict[str, Ending] = {}
         apart = self._groups_apart(outcomes)
-        for is_apart, groups in itertools.groupby(outcomes, apart.__contains__):
-            judge = self._judge_apart if is_apart else self._judge_in_turn
-            endings |= judge({group: outcomes[group] for group in groups})
-        return self._publish(catalog, endings)
+        found = self._judge_apart({group: images for group, images in outcomes.items() if group in apart})
+        found |= self._judge_in_turn({group: images for group, images in outcomes.items() if group not in apart})
+        return self._publish(catalog, {group: found[group] for group in outcomes})
 
     def _prepare(self) -> None:
         """Create empty stores, unless the job goes on with those that it has begun."""
@@ -130,7 +128,7 @@ class Judge:
         """Return the groups to judge side by side, each in one task."""
         sizes = {group: len(images) for group, images in outcomes.items()}
         workers = 1 if self.cluster is None else self.cluster.workers
-        largest = apart_up_to(list(sizes.values()), self.geometry.channels, workers)
+        largest = apart_up_to(list(sizes.values()), Layout.of(self.geometry, self.config), workers)
         return {group for group, size in sizes.items() if size <= largest}
 
     def _judge_in_turn(self, outcomes: Outcomes) -> dict[str, Ending]:
@@ -138,7 +136,9 @@ class Judge:
         return {group: self._judge_group(group, images) for group, images in outcomes.items()}
 
     def _judge_apart(self, outcomes: Outcomes) -> dict[str, Ending]:
-        """Judge small groups side by side, each in one task; what they log comes in their order."""
+        """Judge groups side by side, each in one task; what they log comes in their order."""
+        if not outcomes:
+            return {}
         alone = dataclasses.replace(self, cluster=None, reporter=Reporter())
         level, endings = logger.getEffectiveLevel(), {}
         with self.reporter.phase("judge", len(outcomes), "groups", brief=True) as phase:

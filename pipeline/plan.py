@@ -40,7 +40,6 @@ from workers.extractor import PatchExtractor
 from workers.footprint import (
     Layout,
     Requests,
-    apart_up_to,
     distance_bytes,
     examine_requests,
     examine_tasks,
@@ -59,6 +58,7 @@ from workers.footprint import (
     verdict_requests,
 )
 from workers.recall import Share
+from workers.schedule import apart_up_to
 from workers.selection import MIN_FITTED
 from workers.storage import is_url
 from workers.working_memory import extraction_memory, judging_memory
@@ -235,7 +235,7 @@ def _archive_bytes(candidates: pd.DataFrame, tried: Sampled | None) -> int | Non
 
 
 def _bytes(sizes: list[int], layout: Layout, workers: int) -> dict[str, int]:
-    largest = apart_up_to(sizes, layout.geometry.channels, workers)
+    largest = apart_up_to(sizes, layout, workers)
     scratch = {size: products_bytes(layout, size) + moments_bytes(layout, size) for size in set(sizes)}
     side_by_side = sorted((scratch[size] for size in sizes if size <= largest), reverse=True)[:workers]
     return {
@@ -248,7 +248,7 @@ def _bytes(sizes: list[int], layout: Layout, workers: int) -> dict[str, int]:
 
 def _tasks(sizes: list[int], layout: Layout, config: Config, passes: int, workers: int) -> dict[str, int]:
     """Return the tasks of each stage, for a number of passes over every group."""
-    (first, later), largest = pass_kinds(config), apart_up_to(sizes, layout.geometry.channels, workers)
+    (first, later), largest = pass_kinds(config), apart_up_to(sizes, layout, workers)
     stages = ("extract", "near-duplicates", "passes", "publish", "examine", "small groups")
     counts: Counter[str] = Counter(dict.fromkeys(stages, 0))
     for size, number in Counter(sizes).items():

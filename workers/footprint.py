@@ -6,8 +6,6 @@ part, f of them are fitted. Bytes are exact, and so are numbers of tasks, and of
 chunks; operations are those of the leading terms.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.config import Config
@@ -18,9 +16,6 @@ from workers.gram_passes import SMALL_GROUP, bands, products_chunk, uses_product
 from workers.near_duplicates import lattice
 from workers.structure import MIN_SAMPLE, SAMPLE
 from workers.updates import kept_values, pays_to_keep
-
-# So many groups for each worker even out that some take longer than others.
-GROUPS_PER_WORKER = 4
 
 # Distances, products and Gaussians are float64.
 _DOUBLE = 8
@@ -191,17 +186,6 @@ def is_small(images: int) -> bool:
     return images <= SMALL_GROUP
 
 
-def apart_up_to(sizes: Sequence[int], channels: int, workers: int) -> int:
-    """Return the images of the largest groups that are judged side by side, each in one task.
-
-    Small groups are; and all that need no moments, where there are enough of them to keep every worker busy: then a
-    pass that waits for its last row would leave the others idle. No result depends on it.
-    """
-    by_products = sum(uses_products(size, channels) for size in sizes)
-    are_many = workers > 1 and by_products >= GROUPS_PER_WORKER * workers
-    return max(SMALL_GROUP, channels) if are_many else SMALL_GROUP
-
-
 def band_size(layout: Layout, measured: int) -> int:
     """Return the rows of positions of one task of a pass by products."""
     return products_chunk(measured, layout.geometry.rows, layout.geometry.columns)[0]
@@ -359,24 +343,6 @@ def examine_requests(layout: Layout, images: int, fitted: int, *, fits: int) -> 
     sampled = rows * min(count, SAMPLE) if images >= MIN_SAMPLE else 0
     excluded = Requests(get=layout.segments(images) * _distance_chunk_rows(layout, images))
     return pass_requests(layout, images, fitted, PassKind(scores=True)).times(fits) + excluded + Requests(get=sampled)
-
-
-def schedule_seconds(tasks: int, task_seconds: float, workers: int, *, submit_seconds: float = 0.0) -> float:
-    """Return how long equal, independent tasks take: so many rounds, unless submitting them takes longer.
-
-    Parameters
-    ----------
-    tasks, task_seconds
-        How many there are, and how long one worker takes for each.
-    workers
-        How many work at once.
-    submit_seconds
-        What submitting one task costs the driver and the scheduler, which do it one after another.
-    """
-    if not tasks:
-        return 0.0
-    computing = math.ceil(tasks / workers) * task_seconds + submit_seconds
-    return max(computing, tasks * submit_seconds + task_seconds)
 
 
 def _bands(layout: Layout, measured: int) -> list[object]:

@@ -15,7 +15,6 @@ from tests.benchmarks.simulation import PassCosts
 from workers.footprint import (
     Layout,
     PassKind,
-    apart_up_to,
     by_products,
     chunks,
     extraction_requests,
@@ -27,8 +26,8 @@ from workers.footprint import (
     products_flop,
     publish_flop,
     publish_tasks,
-    schedule_seconds,
 )
+from workers.schedule import apart_up_to, schedule_seconds
 
 FORWARD, ARITHMETIC, NETWORK = "forward pass", "arithmetic", "network"
 REQUESTS, DRIVER, TURNS, MERGES = "requests", "scheduler", "groups in turn", "merges in order"
@@ -83,9 +82,14 @@ def extraction(images: int, workers: int, backbone: Backbone, constants: Constan
 def judging(images: int, groups: int, workers: int, backbone: Backbone, constants: Constants) -> list[Phase]:
     """Return the phases of judging groups of so many images each: one after another, or side by side, one task each."""
     layout, kept = layout_of(backbone), max(1, round(KEPT * images))
+    is_apart = images <= apart_up_to([images] * groups, layout, workers)
     if not by_products(layout, images):
-        one, fit = (work(images, workers, backbone, constants) for work in (large_pass, publish_large))
-        return [one.times(groups * (PASSES + GUARD_FITS)), fit.times(groups)]
+        together = 1 if is_apart else workers
+        one, fit = (work(images, together, backbone, constants) for work in (large_pass, publish_large))
+        phases = [one.times(PASSES + GUARD_FITS), fit]
+        if is_apart:
+            return [_apart(groups, images, total(phases).seconds, 0.0, workers, backbone, constants)]
+        return [phase.times(groups) for phase in phases]
     later = pass_flop(layout, images, kept, PassKind()) / backbone.passes
     first = products_flop(layout, images) / backbone.products
     first += pass_flop(layout, images, images, PassKind()) / backbone.passes
@@ -100,10 +104,10 @@ def judging(images: int, groups: int, workers: int, backbone: Backbone, constant
         (1, publish, row_features + row_map),
         (GUARD_FITS, scores, row_products),
     )
-    if images <= apart_up_to([images] * groups, backbone.channels, workers):
+    if is_apart:
         computing = sum(repeats * work for repeats, work, _ in steps) / constants.cores
         moving = sum(repeats * moved for repeats, _, moved in steps) * GRID / constants.network_bytes_per_second
-        return [_apart(groups, computing, moving, workers, constants)]
+        return [_apart(groups, images, computing, moving, workers, backbone, constants)]
     return [
         _rows(work / (layout.geometry.rows * constants.cores), moved, workers, constants).times(groups * repeats)
         for repeats, work, moved in steps
@@ -119,10 +123,22 @@ def _rows(seconds: float, moved: float, workers: int, constants: Constants) -> P
     return Phase(taken, ARITHMETIC if seconds > network else NETWORK)
 
 
-def _apart(groups: int, computing: float, moving: float, workers: int, constants: Constants) -> Phase:
-    """Return groups of a task each, which computes and moves bytes for so many seconds."""
+def _apart(
+    groups: int,
+    images: int,
+    computing: float,
+    moving: float,
+    workers: int,
+    backbone: Backbone,
+    constants: Constants,
+) -> Phase:
+    """Return groups of so many images and of a task each, which computes and moves bytes for so many seconds."""
     each = computing + moving
+    requests = pass_requests(layout_of(backbone), images, images, PassKind()).times(groups * (PASSES + GUARD_FITS))
+    asking = requests.get / constants.get_per_second + requests.put / constants.put_per_second
     taken = schedule_seconds(groups, each, workers, submit_seconds=constants.submit_seconds)
+    if asking > taken:
+        return Phase(asking, REQUESTS)
     if groups * constants.submit_seconds > groups * each / workers:
         return Phase(taken, DRIVER)
     return Phase(taken, ARITHMETIC if computing > moving else NETWORK)

@@ -16,7 +16,8 @@ from tests.archives import tiny_config
 from tests.benchmarks.scaling_constants import Backbone, Constants
 from tests.benchmarks.scaling_model import judging, large_costs, large_pass, layout_of, total
 from tests.benchmarks.simulation import PassCosts, Task, pass_schedule, simulate
-from workers.footprint import Layout, PassKind, pass_tasks, schedule_seconds
+from workers.footprint import Layout, PassKind, pass_tasks
+from workers.schedule import schedule_seconds
 from workers.storage import Directory
 
 GEOMETRY = FeatureGeometry(rows=3, columns=2, channels=20, grid_rows=12, grid_columns=8, pool_kernel=4, pool_stride=4)
@@ -107,15 +108,16 @@ def test_the_closed_formula_of_a_large_pass_is_about_what_is_simulated(images: i
     assert 0.6 <= large_pass(images, workers, backbone, constants).seconds / simulated <= 1.5
 
 
+@pytest.mark.parametrize("channels", [1792, 896])
 @pytest.mark.parametrize("workers", [2, 16, 256])
-def test_groups_side_by_side_take_what_is_simulated(workers: int) -> None:
-    backbone = Backbone("any", 1792, 10.0, 3e10, 1e10, 3e10, 2e10, 3e10, 0.002, 0.015)
-    constants = Constants({}, (backbone,), 0.002)
+def test_groups_side_by_side_take_what_is_simulated(workers: int, channels: int) -> None:
+    backbone = Backbone("any", channels, 10.0, 3e10, 1e10, 3e10, 2e10, 3e10, 0.002, 0.015)
+    constants = Constants({}, (backbone,), 0.002, get_per_second=1e6)
     each = total(judging(1000, 1, 1, backbone, constants)).seconds
-    (together,) = judging(1000, 4 * workers, workers, backbone, constants)
-    simulated = simulate([Task(each)] * (4 * workers), workers, submit_seconds=constants.submit_seconds).seconds
+    (together,) = judging(1000, 6 * workers, workers, backbone, constants)
+    simulated = simulate([Task(each)] * (6 * workers), workers, submit_seconds=constants.submit_seconds).seconds
     assert together.seconds == pytest.approx(simulated, rel=0.02)
-    assert len(judging(1000, 4 * workers - 1, workers, backbone, constants)) > 1
+    assert len(judging(1000, 2, workers, backbone, constants)) > 1
 
 
 @pytest.mark.parametrize(("images", "fitted"), [(15, 15), (15, 5), (70, 70), (600, 600), (600, 10)])

@@ -190,8 +190,9 @@ def test_a_local_cluster_that_does_not_start_in_time_is_an_error_that_says_what_
         opened(config(processes=True, timeout_s=0.01))
 
 
-def test_a_cluster_opens_in_the_background_and_is_closed_after_the_block() -> None:
-    with opening_cluster(config(workers=2)) as coming:
+@pytest.mark.parametrize("processes", [True, False])
+def test_a_cluster_is_open_once_it_is_wanted_and_closed_after_the_block(*, processes: bool) -> None:
+    with opening_cluster(config(workers=2, processes=processes)) as coming:
         cluster = coming()
         assert cluster.workers == 2
         assert cluster.client.submit(sum, [1, 2, 3]).result() == 6
@@ -200,9 +201,20 @@ def test_a_cluster_opens_in_the_background_and_is_closed_after_the_block() -> No
 
 def test_a_cluster_that_nobody_waits_for_is_closed_too() -> None:
     before = open_clients()
-    with pytest.raises(KeyError), opening_cluster(config()):
+    with pytest.raises(KeyError), opening_cluster(config(processes=True)):
         raise KeyError
     assert open_clients() == before
+
+
+def test_a_cluster_inside_this_process_loads_nothing_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("pipeline.cluster.LocalCluster", lambda *_, **__: started.append(None))
+    with opening_cluster(config()):
+        pass
+    assert not started
+    with pytest.raises(AttributeError), opening_cluster(config()) as coming:
+        coming()
+    assert started
 
 
 def test_a_named_scheduler_is_not_asked_before_the_cluster_is_wanted(running: str) -> None:

@@ -164,12 +164,16 @@ def test_small_groups_are_judged_in_one_task_each_as_by_many(
     pd.testing.assert_frame_equal(manifest(tmp_path / "apart"), manifest(tmp_path / "turn"), check_exact=True)
 
 
+@pytest.mark.parametrize("strategy", ["paire", "grow"])
 def test_many_groups_are_judged_side_by_side_whatever_their_size(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
-    features = {f"group {number}": planted(12 + number, 1, CHANNELS, seed=number) for number in range(4)}
+    # By inner products and beyond them, small before large and large before small.
+    sizes = [12, 2 * CHANNELS, 14, 3 * CHANNELS, 13, 12]
+    features = {f"group {place}": planted(size, 1, CHANNELS, seed=place) for place, size in enumerate(sizes)}
+    config = tiny_config(f"trim.strategy={strategy}")
     monkeypatch.setattr(workers.footprint, "SMALL_GROUP", 0)
-    in_turn = judged(cluster, tmp_path / "turn", features, tiny_config())
+    in_turn = judged(cluster, tmp_path / "turn", features, config)
     asked: list[list[str]] = []
     apart = Judge._judge_apart
 
@@ -178,13 +182,13 @@ def test_many_groups_are_judged_side_by_side_whatever_their_size(
         return apart(judge, outcomes)
 
     monkeypatch.setattr(Judge, "_judge_apart", note)
-    two = dataclasses.replace(cluster, workers=2)
-    monkeypatch.setattr(workers.footprint, "GROUPS_PER_WORKER", 3)
-    assert judged(two, tmp_path / "few", features, tiny_config()) == in_turn
-    assert asked == []
-    monkeypatch.setattr(workers.footprint, "GROUPS_PER_WORKER", 2)
-    assert judged(two, tmp_path / "many", features, tiny_config()) == in_turn
-    assert asked == [list(features)]
+    many = dataclasses.replace(cluster, workers=16)
+    for largest, expected in ((0, 0), (14, 4), (3 * CHANNELS, 6)):
+        monkeypatch.setattr("pipeline.judge.apart_up_to", lambda *_, largest=largest: largest)
+        assert judged(many, tmp_path / str(largest), features, config) == in_turn
+        assert asked.pop() == [group for group, size in zip(features, sizes, strict=True) if size <= largest]
+        assert expected == sum(size <= largest for size in sizes)
+        pd.testing.assert_frame_equal(manifest(tmp_path / str(largest)), manifest(tmp_path / "turn"), check_exact=True)
 
 
 def test_nothing_is_left_beside_the_distances(cluster: Cluster, tmp_path: Path) -> None:

@@ -109,14 +109,14 @@ def test_without_a_sample_bytes_and_tasks_are_known_and_times_are_not(planned: P
 
 
 def test_many_groups_are_planned_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers.footprint, "GROUPS_PER_WORKER", 1)
-    for number in range(2):
-        write_parts(tmp_path / f"group {number}", 66, first_seed=100 * number)
+    monkeypatch.setattr(workers.footprint, "SMALL_GROUP", 5)
+    for number in range(8):
+        write_parts(tmp_path / f"group {number}", 6, first_seed=100 * number)
     config = quick_config("input.group_by={group}/**")
-    alone, together = (plan(str(tmp_path), config, sample=0, workers=count) for count in (1, 2))
-    assert (alone.tasks["small groups"], together.tasks["small groups"]) == (0, 2)
+    alone, together = (plan(str(tmp_path), config, sample=0, workers=count) for count in (1, 8))
+    assert (alone.tasks["small groups"], together.tasks["small groups"]) == (0, 8)
     assert (alone.tasks["passes"] > 0, together.tasks["passes"]) == (True, 0)
-    assert together.bytes["scratch"] == 2 * alone.bytes["scratch"] > 0
+    assert together.bytes["scratch"] == 8 * alone.bytes["scratch"] > 0
 
 
 def test_more_workers_need_no_more_time(archive: Path) -> None:
@@ -336,7 +336,7 @@ def test_many_groups_without_moments_are_a_task_each() -> None:
     each = seconds_of([70], 1)
     # The workers share the groups, not the rows of one.
     assert seconds_of([70] * 8, 2).small_groups == pytest.approx(8 / 2 * (each.passes + each.rest), rel=0.01)
-    assert seconds_of([70] * 7, 2).small_groups == 0
+    assert seconds_of([70] * 2, 2).small_groups == 0
     assert seconds_of([70] * 8, 1).small_groups == 0
 
 

@@ -31,7 +31,6 @@ from workers.footprint import (
     products_bytes,
     products_flop,
     publish_tasks,
-    schedule_seconds,
 )
 from workers.gaussian_map import create_group_map, create_map
 from workers.gram_passes import products_chunk
@@ -160,21 +159,6 @@ def test_tasks_of_a_pass(images: int, fitted: int, kind: PassKind, is_first: boo
 def test_tasks_of_publishing_are_a_fit_and_a_write_of_each_row() -> None:
     assert publish_tasks(LAYOUT, 700, 10) == 3 * 2
     assert publish_tasks(LAYOUT, 700, 700) == 3 * (fit_tasks(LAYOUT, 700, 700) + 1)
-
-
-@given(st.integers(1, 200), st.floats(0.01, 10), st.integers(1, 64))
-@settings(max_examples=50)
-def test_a_schedule_is_bounded_by_the_work_and_by_one_worker(tasks: int, seconds: float, workers: int) -> None:
-    taken = schedule_seconds(tasks, seconds, workers)
-    assert taken >= tasks * seconds / workers * (1 - 1e-9)
-    assert seconds <= taken * (1 + 1e-9)
-    assert taken <= tasks * seconds * (1 + 1e-9)
-
-
-def test_a_schedule_is_no_faster_than_its_submission() -> None:
-    assert schedule_seconds(0, 1.0, 4) == 0.0
-    assert schedule_seconds(10, 1.0, 4) == 3.0
-    assert schedule_seconds(1000, 0.001, 64, submit_seconds=0.01) == pytest.approx(10.0, rel=0.01)
 
 
 def test_requests_add_and_multiply() -> None:
