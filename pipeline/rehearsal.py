@@ -126,7 +126,21 @@ def extract_sample(
     *,
     block_images: int,
 ) -> Extraction:
-    """Extract a sample of images (rows of a catalog), as many on each worker, in blocks of at most so many."""
+    """Extract a sample of images, as many on each worker, and time it.
+
+    Parameters
+    ----------
+    cluster
+        Where to run; its extractors are built.
+    sample
+        Rows of the catalog.
+    geometry, config, weights_digest
+        As for `pipeline.extract.extract_features`.
+    directory
+        An empty one.
+    block_images
+        The images of a block, at most: as many as the archive's blocks have, since each costs something of its own.
+    """
 
     def extract(images: pd.DataFrame, into: str) -> tuple[dict[str, list[ImageOutcome]], float]:
         started, phase = time.monotonic(), Phase("", len(images), "images", None)
