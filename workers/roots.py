@@ -74,7 +74,11 @@ class Roots:
         if stat.S_ISLNK(mode):
             path, reason = os.path.realpath(path), LINK_OUTSIDE
             mode = _mode(path)
-        if not self._holds_folder(os.path.dirname(path)):  # noqa: PTH120 - pathlib takes long for each of millions
+        try:
+            is_inside = self._holds_folder(os.path.dirname(path))  # noqa: PTH120 - pathlib takes long for millions
+        except ValueError:  # a null byte, or what the file system's encoding has no bytes for
+            return ""
+        if not is_inside:
             return reason
         return "" if stat.S_IFMT(mode) in _READABLE else NO_FILE
 

@@ -101,7 +101,8 @@ def test_what_is_not_there_or_can_not_be_named_departs_from_nothing(archive: Pat
     (archive / "loop.png").symlink_to("loop.png")
     (archive / "broken.png").symlink_to("nowhere.png")
     roots = Roots(str(archive))
-    for name in ("nowhere.png", "no/where.png", "loop.png", "broken.png", "N\0UL.png", "x" * 5000, "sub"):
+    unnamable = ("N\0UL.png", "N\0UL/a.png", "\ud800.png", "\ud800/a.png", "x" * 5000)
+    for name in ("nowhere.png", "no/where.png", "loop.png", "broken.png", "sub", *unnamable):
         assert roots.departure(f"{archive}/{name}") == ""
 
 
