@@ -37,7 +37,7 @@ demo: venv  ## Clean a synthetic archive with known defects, end to end, without
 test: venv  ## Run all tests on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-torture: venv  ## Kill real runs at 16 + 12 moments, 6 + 4 on S3, and fuzz all that is read: 45 minutes; TORTURE=24,16,8,6 FUZZ=100
+torture: venv  ## Kill real runs at 16 + 12 moments, 6 + 4 on S3, and fuzz all that is read: half an hour; TORTURE=24,16,8,6 FUZZ=100
 	PAIRE_TORTURE=$(TORTURE) $(BIN)/python -m pytest -s tests/torture
 	PAIRE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n auto --dist worksteal -o faulthandler_timeout=7200 tests/fuzz
 

@@ -172,10 +172,7 @@ def forecast(
         Over each group that is not small; those of small groups are part of what was rehearsed.
     """
     passing = rest = alone = 0.0
-    large, largest = (
-        [size for size in sizes if not is_small(size)],
-        apart_up_to(sizes, layout, workers),
-    )
+    large, largest = [size for size in sizes if not is_small(size)], apart_up_to(sizes, layout, workers)
     for size, count in Counter(large).items():
         together = 1 if size <= largest else workers  # workers that share a group
         first, later, other = _group_seconds(size, measured.rehearsals, layout, config, together, measured.group)

@@ -48,19 +48,21 @@ def apart_up_to(sizes: Sequence[int], layout: Layout, workers: int) -> int:
     workers
         How many there are.
     """
+    small = Counter(size for size in sizes if is_small(size))
+    best = max(small, default=0)
+    if workers == 1:
+        return best
     rows = layout.geometry.rows
     in_turn = (1.0 + WAITING) * math.ceil(rows / workers) / rows  # of a group's work
-    counts = sorted(Counter(size for size in sizes if is_small(size) or layout.segments(size) == 1).items())
-    left = sum(count * _work(layout, size) for size, count in counts if not is_small(size))
-    together = sum(count * _work(layout, size) for size, count in counts if is_small(size))
-    best, least = max((size for size, _ in counts if is_small(size)), default=0), together / workers + in_turn * left
-    for size, count in counts:
-        if workers == 1 or is_small(size):
-            continue
-        work = _work(layout, size)
-        together, left = together + count * work, left - count * work
+    together = sum(count * _work(layout, size) for size, count in small.items())
+    others = Counter(size for size in sizes if not is_small(size) and layout.segments(size) == 1)
+    work = {size: _work(layout, size) for size in sorted(others)}
+    left = sum(others[size] * each for size, each in work.items())
+    least = together / workers + in_turn * left
+    for size, each in work.items():
+        together, left = together + others[size] * each, left - others[size] * each
         # Whoever takes the last one began after all others (Graham 1969).
-        seconds = together / workers + (1.0 - 1.0 / workers) * work + in_turn * left
+        seconds = together / workers + (1.0 - 1.0 / workers) * each + in_turn * left
         if seconds < least:
             best, least = size, seconds
     return best
