@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, Security, Worker, WorkerPlugin
@@ -109,7 +110,12 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
     """
     address, security = _address(config, scheduler), _security(config)
     with _connected(address, config, security) if address else _local(config, security) as (client, threads):
-        workers = client.scheduler_info(n_workers=-1)["workers"]
+        workers = workers_of(client)
+        if not workers:
+            raise ClusterError(
+                f"all workers left the scheduler {client.scheduler.address} as soon as they had joined it. Their logs "
+                "say why; start them again, then run the same command again."
+            )
         if address:
             _require_same_version(client)
             threads = min(worker["nthreads"] for worker in workers.values())
@@ -151,6 +157,13 @@ def opening_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iter
         finally:
             pool.shutdown()
             context.run(until_closed.close)
+
+
+def workers_of(client: Client) -> dict[str, dict[str, Any]]:
+    """Return what the scheduler knows of each worker that is there, by its address."""
+    # `Client.scheduler_info` answers from a cache that another thread empties of all workers every two seconds.
+    workers: dict[str, dict[str, Any]] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
+    return workers
 
 
 def _address(config: ClusterConfig, scheduler: str | None) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.cluster import Cluster
+from pipeline.cluster import Cluster, workers_of
 from pipeline.forecast import GUARD_FITS, Measured, mean_block, pass_kinds
 from pipeline.rehearsal import Extraction, Rehearsal, extract_sample, judge_groups
 from schemas.config import Config
@@ -145,7 +145,6 @@ def try_sample(
         images_per_second=extraction.images_per_second,
         rehearsals=rehearsals,
     )
-    limits = cluster.client.scheduler_info(n_workers=-1)["workers"].values()
     return Sampled(
         outcomes=extraction.outcomes,
         measured=measured,
@@ -154,7 +153,7 @@ def try_sample(
         idle_bytes=idle,
         extraction_bytes=extracting,
         peak_bytes=most,
-        limit=min(int(worker["memory_limit"] or 0) for worker in limits),
+        limit=min(int(worker["memory_limit"] or 0) for worker in workers_of(cluster.client).values()),
     )
 
 

@@ -5,12 +5,13 @@ import logging
 import os
 from collections.abc import Iterator
 
+import dask
 import pytest
 import threadpoolctl
 import torch
 from distributed import Client, LocalCluster
 
-from pipeline.cluster import Cluster, open_cluster, opening_cluster
+from pipeline.cluster import Cluster, open_cluster, opening_cluster, workers_of
 from pipeline.tasks import TaskWindow
 from schemas.config import ClusterConfig
 from schemas.errors import ClusterError
@@ -81,9 +82,20 @@ def test_a_local_cluster_has_the_workers_and_threads_of_its_configuration() -> N
         assert cluster.client.submit(sum, [1, 2, 3]).result() == 6
 
 
+def test_workers_are_counted_while_the_client_refreshes_what_it_knows() -> None:
+    with dask.config.set({"distributed.client.scheduler-info-interval": "1ms"}), open_cluster(config()) as cluster:
+        assert {len(workers_of(cluster.client)) for _ in range(1000)} == {1}
+
+
+def test_workers_that_all_leave_again_are_an_error(running: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cluster.workers_of", lambda _: {})
+    with pytest.raises(ClusterError, match="all workers left the scheduler tcp://"):
+        opened(config(), running)
+
+
 def test_a_worker_runs_one_task_at_a_time() -> None:
     with open_cluster(config(threads_per_worker=4)) as cluster:
-        workers = cluster.client.scheduler_info(n_workers=-1)["workers"]
+        workers = workers_of(cluster.client)
         assert [worker["nthreads"] for worker in workers.values()] == [1]
 
 
@@ -159,7 +171,7 @@ def test_a_running_scheduler_is_used_by_its_address(running: str) -> None:
 def test_a_running_scheduler_and_its_workers_stay_when_the_command_ends(running: str) -> None:
     assert opened(config(), running) == running
     with Client(running) as client:
-        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 2
+        assert len(workers_of(client)) == 2
 
 
 def test_workers_of_a_running_scheduler_compute_with_their_own_threads(running: str) -> None:

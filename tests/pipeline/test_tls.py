@@ -11,7 +11,7 @@ import pytest
 import torch
 from distributed import Client, Security
 
-from pipeline.cluster import open_cluster
+from pipeline.cluster import open_cluster, workers_of
 from pipeline.run import clean
 from schemas.config import ClusterConfig, parse_config
 from schemas.errors import ClusterError, ConfigError
@@ -55,7 +55,7 @@ def encrypted(certificates: Certificates) -> Iterator[str]:
     with open_cluster(config(**certificates.options)) as cluster:
         address: str = cluster.client.scheduler.address
         assert address.startswith("tls://127.0.0.1:")
-        workers = cluster.client.scheduler_info(n_workers=-1)["workers"]
+        workers = workers_of(cluster.client)
         assert [worker.startswith("tls://") for worker in workers] == [True]
         yield address
 
@@ -75,7 +75,7 @@ def test_a_run_goes_through_an_encrypted_cluster_and_nothing_of_the_key_is_writt
 def test_worker_processes_of_a_local_cluster_are_encrypted_too(certificates: Certificates) -> None:
     with open_cluster(config(processes=True, **certificates.options)) as cluster:
         assert cluster.client.submit(sum, [1, 2, 3]).result(timeout=PATIENT_S) == 6
-        (worker,) = cluster.client.scheduler_info(n_workers=-1)["workers"]
+        (worker,) = workers_of(cluster.client)
         assert worker.startswith("tls://127.0.0.1:")
 
 
