@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from schemas.features import FeatureGeometry
 from schemas.run import CLEAN_SETS, DISTANCE, REPRESENTATIVE, THRESHOLD
+from workers.arrays import ArrayRef, Segment, cut_segments
 from workers.gram_passes import band_rows, uses_products
-from workers.passes import ArrayRef, Segment, cut_segments
 from workers.selection import Evidence, gather_evidence
 from workers.storage import Directory
 

@@ -25,9 +25,9 @@ from schemas.config import Config
 from schemas.features import FeatureGeometry
 from schemas.names import storage_name
 from schemas.run import DISTANCE, DISTANCES
+from workers.arrays import ArrayRef, cut_segments
 from workers.contamination import Contamination, fit_and_estimate
 from workers.guard import Exclusions, Finding, count_segment, examine, excuse_small_groups
-from workers.passes import ArrayRef, cut_segments
 from workers.storage import Directory
 from workers.structure import MIN_SAMPLE, Structure, describe_structure, gram_row, sample_images
 

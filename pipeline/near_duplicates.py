@@ -9,8 +9,8 @@ from pipeline.cluster import Cluster
 from pipeline.tasks import open_window
 from schemas.config import Config
 from schemas.names import storage_name
+from workers.arrays import ArrayRef, cut_segments
 from workers.near_duplicates import find_representatives, sketch_segment
-from workers.passes import ArrayRef, cut_segments
 from workers.storage import Directory
 
 logger = logging.getLogger("paire")

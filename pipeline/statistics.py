@@ -15,25 +15,19 @@ from numpy.typing import NDArray
 from pipeline.cluster import Cluster
 from pipeline.distances import GroupDistances
 from pipeline.journal import Arrays, Journal
-from pipeline.passes import fit_row, plan_passes
+from pipeline.passes import plan_passes
 from pipeline.progress import Phase
+from pipeline.row_tasks import RowTasks, submit_row
 from pipeline.tasks import Window, open_window
 from schemas.config import Config
 from schemas.features import FeatureGeometry
 from schemas.gaussian_map import CHECKSUMS
 from schemas.names import storage_name
 from schemas.run import DISTANCE
+from workers.arrays import ArrayRef
 from workers.calibration import fit_score_law
 from workers.gaussian import Fit
-from workers.gaussian_map import write_row
-from workers.passes import (
-    ArrayRef,
-    RowVerdict,
-    nearest_images,
-    row_thresholds,
-    score_row,
-    score_segment,
-)
+from workers.passes import RowVerdict, nearest_images, row_thresholds, score_row, score_segment
 from workers.selection import MIN_FITTED
 from workers.storage import Directory
 
@@ -325,22 +319,12 @@ class GroupStatistics:
         count: int | None,
     ) -> Arrays:
         """Fit every row, on ``count`` chosen images at each column where there are such, and write it."""
+        channels, segment = self._geometry.channels, self._config.gaussian.segment_images
         receipts = []
         for row, images in enumerate(chosen):
-            gaussians = fit_row(
-                window,
-                self._features,
-                row,
-                fitted,
-                fit,
-                channels=self._geometry.channels,
-                segment_images=self._config.gaussian.segment_images,
-                chosen=images,
-                count=count,
-            )
-            receipt = window.submit(write_row, model, self._group, row, gaussians)
-            _advance(phase, receipt, 1)
-            receipts.append(receipt)
+            tasks = RowTasks(self._features, row, self._measured, channels, segment)
+            receipts += submit_row(window, RowTasks.publish, tasks, model, self._group, fitted, fit, images, count)
+            _advance(phase, receipts[-1], 1)
         return {CHECKSUMS: np.array(window.gather(receipts), np.int64)}
 
     def _fit(self, estimator: str | None = None) -> Fit:

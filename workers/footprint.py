@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from schemas.config import Config
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
+from workers.arrays import is_whole_row
 from workers.gaussian import uses_dual
 from workers.gaussian_map import CHUNK_BYTES
 from workers.gram_passes import SMALL_GROUP, bands, products_chunk, uses_products
@@ -204,6 +205,11 @@ def fit_tasks(layout: Layout, images: int, fitted: int, *, chosen: bool = False)
     return 2 * segments + (segments if chosen else 0)  # accumulate, merge all but the first, factorise
 
 
+def has_whole_rows(layout: Layout, images: int) -> bool:
+    """Tell whether a row of positions of a group is one task, which reads the features once."""
+    return is_whole_row(images, layout.segment_images)
+
+
 def pass_tasks(
     layout: Layout, images: int, fitted: int, kind: PassKind, *, is_first: bool = False, updates: bool = False
 ) -> int:
@@ -217,6 +223,8 @@ def pass_tasks(
         closing = rows if kind.by_rows else segments
     if by_products(layout, images):
         return len(_bands(layout, images)) * (2 if is_first else 1) + closing
+    if has_whole_rows(layout, images):
+        return rows + closing
     row = (1 if updates else fit_tasks(layout, images, fitted)) + segments
     if kind.nearest:
         row += 1 + segments + fit_tasks(layout, images, nearest_count(fitted), chosen=True) + segments
@@ -230,7 +238,7 @@ def nearest_count(fitted: int) -> int:
 
 def publish_tasks(layout: Layout, images: int, fitted: int) -> int:
     """Return the tasks that fit the published Gaussians and write them."""
-    return layout.geometry.rows * (fit_tasks(layout, images, fitted) + 1)
+    return layout.geometry.rows * (1 if has_whole_rows(layout, images) else fit_tasks(layout, images, fitted) + 1)
 
 
 def near_duplicate_tasks(layout: Layout, images: int) -> int:
@@ -301,14 +309,18 @@ def pass_requests(
         multiplied = Requests(get=features, put=count * wide) if is_first else Requests()
         scored = Requests(get=(rows if kind.by_rows else count) * segments if kind.scores else 0)
         return multiplied + Requests(get=count * wide, put=count * segments) + scored
-    # The fit reads all features, and so do the distances; then each distance is read once.
-    once = Requests(get=2 * features, put=rows * segments)
-    total = once.times(2) + Requests(get=rows * segments) if kind.nearest else once
+    # Each fit reads all features, and so do the distances under it, unless one task does it all.
+    fits = 2 if kind.nearest else 1
+    total = Requests(get=features if has_whole_rows(layout, images) else 2 * fits * features)
+    # Distances are read where it is found which of them are nearest, and in the end.
+    total += Requests(get=rows * segments, put=rows * segments).times(fits)
     if keeps_moments(layout, fitted):
         total += Requests(put=layout.positions)
     if changed is not None:
-        total += Requests(get=layout.positions + rows * changed - features)
-    return total + Requests(get=rows * segments)
+        total += Requests(get=layout.positions)
+        if not has_whole_rows(layout, images):
+            total += Requests(get=rows * changed - features)
+    return total
 
 
 def extraction_requests(layout: Layout, images: int) -> Requests:

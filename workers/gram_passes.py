@@ -14,10 +14,11 @@ import zarr
 from numpy.typing import NDArray
 
 from schemas.config import TrimConfig
+from workers.arrays import ArrayRef, Segment, read_row
 from workers.compute import map_in_threads
 from workers.gaussian import Fit, fit_dual, uses_dual
 from workers.gram import TOLERANCE, Rows, inner_products, measure
-from workers.passes import ArrayRef, RowVerdict, Segment, judge_values, read_row
+from workers.passes import RowVerdict, judge_values
 from workers.selection import smallest
 
 Mask = NDArray[np.bool_]

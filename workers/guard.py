@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.arrays import ArrayRef, Segment
 from workers.calibration import gumbel_quantile
 from workers.contamination import Contamination
-from workers.passes import ArrayRef, Segment
 from workers.smoothing import smooth
 from workers.structure import LEADING_SHARE, Structure
 

@@ -21,6 +21,9 @@ Array = NDArray[np.float64]
 # Channels in one block of a triangular solve: as few as multiplications are fast with, since blocks are inverted.
 BLOCK = 64
 
+# What is above the diagonal of a block.
+_ABOVE = np.triu(np.ones((BLOCK, BLOCK), bool), 1)
+
 # Order up to which a triangle is inverted by LAPACK: above, its halves are, which are joined by matrix products.
 SMALL_TRIANGLE = 32
 
@@ -69,8 +72,8 @@ def mirror(matrix: Array) -> None:
     """Copy the lower triangle of a matrix to the upper one, by blocks that stay in the cache."""
     for start in range(0, _order(matrix), BLOCK):
         stop = start + BLOCK
-        diagonal = np.tril(matrix[start:stop, start:stop])
-        matrix[start:stop, start:stop] = diagonal + np.tril(diagonal, -1).T
+        diagonal = matrix[start:stop, start:stop]
+        np.copyto(diagonal, diagonal.T, where=_ABOVE[: len(diagonal), : len(diagonal)])
         for below in range(stop, len(matrix), BLOCK):
             matrix[start:stop, below : below + BLOCK] = matrix[below : below + BLOCK, start:stop].T
 
@@ -87,8 +90,11 @@ def factorise(matrix: Array) -> Array:
     _dpotrf(_LOWER, _at(n), matrix.ctypes.data, _at(n), _at(info))
     if info.value:
         raise np.linalg.LinAlgError(f"the leading minor of order {info.value} is not positive definite")
-    for column in range(1, n.value):
-        matrix[:column, column] = 0.0
+    for start in range(0, n.value, BLOCK):
+        stop = start + BLOCK
+        matrix[:start, start:stop] = 0.0
+        diagonal = matrix[start:stop, start:stop]
+        np.copyto(diagonal, 0.0, where=_ABOVE[: len(diagonal), : len(diagonal)])
     return matrix
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.features import CHUNK_IMAGES
-from workers.passes import ArrayRef, Segment, read_features
+from workers.arrays import ArrayRef, Segment, read_features
 
 # Positions in each direction that stand for the image: the distances between images are the same to a few percent.
 POSITIONS = 4

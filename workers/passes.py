@@ -1,25 +1,22 @@
 """The tasks of one pass over a product group, each for one row of positions and one segment of images.
 
-Features are read chunk by chunk, so a task holds one chunk and the Gaussians or moments of one row, whatever N is.
+Features are read chunk by chunk, so a task holds one chunk and the Gaussians or moments of one row, whatever N is. Of
+groups of few images one task can be a whole row, whose chunks it holds.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from schemas.config import TrimConfig
-from schemas.errors import SourceError
-from schemas.features import CHUNK_IMAGES
+from workers.arrays import ArrayRef, Segment, read_chunks
 from workers.compute import map_in_threads
 from workers.gaussian import Fit, FittedGaussian, FittedWhitening, fit_dual, fit_primal
 from workers.moments import Accumulator, Moments, merge
 from workers.selection import margins, smallest
 from workers.smoothing import SMALLEST, smooth
-from workers.storage import Directory
 from workers.threshold import position_threshold
 
 # Turns a median absolute deviation into a standard deviation, for normal data.
@@ -29,36 +26,6 @@ RowGaussians = tuple[FittedGaussian, ...]
 RowWhitenings = tuple[FittedWhitening, ...]
 # One Moments of one position for each column: columns may be fitted on different images.
 RowMoments = tuple[Moments, ...]
-
-
-@dataclass(frozen=True)
-class ArrayRef:
-    """A Zarr array as a recipe: pickles as names, opens where it is used."""
-
-    directory: Directory
-    group: str
-    name: str
-
-    def open(self, mode: str = "r") -> zarr.Array[Any]:
-        """Open the array for reading ("r") or writing ("r+")."""
-        array = self.directory.zarr_group(self.group, "r" if mode == "r" else "r+")[self.name]
-        assert isinstance(array, zarr.Array)
-        return array
-
-
-class Segment(NamedTuple):
-    """Images ``start`` to ``stop`` of a group's arrays; ``mask`` (stop - start,) says which of them take part."""
-
-    start: int
-    stop: int
-    mask: NDArray[np.bool_]
-
-
-def cut_segments(mask: NDArray[np.bool_], size: int) -> Iterator[Segment]:
-    """Yield the segments of at most ``size`` images, in order, of a group's mask (images,)."""
-    for start in range(0, len(mask), size):
-        stop = min(start + size, len(mask))
-        yield Segment(start, stop, mask[start:stop])
 
 
 class RowVerdict(NamedTuple):
@@ -342,44 +309,3 @@ def _standardisation(
     median = np.median(logs, axis=0)
     spread = NORMAL_DEVIATION * np.median(np.abs(logs - median), axis=0)
     return logs, median, np.maximum(spread, np.finfo(np.float64).eps)
-
-
-def read_row(features: ArrayRef, row: int, segment: Segment) -> NDArray[Any]:
-    """Return the features (taking part, columns, channels) of a segment's masked images at one row of positions."""
-    parts = [
-        values[segment.mask[start - segment.start : start - segment.start + len(values)]]
-        for start, values in read_chunks(features, row, segment)
-    ]
-    return np.concatenate(parts)
-
-
-def read_chunks(
-    features: ArrayRef, row: int, segment: Segment, wanted: NDArray[np.bool_] | None = None
-) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield (first image, values (images, columns, channels)) for each chunk of a segment at one row of positions.
-
-    Those without an image of ``wanted`` (segment's images,) or (segment's images, columns) are not read.
-    """
-    array = features.open()
-    for start in range(segment.start, segment.stop, CHUNK_IMAGES):
-        stop = min(start + CHUNK_IMAGES, segment.stop)
-        if wanted is None or wanted[start - segment.start : stop - segment.start].any():
-            yield start, read_features(array, start, stop, row)
-
-
-def read_features(array: zarr.Array[Any], start: int, stop: int, row: int) -> NDArray[Any]:
-    """Return the stored features (images, columns, channels) of some images at one row of positions.
-
-    Raises
-    ------
-    SourceError
-        When a chunk is torn or altered.
-    """
-    try:
-        return np.asarray(array[start:stop, row])
-    except (ValueError, RuntimeError) as error:  # a chunk of another length or checksum; one that zstd refuses
-        raise SourceError(
-            f"the stored features of images {start} to {stop - 1} of {array.store_path} at row {row} are damaged "
-            f"({' '.join(str(error).split())}). Restore them, or clean the archive anew; an unfinished run extracts "
-            "them anew when the same command is run again."
-        ) from error

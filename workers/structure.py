@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.passes import ArrayRef
+from workers.arrays import ArrayRef
 
 # A sample of this size knows a share of the images to 2 %, and its Gram matrix has 2 MiB.
 SAMPLE = 512

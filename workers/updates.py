@@ -15,18 +15,11 @@ from numpy.typing import NDArray
 
 from schemas.errors import SingularCovarianceError
 from schemas.features import CHUNK_IMAGES
+from workers.arrays import ArrayRef, Segment, read_chunks
 from workers.compute import map_in_threads
 from workers.gaussian import Fit, FittedWhitening, invert
 from workers.moments import Accumulator, Moments, error_anew
-from workers.passes import (
-    ArrayRef,
-    RowMoments,
-    RowWhitenings,
-    Segment,
-    accumulate_segment,
-    fit_moments,
-    read_chunks,
-)
+from workers.passes import RowMoments, RowWhitenings, accumulate_segment, fit_moments
 
 Mask = NDArray[np.bool_]
 # Reading and writing the moments of a position, 16 D^2 bytes, takes as long as accumulating so many images, D^2

@@ -19,6 +19,7 @@ from workers.footprint import (
     chunks,
     extraction_requests,
     feature_bytes,
+    has_whole_rows,
     measure_flop,
     pass_flop,
     pass_requests,
@@ -149,14 +150,15 @@ def large_costs(images: int, workers: int, backbone: Backbone, constants: Consta
     layout = layout_of(backbone)
     D, columns, segment = backbone.channels, layout.geometry.columns, min(images, layout.segment_images)
     read = segment * columns * layout.position_bytes / constants.network_bytes_per_second
-    moments = columns * D**2 * 8 / constants.network_bytes_per_second if workers > 1 else 0.0
+    is_whole = has_whole_rows(layout, images)  # then nothing travels, and features are read once
+    moments = columns * D**2 * 8 / constants.network_bytes_per_second if workers > 1 and not is_whole else 0.0
     per_core = columns / constants.cores
     return PassCosts(
         accumulate=read + per_core * (segment * D**2 / backbone.accumulate + chunks(segment) * backbone.merge),
-        merge=moments + per_core * backbone.merge,
+        merge=0.0 if is_whole else moments + per_core * backbone.merge,
         fit=moments + per_core * backbone.factor,
         # Gaussians go to every worker once.
-        measure=read + per_core * measure_flop(D, segment, D + 1) / backbone.measure,
+        measure=(0.0 if is_whole else read) + per_core * measure_flop(D, segment, D + 1) / backbone.measure,
         judge=0.0,
     )
 

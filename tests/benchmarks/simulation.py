@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.tasks import TASKS_PER_WORKER
-from workers.footprint import Layout, by_products
+from workers.footprint import Layout, by_products, has_whole_rows
 from workers.gaussian import uses_dual
 from workers.gram_passes import bands
 
@@ -127,10 +127,13 @@ def _by_features(layout: Layout, images: int, fitted: int, costs: PassCosts) -> 
         tasks.append(Task(seconds, after))
         return len(tasks) - 1
 
-    segments = layout.segments(images)
+    segments, is_dual = layout.segments(images), uses_dual(fitted, layout.geometry.channels)
+    if has_whole_rows(layout, images):
+        accumulate = 0.0 if is_dual else costs.accumulate
+        return [Task(accumulate + costs.fit + costs.measure + costs.judge)] * layout.geometry.rows
     for _ in range(layout.geometry.rows):
         moments: int | None = None
-        if not uses_dual(fitted, layout.geometry.channels):
+        if not is_dual:
             for _ in range(segments):
                 part = submit(costs.accumulate)
                 moments = part if moments is None else submit(costs.merge, moments, part)

@@ -20,10 +20,11 @@ from schemas.config import GaussianConfig
 from schemas.features import CHUNK_IMAGES
 from tests.benchmarks import results
 from workers import gram
+from workers.arrays import ArrayRef, Segment
 from workers.compute import map_in_threads, set_compute_threads
 from workers.gaussian import Fit, fit_primal, invert
 from workers.moments import Accumulator, Moments
-from workers.passes import ArrayRef, RowWhitenings, Segment, accumulate_segment, measure_segment
+from workers.passes import RowWhitenings, accumulate_segment, measure_segment
 from workers.storage import Directory
 from workers.updates import Change, KeptMoments, fit_row_whitening, kept_values, update_row
 

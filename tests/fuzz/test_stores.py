@@ -15,9 +15,9 @@ from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
 from tests.fuzz.mutations import Mutation, attempt, fuzzing, mutate, mutations, tried
 from tests.workers.maps import describe, finish, new_map, write_group
+from workers.arrays import read_features
 from workers.extract import ImageRef
 from workers.gaussian_map import GaussianMap
-from workers.passes import read_features
 from workers.receipts import find_finished, write_receipt
 from workers.storage import Directory
 

@@ -13,6 +13,7 @@ import zarr
 from click.testing import CliRunner
 from zarr.storage import LocalStore
 
+import pipeline.statistics
 import workers.footprint
 from pipeline.cli import cli
 from pipeline.forecast import Measured, _by_operations, expected_passes, extraction_seconds, forecast, mean_block
@@ -178,11 +179,12 @@ def test_the_command_prints_a_table_for_people_and_json_for_machines(archive: Pa
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Count tasks, and reads and writes of chunks."""
     counts = {"tasks": 0, "get": 0, "put": 0}
-    submit, get, put = Here.submit, LocalStore.get, LocalStore.set
+    get, put = LocalStore.get, LocalStore.set
 
-    def counting_submit(self: Here, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
-        counts["tasks"] += 1
-        return submit(self, function, *args, **kwargs)
+    class Counting(Here):
+        def submit(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+            counts["tasks"] += 1
+            return super().submit(function, *args, **kwargs)
 
     async def counting_get(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
         counts["get"] += "/c/" in f"/{key}"
@@ -192,18 +194,28 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         counts["put"] += "/c/" in f"/{key}"
         await put(self, key, value)
 
-    monkeypatch.setattr(Here, "submit", counting_submit)
+    monkeypatch.setattr(pipeline.statistics, "open_window", lambda _: Counting())
     monkeypatch.setattr(LocalStore, "get", counting_get)
     monkeypatch.setattr(LocalStore, "set", counting_set)
     return counts
 
 
-@pytest.fixture(params=[(300, 310), (600, 30), (2100, 8), (40, 80)], ids=["products", "features", "kept", "small"])
+WAYS = {
+    "products": (300, 310, CHUNK_IMAGES),
+    "features": (600, 30, CHUNK_IMAGES),
+    "kept": (2100, 8, CHUNK_IMAGES),
+    "whole rows": (600, 30, 4096),
+    "whole rows, kept": (2100, 8, 4096),
+    "small": (40, 80, CHUNK_IMAGES),
+}
+
+
+@pytest.fixture(params=list(WAYS.values()), ids=list(WAYS))
 def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[GroupStatistics, Layout, Config, int]]:
-    """Give the statistics of a group that goes each of the ways, of several segments."""
-    images, channels = request.param
+    """Give the statistics of a group that goes each of the ways."""
+    images, channels, segment_images = request.param
     geometry = FeatureGeometry(3, 2, channels, 12, 8, 4, 4)
-    config = tiny_config(f"gaussian.segment_images={CHUNK_IMAGES}")
+    config = tiny_config(f"gaussian.segment_images={segment_images}")
     directory = Directory.at(tmp_path)
     values = np.random.default_rng(0).normal(size=geometry.array_shape(images)).astype(np.float16)
     features = (directory / "features").zarr_group("", "w")

@@ -13,6 +13,7 @@ from zarr.codecs import Crc32cCodec
 
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from tests.workers.maps import describe
+from workers.arrays import WHOLE_ROW_IMAGES
 from workers.footprint import (
     Layout,
     PassKind,
@@ -36,6 +37,7 @@ from workers.gaussian_map import create_group_map, create_map
 from workers.gram_passes import products_chunk
 from workers.storage import Directory
 from workers.updates import kept_values
+from workers.working_memory import judging_memory
 
 GEOMETRY = FeatureGeometry(rows=3, columns=5, channels=16, grid_rows=12, grid_columns=20, pool_kernel=4, pool_stride=4)
 LAYOUT = Layout(GEOMETRY, itemsize=2, segment_images=300)
@@ -150,15 +152,29 @@ def test_operations_are_those_of_the_kernels_leading_terms() -> None:
         (700, 10, PassKind(), False, 3 * (1 + 3 + 1)),
         (700, 700, PassKind(scores=True), False, 3 * (6 + 3) + 3),
         (700, 700, PassKind(scores=True, nearest=True), True, 3 * (6 + 3 + 1 + 3 + 9 + 3) + 3),
+        (300, 300, PassKind(), True, 3),  # one segment: all of a row
+        (300, 10, PassKind(scores=True, nearest=True), True, 3 + 1),
     ],
 )
 def test_tasks_of_a_pass(images: int, fitted: int, kind: PassKind, is_first: bool, tasks: int) -> None:
     assert pass_tasks(LAYOUT, images, fitted, kind, is_first=is_first) == tasks
 
 
-def test_tasks_of_publishing_are_a_fit_and_a_write_of_each_row() -> None:
+def test_tasks_of_publishing_are_a_fit_and_a_write_of_each_row_or_both_as_one() -> None:
     assert publish_tasks(LAYOUT, 700, 10) == 3 * 2
     assert publish_tasks(LAYOUT, 700, 700) == 3 * (fit_tasks(LAYOUT, 700, 700) + 1)
+    assert publish_tasks(LAYOUT, 300, 300) == publish_tasks(LAYOUT, 16, 8) == 3
+
+
+def test_a_large_row_is_many_tasks_whatever_the_segment() -> None:
+    whole, wide = replace(LAYOUT, segment_images=WHOLE_ROW_IMAGES), replace(LAYOUT, segment_images=10**6)
+    assert (
+        pass_tasks(whole, WHOLE_ROW_IMAGES, 700, PassKind()) == pass_tasks(wide, WHOLE_ROW_IMAGES, 700, PassKind()) == 3
+    )
+    assert pass_tasks(wide, WHOLE_ROW_IMAGES + 1, 700, PassKind()) == 3 * (1 + 1 + 1 + 1)
+    # What it holds does not grow beyond that.
+    small, large = (judging_memory(wide, images, images, threads=1) for images in (10_000, 1_000_000))
+    assert small == large
 
 
 def test_requests_add_and_multiply() -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from schemas.config import GaussianConfig, TrimConfig
 from schemas.features import CHUNK_IMAGES
 from workers import gram_passes
+from workers.arrays import ArrayRef
 from workers.gaussian import Fit, fit_dual
 from workers.gram_passes import (
     SMALL_GROUP,
@@ -22,7 +23,7 @@ from workers.gram_passes import (
     products_chunk,
     uses_products,
 )
-from workers.passes import ArrayRef, judge_row
+from workers.passes import judge_row
 from workers.selection import smallest
 from workers.storage import Directory
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schemas.config import TrimConfig
+from workers.arrays import ArrayRef, Segment
 from workers.calibration import ScoreLaw, laws_of_quartiles
 from workers.contamination import Contamination, estimate_contamination
 from workers.guard import (
@@ -28,7 +29,6 @@ from workers.guard import (
     too_few,
     unaligned,
 )
-from workers.passes import ArrayRef, Segment
 from workers.storage import Directory
 from workers.structure import Structure, describe_structure, gram
 from workers.threshold import position_threshold

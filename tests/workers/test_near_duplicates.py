@@ -8,8 +8,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workers.arrays import ArrayRef, Segment, cut_segments
 from workers.near_duplicates import SKETCH, Sketches, find_representatives, sketch_segment
-from workers.passes import ArrayRef, Segment, cut_segments
 from workers.storage import Directory
 
 IMAGES, COPIES = 60, 5

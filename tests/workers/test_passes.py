@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from schemas.config import GaussianConfig, TrimConfig
 from schemas.features import CHUNK_IMAGES
+from workers.arrays import ArrayRef, Segment
 from workers.gaussian import Fit, fit_dual, fit_primal
 from workers.moments import accumulate, finalize
 from workers.passes import (
-    ArrayRef,
     RowMoments,
-    Segment,
     accumulate_segment,
     fit_row_dual,
     fit_row_primal,

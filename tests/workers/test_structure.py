@@ -7,7 +7,7 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from workers.passes import ArrayRef
+from workers.arrays import ArrayRef
 from workers.storage import Directory
 from workers.structure import MIN_SAMPLE, SAMPLE, Structure, describe_structure, gram, gram_row, sample_images
 

@@ -15,8 +15,9 @@ import workers.updates
 from schemas.config import GaussianConfig
 from schemas.errors import SingularCovarianceError
 from schemas.features import CHUNK_IMAGES
+from workers.arrays import ArrayRef, Segment
 from workers.gaussian import Fit
-from workers.passes import ArrayRef, RowMoments, RowWhitenings, Segment, accumulate_segment
+from workers.passes import RowMoments, RowWhitenings, accumulate_segment
 from workers.storage import Directory
 from workers.updates import (
     DISTANCE_ERROR,

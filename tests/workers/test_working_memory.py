@@ -8,9 +8,10 @@ import numpy as np
 
 from schemas.config import GaussianConfig
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
+from workers.arrays import ArrayRef, Segment
 from workers.footprint import Layout, feature_bytes
 from workers.gaussian import Fit
-from workers.passes import ArrayRef, Segment, accumulate_segment
+from workers.passes import accumulate_segment
 from workers.storage import Directory
 from workers.updates import Change, KeptMoments, fit_row_whitening, kept_values, update_row
 from workers.working_memory import extraction_memory, judging_memory
@@ -56,6 +57,6 @@ def test_a_row_is_accumulated_and_updated_in_the_memory_that_is_said(tmp_path: P
         update_row(features, kept, 0, Change(everything, fewer, 1, 2), fit)
 
     geometry = FeatureGeometry(1, columns, channels, 4, 4 * columns, 4, 4)
-    said = judging_memory(Layout(geometry, 2, images), images, images, threads=2)
+    said = judging_memory(Layout(geometry, 2, images // 2), images, images, threads=2)
     for work in (anew, again):
         assert columns * channels**2 * 8 < peak(work) <= said

@@ -1,0 +1,209 @@
+"""The tasks of one row of positions, from features: fit it, measure its images, and judge or publish what comes out.
+
+In a large group each of these is a task of its own for each segment of images, so that the workers share the segments;
+moments and Gaussians go from task to task. A group of one segment has nothing to share: all of a row is one task then
+(`workers.arrays.is_whole_row`), which reads its features once, and of which nothing but the outcome leaves the worker.
+It is the very same functions either way, called in the same order.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.tasks import Here, Window
+from schemas.config import TrimConfig
+from workers.arrays import ArrayRef, HeldFeatures, Segment, cut_segments, is_whole_row
+from workers.gaussian import Fit, uses_dual
+from workers.gaussian_map import write_row
+from workers.passes import (
+    accumulate_fourth,
+    accumulate_segment,
+    fit_row_dual,
+    fit_row_primal,
+    judge_row,
+    measure_segment,
+    merge_rows,
+    nearest_images,
+    take_images,
+)
+from workers.storage import Directory
+from workers.updates import Change, KeptMoments, fit_row_whitening, update_row
+
+Mask = NDArray[np.bool_]
+
+
+class PassPlan(NamedTuple):
+    """What a pass fits, and how it gets the moments.
+
+    Attributes
+    ----------
+    fitted
+        (images,) bool.
+    fit
+        How they are fitted.
+    number
+        Of the pass.
+    kept
+        Where its moments are kept; None for nowhere.
+    change
+        What to update there; None to accumulate anew.
+    """
+
+    fitted: Mask
+    fit: Fit
+    number: int
+    kept: KeptMoments | None
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class RowTasks:
+    """Submits the tasks of one row of positions; every method returns the futures of the last of them.
+
+    Attributes
+    ----------
+    features
+        The group's features.
+    row
+        The row.
+    measured
+        (images,) bool: the images that take part.
+    channels
+        D.
+    segment_images
+        Images in one task.
+    """
+
+    features: ArrayRef
+    row: int
+    measured: Mask
+    channels: int
+    segment_images: int
+
+    def judge(self, window: Window, into: ArrayRef, plan: PassPlan, trim: TrimConfig, is_first: bool) -> list[Any]:
+        """Measure all images; one future, of a `RowVerdict`."""
+        receipts = self._measure(window, into, self._fit(window, plan), None)
+        count = int(plan.fitted.sum())
+        return [window.submit(judge_row, into, self.row, self.measured, trim, count, is_first, receipts)]
+
+    def measure(self, window: Window, into: ArrayRef, plan: PassPlan, nearest: int | None) -> list[Any]:
+        """Measure all images; futures of receipts, one for each segment.
+
+        With ``nearest``, each position is fitted a second time, on so many of the images that are nearest there.
+        """
+        leaves_one_out, segments = plan.fit.leaves_one_out, list(self._segments(plan.fitted))
+        own: list[Any] = [segment.mask if leaves_one_out else None for segment in segments]
+        receipts = self._measure(window, into, self._fit(window, plan), own)
+        if nearest is None:
+            return receipts
+        chosen = window.submit(nearest_images, into, self.row, plan.fitted, nearest, receipts)
+        own = [
+            window.submit(take_images, chosen, segment.start, segment.stop) if leaves_one_out else None
+            for segment in segments
+        ]
+        # Every position has images of its own, which no other pass fits.
+        gaussians = self._fit_anew(window, plan._replace(kept=None), chosen, nearest)
+        return self._measure(window, into, gaussians, own)
+
+    def publish(
+        self, window: Window, model: Directory, group: str, fitted: Mask, fit: Fit, chosen: Any, count: int | None
+    ) -> list[Any]:
+        """Fit once more and write the row into the map; one future, of its checksum.
+
+        Moments are accumulated anew: what is published carries no drift of earlier passes.
+
+        Parameters
+        ----------
+        window
+            Where to submit.
+        model, group
+            The map, and the group's name there.
+        fitted
+            (images,) bool: the images to fit on.
+        fit
+            How.
+        chosen, count
+            The images (images, columns) that each column is fitted on, or a future of them, and how many they are at
+            each; None for all of ``fitted``.
+        """
+        if uses_dual(count or int(fitted.sum()), self.channels):
+            gaussians = self._fit_dual(window, fitted, fit, chosen)
+        else:
+            moments, fourth = self._accumulate(window, fitted, fit, chosen)
+            gaussians = window.submit(fit_row_primal, moments, fit, fourth)
+        return [window.submit(write_row, model, group, self.row, gaussians)]
+
+    def _measure(self, window: Window, into: ArrayRef, gaussians: Any, own: list[Any] | None) -> list[Any]:
+        """Submit the distances of each segment; ``own`` has its fitted images where they are left out one by one."""
+        segments = list(self._segments(self.measured))
+        return [
+            window.submit(measure_segment, gaussians, self.features, into, self.row, segment, left_out)
+            for segment, left_out in zip(segments, own or [None] * len(segments), strict=True)
+        ]
+
+    def _fit(self, window: Window, plan: PassPlan) -> Any:
+        """Submit the fit as planned."""
+        if plan.change is not None:
+            return window.submit(update_row, self.features, plan.kept, self.row, plan.change, plan.fit)
+        return self._fit_anew(window, plan)
+
+    def _fit_anew(self, window: Window, plan: PassPlan, chosen: Any = None, count: int | None = None) -> Any:
+        """Submit the fit to features; ``chosen`` and ``count`` are as for `publish`."""
+        if uses_dual(count or int(plan.fitted.sum()), self.channels):
+            return self._fit_dual(window, plan.fitted, plan.fit, chosen)
+        moments, fourth = self._accumulate(window, plan.fitted, plan.fit, chosen)
+        return window.submit(fit_row_whitening, moments, plan.fit, fourth, self.row, plan.kept, plan.number)
+
+    def _fit_dual(self, window: Window, fitted: Mask, fit: Fit, chosen: Any) -> Any:
+        return window.submit(fit_row_dual, self.features, self.row, Segment(0, len(fitted), fitted), fit, chosen)
+
+    def _accumulate(self, window: Window, fitted: Mask, fit: Fit, chosen: Any) -> tuple[Any, list[Any]]:
+        """Submit the moments, segment by segment; returns a future of them, and of each fourth moment needed."""
+        segments = list(self._segments(fitted))
+        parts = [
+            None if chosen is None else window.submit(take_images, chosen, segment.start, segment.stop)
+            for segment in segments
+        ]
+        moments = None
+        for segment, part in zip(segments, parts, strict=True):
+            more = window.submit(accumulate_segment, self.features, self.row, segment, part)
+            moments = more if moments is None else window.submit(merge_rows, moments, more)
+        fourth = [
+            window.submit(accumulate_fourth, self.features, self.row, segment, moments, part)
+            for segment, part in zip(segments, parts, strict=True)
+            if fit.estimator == "ledoit-wolf"
+        ]
+        return moments, fourth
+
+    def _segments(self, mask: Mask) -> Iterator[Segment]:
+        return cut_segments(mask, self.segment_images)
+
+
+def submit_row(window: Window, ask: Callable[..., list[Any]], tasks: RowTasks, *asked: object) -> list[Any]:
+    """Submit what a method of `RowTasks` does: as one task, where a whole row is one.
+
+    Parameters
+    ----------
+    window
+        Where to submit.
+    ask
+        The method.
+    tasks
+        Of the row.
+    *asked
+        Its arguments after the window; some may be futures.
+    """
+    if is_whole_row(len(tasks.measured), tasks.segment_images):
+        return [window.submit(compute_row, ask, tasks, *asked)]
+    return ask(tasks, window, *asked)
+
+
+def compute_row(ask: Callable[..., list[Any]], tasks: RowTasks, *asked: object) -> Any:
+    """Compute here and now what a method of `RowTasks` would submit, of one segment of images; see `submit_row`."""
+    features, here = tasks.features, Here()
+    held = HeldFeatures(features.directory, features.group, features.name)
+    (result,) = here.gather(ask(replace(tasks, features=held), here, *asked))
+    return result
