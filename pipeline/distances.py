@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
 
 from schemas.features import FeatureGeometry
 from schemas.run import CLEAN_SETS, DISTANCE, REPRESENTATIVE, THRESHOLD
-from workers.arrays import ArrayRef, Segment, cut_segments
+from workers.arrays import ArrayRef, Segment, cut_segments, read_distances
 from workers.gram_passes import band_rows, uses_products
 from workers.selection import Evidence, gather_evidence
 from workers.storage import Directory
@@ -61,7 +62,7 @@ class GroupDistances:
         node = self.directory.zarr_group("", "r+")
         kept = ((THRESHOLD, thresholds), (CLEAN_SETS, history), (REPRESENTATIVE, representative))
         for name, values in kept:
-            node.create_array(name, data=values, compressors=None, overwrite=True)
+            node.create_array(name, data=values, compressors=Crc32cCodec(), overwrite=True)
         node.attrs["smoothing"] = smoothing
 
     def evidence(
@@ -71,11 +72,11 @@ class GroupDistances:
 
         The parameters are those of `store_verdict`.
         """
-        array, place = self.array(DISTANCE).open(), np.cumsum(self.measured) - 1
+        distances, place = self.array(DISTANCE), np.cumsum(self.measured) - 1
         own = Evidence.concatenate(
             [
-                gather_evidence(np.asarray(array[start:stop])[mask], thresholds, smoothing=smoothing)
-                for start, stop, mask in self.segments()
+                gather_evidence(read_distances(distances, segment), thresholds, smoothing=smoothing)
+                for segment in self.segments()
             ]
         )
         return own.shared(place[representative[self.measured]])
@@ -108,7 +109,7 @@ class GroupDistances:
             shape=(images, self.geometry.rows, columns),
             chunks=(min(self.segment_images, images), rows, columns),
             dtype="float64",
-            compressors=None,
+            compressors=Crc32cCodec(),
             fill_value=np.nan,
             overwrite=True,
         )

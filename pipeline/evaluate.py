@@ -17,6 +17,7 @@ from schemas import scores as scores_table
 from schemas.errors import SourceError
 from schemas.manifest import CLEAN, DUPLICATE, SKIPPED, UNREADABLE
 from schemas.names import storage_name
+from workers.arrays import read_stored
 from workers.storage import Directory
 
 
@@ -198,7 +199,7 @@ def _stored_maps(array: Any | None) -> AnomalyMaps:
 
     @lru_cache(maxsize=1)
     def block(number: int) -> NDArray[np.float64]:
-        return np.asarray(array[number * block_rows : (number + 1) * block_rows])
+        return read_stored(array, slice(number * block_rows, (number + 1) * block_rows))
 
     def stored_map(row: int) -> NDArray[np.float64] | None:
         number, place = divmod(row, block_rows)
@@ -210,7 +211,7 @@ def _stored_maps(array: Any | None) -> AnomalyMaps:
 
 def _stored_clean_sets(run: Directory, group: str) -> Mask | None:
     array = _group_array(run, group, layout.CLEAN_SETS)
-    return None if array is None else np.asarray(array[:], dtype=bool)
+    return None if array is None else read_stored(array).astype(bool)
 
 
 def _group_array(run: Directory, group: str, name: str) -> Any | None:

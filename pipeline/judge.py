@@ -30,6 +30,7 @@ from pipeline.tasks import open_window, results_in_order
 from pipeline.trim import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Mask, Trimming, trim
 from schemas import run as layout
 from schemas.config import Config
+from schemas.errors import DamagedArrayError
 from schemas.features import FeatureGeometry
 from schemas.gaussian_map import FORMAT_VERSION
 from schemas.image import ImageOutcome
@@ -160,7 +161,7 @@ class Judge:
             if kept is not None:
                 return Ending.from_arrays(kept, outcomes)
             ending = self._judge_from(journal, group, outcomes)
-        except StaleJournalError as error:
+        except (StaleJournalError, DamagedArrayError) as error:
             logger.warning("%s: judged anew, because %s", group, error, extra={"group": group})
             journal.clear()
             ending = self._judge_from(journal, group, outcomes)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
 
 from pipeline.row_tasks import PassPlan, RowTasks, submit_row
 from pipeline.tasks import Window
@@ -208,6 +209,6 @@ class PassesByFeatures:
             shape=(*grid, values),
             chunks=(1, 1, values),
             dtype="float64",
-            compressors=None,
+            compressors=Crc32cCodec(),
             overwrite=True,
         )

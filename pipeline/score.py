@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from distributed import get_worker
+from zarr.codecs import Crc32cCodec
 
 from pipeline.cluster import Cluster
 from pipeline.progress import Phase
@@ -126,7 +127,7 @@ def _create_array(anomaly_maps: Directory, group: str, images: int, geometry: Fe
         shape=(images, geometry.rows, geometry.columns),
         chunks=(min(BLOCK_IMAGES, images), geometry.rows, geometry.columns),
         dtype="float64",
-        compressors=None,
+        compressors=Crc32cCodec(),
         fill_value=np.nan,
         attributes={"group": group},
     )

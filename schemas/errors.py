@@ -31,6 +31,10 @@ class SourceError(PaireError, OSError):
     exit_code = EXIT_USAGE
 
 
+class DamagedArrayError(SourceError):
+    """A stored array that follows from others, such as distances, is torn, altered or incomplete."""
+
+
 class WeightsError(PaireError, ValueError):
     """The backbone's weights can not be had or do not fit the backbone."""
 

@@ -1,4 +1,7 @@
-"""A run's Zarr arrays as recipes, and the features of some images at one row of positions, read chunk by chunk."""
+"""A run's Zarr arrays as recipes, and what is read from them: features by rows of positions, distances.
+
+Chunks have checksums, so that nothing is judged by what was torn or altered.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,9 +12,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from schemas.errors import SourceError
+from schemas.errors import DamagedArrayError, SourceError
 from schemas.features import CHUNK_IMAGES
 from workers.storage import Directory
+
+# What Zarr raises of a chunk of another length or checksum, or of one that zstd refuses.
+_DAMAGED = (ValueError, RuntimeError)
 
 # A row of positions of so many images can be one task: its features are 200 MB at 14 columns of 1792 channels.
 WHOLE_ROW_IMAGES = 4096
@@ -110,9 +116,55 @@ def read_features(array: zarr.Array[Any], start: int, stop: int, row: int) -> ND
     """
     try:
         return np.asarray(array[start:stop, row])
-    except (ValueError, RuntimeError) as error:  # a chunk of another length or checksum; one that zstd refuses
+    except _DAMAGED as error:
         raise SourceError(
             f"the stored features of images {start} to {stop - 1} of {array.store_path} at row {row} are damaged "
             f"({' '.join(str(error).split())}). Restore them, or clean the archive anew; an unfinished run extracts "
             "them anew when the same command is run again."
         ) from error
+
+
+def read_distances(distances: ArrayRef, segment: Segment, row: int | None = None) -> NDArray[np.float64]:
+    """Return the stored distances (taking part, rows, columns) of a segment's masked images.
+
+    Parameters
+    ----------
+    distances
+        The array (images, rows, columns).
+    segment
+        The images.
+    row
+        The row of positions, for distances (taking part, columns) there; None for all.
+
+    Raises
+    ------
+    DamagedArrayError
+        When a chunk is torn, altered or missing.
+    """
+    rows = slice(None) if row is None else row
+    values = read_stored(distances.open(), (slice(segment.start, segment.stop), rows))[segment.mask]
+    if np.isnan(values).any():
+        raise DamagedArrayError(_damaged(distances.open(), "some were never written"))
+    return values
+
+
+def read_stored(array: zarr.Array[Any], selection: Any = ...) -> NDArray[Any]:
+    """Return a part of a stored array of distances, or of what is kept beside them.
+
+    Raises
+    ------
+    DamagedArrayError
+        When a chunk is torn or altered.
+    """
+    try:
+        return np.asarray(array[selection])
+    except _DAMAGED as error:
+        raise DamagedArrayError(_damaged(array, " ".join(str(error).split()))) from error
+
+
+def _damaged(array: zarr.Array[Any], why: str) -> str:
+    return (
+        f"{array.store_path} is damaged ({why}). Restore it, or make it anew: `paire recut` judges the features of a "
+        "finished run again, `paire score --anomaly-maps` scores again; an unfinished run makes its own anew when the "
+        "same command is run again."
+    )

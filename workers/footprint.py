@@ -21,7 +21,7 @@ from workers.updates import kept_values, pays_to_keep
 # Distances, products and Gaussians are float64.
 _DOUBLE = 8
 
-# Of each chunk of features: CRC-32C.
+# Of each chunk of features, distances and moments: CRC-32C.
 _CHECKSUM = 4
 
 # Operations of a symmetric eigenproblem with vectors, over n^3 (Golub and Van Loan, Matrix Computations, section 8.3).
@@ -130,8 +130,9 @@ def distance_bytes(layout: Layout, images: int) -> int:
     """Return the bytes of a group's distances: whole chunks, in both directions."""
     rows = layout.geometry.rows
     size = band_size(layout, images) if by_products(layout, images) else 1
-    padded = layout.segments(images) * min(layout.segment_images, images)
-    return padded * -(-rows // size) * size * layout.geometry.columns * _DOUBLE
+    segments, bands = layout.segments(images), -(-rows // size)
+    padded = segments * min(layout.segment_images, images)
+    return padded * bands * size * layout.geometry.columns * _DOUBLE + segments * bands * _CHECKSUM
 
 
 def products_bytes(layout: Layout, measured: int) -> int:
@@ -151,7 +152,7 @@ def moments_bytes(layout: Layout, fitted: int) -> int:
     """Return the bytes of the moments that are there while a group is judged; 0 where none are kept."""
     if not keeps_moments(layout, fitted):
         return 0
-    return layout.positions * kept_values(layout.geometry.channels) * _DOUBLE
+    return layout.positions * (kept_values(layout.geometry.channels) * _DOUBLE + _CHECKSUM)
 
 
 def map_bytes(layout: Layout, fitted: int) -> int:

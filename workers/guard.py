@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.arrays import ArrayRef, Segment
+from workers.arrays import ArrayRef, Segment, read_distances
 from workers.calibration import gumbel_quantile
 from workers.contamination import Contamination
 from workers.smoothing import smooth
@@ -121,8 +121,7 @@ def count_segment(
     thresholds, smoothing
         As for `count_exclusions`.
     """
-    values = np.asarray(distances.open()[segment.start : segment.stop])[segment.mask]
-    return count_exclusions(values, thresholds, smoothing=smoothing)
+    return count_exclusions(read_distances(distances, segment), thresholds, smoothing=smoothing)
 
 
 def near_half(contamination: Contamination) -> Finding | None:

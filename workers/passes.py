@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.config import TrimConfig
-from workers.arrays import ArrayRef, Segment, read_chunks
+from workers.arrays import ArrayRef, Segment, read_chunks, read_distances
 from workers.compute import map_in_threads
 from workers.gaussian import Fit, FittedGaussian, FittedWhitening, fit_dual, fit_primal
 from workers.moments import Accumulator, Moments, merge
@@ -153,7 +153,8 @@ def nearest_images(
         (images, columns) bool.
     """
     assert sum(receipts) >= int(candidates.sum())
-    values = np.asarray(distances.open()[:, row])
+    values = np.full((len(candidates), distances.open().shape[2]), np.nan)
+    values[candidates] = read_distances(distances, Segment(0, len(candidates), candidates), row)
     return np.stack([smallest(column, candidates, count) for column in values.T], axis=1)
 
 
@@ -245,7 +246,7 @@ def judge_row(
         What `measure_segment` returned for every segment of the row.
     """
     assert sum(receipts) == int(measured.sum())
-    values = np.asarray(distances.open()[:, row])[measured]
+    values = read_distances(distances, Segment(0, len(measured), measured), row)
     return judge_values(values, measured, trim, fitted, is_first)
 
 
@@ -275,7 +276,7 @@ def score_segment(distances: ArrayRef, segment: Segment, smoothing: int, receipt
     """
     assert all(receipt >= int(segment.mask.sum()) for receipt in receipts)
     scores = np.full(segment.stop - segment.start, np.nan)
-    maps = np.asarray(distances.open()[segment.start : segment.stop])[segment.mask]
+    maps = read_distances(distances, segment)
     scores[segment.mask] = np.log(smooth(maps, smoothing).max(axis=(1, 2), initial=SMALLEST))
     return scores
 
@@ -305,7 +306,8 @@ def _standardisation(
     distances: ArrayRef, row: int, measured: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return the log distances (images, columns) of a row, their medians and robust deviations (columns,)."""
-    logs = np.log(np.maximum(np.asarray(distances.open()[:, row])[measured], SMALLEST))
+    stored = read_distances(distances, Segment(0, len(measured), measured), row)
+    logs = np.log(np.maximum(stored, SMALLEST))
     median = np.median(logs, axis=0)
     spread = NORMAL_DEVIATION * np.median(np.abs(logs - median), axis=0)
     return logs, median, np.maximum(spread, np.finfo(np.float64).eps)

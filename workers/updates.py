@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import SingularCovarianceError
+from schemas.errors import DamagedArrayError, SingularCovarianceError
 from schemas.features import CHUNK_IMAGES
-from workers.arrays import ArrayRef, Segment, read_chunks
+from workers.arrays import ArrayRef, Segment, read_chunks, read_stored
 from workers.compute import map_in_threads
 from workers.gaussian import Fit, FittedWhitening, invert
 from workers.moments import Accumulator, Moments, error_anew
@@ -77,8 +77,12 @@ class KeptMoments:
     array: ArrayRef
 
     def read(self, row: int, column: int) -> _Kept:
-        """Return what is kept of a position."""
-        values = np.asarray(self.array.open()[row, column])
+        """Return what is kept of a position, of no pass where that is damaged."""
+        array = self.array.open()
+        try:
+            values = read_stored(array, (row, column))
+        except DamagedArrayError:
+            values = np.zeros(array.shape[2])
         channels = int((len(values) - 3) ** 0.5)
         number, count, error = values[:3]
         mean, scatter = values[3 : channels + 3], values[channels + 3 :].reshape(channels, channels)
@@ -217,7 +221,7 @@ def _changed_blocks(features: ArrayRef, row: int, change: Change) -> Iterator[tu
 def drift(moments: Moments) -> float:
     """Return how many times the error bound of moments accumulated anew that of some moments of a position is."""
     anew = error_anew(moments.count, CHUNK_IMAGES, float(np.trace(moments.scatter[0])))
-    return moments.error / anew if anew else np.inf
+    return moments.error / anew if anew and np.isfinite(moments.error) else np.inf
 
 
 def _fit_if_exact(moments: Moments, fit: Fit) -> FittedWhitening | None:

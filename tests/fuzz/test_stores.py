@@ -1,6 +1,7 @@
 """Gaussian maps and feature stores of which a file was harmed, lost or exchanged: an error, or the true values."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from pipeline.distances import GroupDistances
 from pipeline.extract import _compressors, _open_store, _require_array
 from schemas.errors import PaireError
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
+from schemas.run import DISTANCE
 from tests.fuzz.mutations import Mutation, attempt, fuzzing, mutate, mutations, tried
 from tests.workers.maps import describe, finish, new_map, write_group
-from workers.arrays import read_features
+from workers.arrays import read_distances, read_features
 from workers.extract import ImageRef
 from workers.gaussian_map import GaussianMap
 from workers.receipts import find_finished, write_receipt
@@ -123,3 +127,34 @@ def test_harmed_chunks_are_not_judged(stored: Path, place: int, steps: list[Muta
     finally:
         chunk.write_bytes(content)
     assert values is None or (values == FEATURES[:, row]).all()
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[GroupDistances, NDArray[np.float64]]:
+    """Return the stored distances of a group, of which one image does not take part, and what they are."""
+    takes_part = np.arange(9) != 4
+    group = GroupDistances(Directory.at(tmp_path_factory.mktemp("distances")), takes_part, GEOMETRY, 5)
+    group.create(DISTANCE)
+    values = np.random.default_rng(0).normal(20, 1, (9, GEOMETRY.rows, GEOMETRY.columns))
+    values[4] = np.nan
+    group.array(DISTANCE).open("r+")[...] = values
+    return group, values
+
+
+@fuzzing(100)
+@given(place=st.integers(0, 999), steps=mutations)
+def test_harmed_distances_are_not_used(
+    measured: tuple[GroupDistances, NDArray[np.float64]], place: int, steps: list[Mutation]
+) -> None:
+    tried["chunks of distances"] += 1
+    group, expected = measured
+    chunks = sorted(Path(group.directory.url).glob(f"{DISTANCE}/c/*/*/*"))
+    chunk = chunks[place % len(chunks)]
+    content = chunk.read_bytes()
+    try:
+        chunk.write_bytes(mutate(content, steps, [content]))
+        for segment in group.segments():
+            values = attempt(partial(read_distances, group.array(DISTANCE), segment), PaireError)
+            assert values is None or (values == expected[segment.start : segment.stop][segment.mask]).all()
+    finally:
+        chunk.write_bytes(content)

@@ -19,7 +19,7 @@ from pipeline.evaluate import evaluate, evaluate_run
 from pipeline.evaluation import OVERALL, Evaluation
 from pipeline.run import clean
 from pipeline.truth import Coverage
-from schemas.errors import SourceError
+from schemas.errors import DamagedArrayError, SourceError
 from schemas.manifest import CLEAN
 from schemas.names import storage_name
 from tests.archives import part_pixels, png, tiny_config, write_parts
@@ -245,6 +245,13 @@ def test_a_label_that_matches_by_location_is_not_used_again_by_name(copied: Tiny
     manifest.loc[manifest["group"] == FIRST, "image_path"] = "moved"
     manifest.to_parquet(Path(copied.run.url) / "manifest.parquet")
     assert [figures.group for figures in evaluate_run(copied.run, str(labels)).groups] == [SECOND]
+
+
+def test_damaged_distances_are_an_error_that_says_what_to_do(copied: TinyRun) -> None:
+    for chunk in Path(copied.run.url).glob("distances/*/distance/c/*/*/*"):
+        chunk.write_bytes(chunk.read_bytes()[::-1])
+    with pytest.raises(DamagedArrayError, match=r"distances/.* is damaged .*paire recut"):
+        copied.evaluate()
 
 
 def test_a_run_that_is_not_finished_is_refused(copied: TinyRun) -> None:

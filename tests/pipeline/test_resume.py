@@ -13,6 +13,7 @@ import zarr
 from numpy.typing import NDArray
 
 import workers.updates
+from pipeline.distances import GroupDistances
 from pipeline.ending import Ending
 from pipeline.judge import Judge
 from pipeline.progress import Reporter
@@ -20,12 +21,15 @@ from pipeline.record import new_record
 from pipeline.statistics import GroupStatistics
 from pipeline.tasks import Here
 from schemas.config import Config
+from schemas.errors import DamagedArrayError
 from schemas.features import FeatureGeometry
 from schemas.image import ImageOutcome
 from schemas.names import storage_name
+from schemas.run import DISTANCE
 from tests.archives import tiny_config
 from tests.pipeline.test_against_reference import planted
 from tests.pipeline.test_judge import catalog_of
+from workers.arrays import ArrayRef
 from workers.storage import Directory
 
 CHANNELS = 24
@@ -173,6 +177,40 @@ def test_a_torn_journal_is_not_believed(job: Job, tmp_path: Path, name: str, mon
     job(tmp_path / "run", features=ONE_GROUP)
     assert job.tasks > 1
     assert_same(everything(tmp_path / "run"), everything(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("is_removed", [False, True], ids=["torn", "missing"])
+@pytest.mark.parametrize("job", ["paire", "grow"], indirect=True)
+def test_a_group_with_damaged_distances_is_judged_anew(
+    job: Job, is_removed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job(tmp_path / "whole", features=ONE_GROUP)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupDistances, "evidence", None)  # when all passes are finished
+        with pytest.raises(TypeError):
+            job(run, features=ONE_GROUP)
+    (chunk, *_) = sorted((run / "distances").glob("*/distance/c/*/*/*"))
+    chunk.unlink() if is_removed else damage(chunk)
+    job(run, features=ONE_GROUP)
+    assert "b: judged anew, because" in caplog.text
+    assert_same(everything(run), everything(tmp_path / "whole"))
+
+
+def test_distances_that_stay_damaged_are_an_error_that_says_what_to_do(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ArrayRef, "open", lambda self, _="r", opened=ArrayRef.open: torn(self, opened(self, "r+")))
+    with pytest.raises(DamagedArrayError, match=r"distances/.* is damaged .*paire recut"):
+        job(tmp_path / "run", features=ONE_GROUP)
+
+
+def torn(ref: ArrayRef, array: Any) -> Any:
+    """Damage what is stored of distances."""
+    if ref.name == DISTANCE:
+        for chunk in Path(ref.directory.url).glob(f"{DISTANCE}/c/*/*/*"):
+            damage(chunk)
+    return array
 
 
 def test_a_group_of_other_images_is_judged_anew(job: Job, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec
 
+from pipeline.distances import GroupDistances
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from tests.workers.maps import describe
 from workers.arrays import WHOLE_ROW_IMAGES
@@ -60,6 +61,14 @@ def test_feature_bytes_are_those_of_the_chunks_on_disk(images: int, tmp_path: Pa
     assert feature_bytes(LAYOUT, images) == written(tmp_path)
 
 
+@pytest.mark.parametrize("images", [1, 16, 17, 300, 700])
+def test_distance_bytes_are_those_of_the_chunks_on_disk(images: int, tmp_path: Path) -> None:
+    distances = GroupDistances(Directory.at(tmp_path), np.ones(images, bool), GEOMETRY, LAYOUT.segment_images)
+    distances.create("distance")
+    distances.array("distance").open("r+")[...] = np.ones((images, GEOMETRY.rows, GEOMETRY.columns))
+    assert distance_bytes(LAYOUT, images) == written(tmp_path)
+
+
 @pytest.mark.parametrize("fitted", [3, 16, 17, 40])
 def test_map_bytes_are_those_of_the_published_arrays(fitted: int, tmp_path: Path) -> None:
     directory = Directory.at(tmp_path)
@@ -91,7 +100,7 @@ def test_moments_bytes_are_those_of_the_scratch_array(tmp_path: Path) -> None:
         shape=(GEOMETRY.rows, GEOMETRY.columns, values),
         chunks=(1, 1, values),
         dtype="float64",
-        compressors=None,
+        compressors=Crc32cCodec(),
     )
     array[:] = 1
     assert moments_bytes(LAYOUT, 3000) == written(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
 
 import workers.updates
 from schemas.config import GaussianConfig
@@ -59,7 +60,7 @@ def store(tmp_path: Path) -> Store:
         group.create_array("features", data=values, chunks=(CHUNK_IMAGES, 1, *values.shape[2:]))
         size = kept_values(values.shape[3])
         shape = (*values.shape[1:3], size)
-        group.create_array("moments", shape=shape, chunks=(1, 1, size), dtype="float64", compressors=None)
+        group.create_array("moments", shape=shape, chunks=(1, 1, size), dtype="float64", compressors=Crc32cCodec())
         return ArrayRef(directory, "", "features"), KeptMoments(ArrayRef(directory, "", "moments"))
 
     return write
@@ -260,6 +261,20 @@ def test_moments_of_another_pass_are_not_used(store: Store, recomputed: Recomput
     assert recomputed == [[0, 1, 2]]
     for fit, expected in zip(fits, fit_row_whitening(anew(features, after), FIT, [], ROW), strict=True):
         np.testing.assert_array_equal(fit.gaussian.whitening, expected.gaussian.whitening)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(100), None], ids=["empty", "zeros", "altered"])
+def test_damaged_moments_are_not_used(store: Store, recomputed: Recomputed, content: bytes | None) -> None:
+    features, kept = store(drawn())
+    begin(features, kept, everything())
+    chunk = Path(kept.array.directory.url) / f"moments/c/{ROW}/1/0"
+    chunk.write_bytes(chunk.read_bytes()[::-1] if content is None else content)
+    after = without(1, 300)
+    fits = update_row(features, kept, ROW, Change(everything(), after, 1, 2), FIT)
+    assert recomputed == [[1]]
+    np.testing.assert_array_equal(
+        fits[1].gaussian.whitening, fit_row_whitening(anew(features, after), FIT, [], ROW)[1].gaussian.whitening
+    )
 
 
 def test_chunks_without_a_changed_image_are_not_read(store: Store) -> None:
