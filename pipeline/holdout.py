@@ -25,7 +25,8 @@ from pipeline.statistics import GroupStatistics
 from schemas import run as layout
 from schemas.config import Config
 from schemas.errors import SourceError
-from workers.gaussian_map import GaussianMap, complete_map, create_group_map, create_map, write_thresholds
+from workers.gaussian_map import GaussianMap
+from workers.map_writer import complete_map, create_map, write_thresholds
 from workers.storage import Directory
 
 Mask = NDArray[np.bool_]
@@ -112,8 +113,8 @@ def fit_holdout(
         with reporter.phase(f"{group}: hold out", geometry.rows, "rows", brief=True) as phase:
             thresholds = _thresholds(statistics, fitted, config, phase, smoothing=smoothing, nearest=nearest)
         create_map(model, published.description)
+        statistics.create_map(fitted, model, nearest=nearest)
         count = statistics.count_fitted(fitted, nearest=nearest)
-        create_group_map(model, group, geometry, count)
         with reporter.phase(f"{group}: hold out, publish", geometry.rows, "rows", brief=True) as phase:
             checksums = statistics.publish(fitted, model, nearest=nearest, phase=phase)
     write_thresholds(model, group, thresholds, checksums=checksums, smoothing=smoothing, nearest=nearest)

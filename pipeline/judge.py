@@ -38,8 +38,9 @@ from schemas.ledger import build_ledger
 from schemas.names import storage_name
 from schemas.run import RunRecord
 from workers.footprint import Layout
-from workers.gaussian_map import MapDescription, complete_map, create_group_map, create_map, write_thresholds
+from workers.gaussian_map import MapDescription
 from workers.guard import not_judged
+from workers.map_writer import complete_map, create_map, write_thresholds
 from workers.schedule import apart_up_to
 from workers.selection import MIN_FITTED
 from workers.storage import Directory
@@ -241,7 +242,7 @@ class Judge:
             with self._rows_phase(f"{group}: calibrate") as phase:
                 thresholds = statistics.calibrate_law(fitted, smoothing=trimming.smoothing, phase=phase, **how)
         if not statistics.was_published(fitted, **how):
-            create_group_map(self._model, group, self.geometry, statistics.count_fitted(fitted, **how))
+            statistics.create_map(fitted, self._model, **how)
         with self._rows_phase(f"{group}: publish") as phase:
             checksums = statistics.publish(fitted, self._model, phase=phase, **how)
         write_thresholds(self._model, group, thresholds, checksums=checksums, smoothing=trimming.smoothing, **how)

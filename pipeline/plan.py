@@ -241,7 +241,7 @@ def _bytes(sizes: list[int], layout: Layout, workers: int) -> dict[str, int]:
     return {
         "features": sum(feature_bytes(layout, size) for size in sizes),
         "distances": sum(distance_bytes(layout, size) for size in sizes),
-        "map": sum(map_bytes(layout, size) for size in sizes if size >= MIN_FITTED),
+        "map": sum(map_bytes(layout, size, size) for size in sizes if size >= MIN_FITTED),
         "scratch": max(sum(side_by_side), *scratch.values()),
     }
 

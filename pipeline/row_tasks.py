@@ -6,7 +6,7 @@ moments and Gaussians go from task to task. A group of one segment has nothing t
 It is the very same functions either way, called in the same order.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from pipeline.tasks import Here, Window
 from schemas.config import TrimConfig
-from workers.arrays import ArrayRef, HeldFeatures, Segment, cut_segments, is_whole_row
+from workers.arrays import ArrayRef, HeldFeatures, OpenedFeatures, Segment, cut_segments, is_whole_row
 from workers.gaussian import Fit, uses_dual
-from workers.gaussian_map import write_row
+from workers.map_writer import write_rows
 from workers.passes import (
     accumulate_fourth,
     accumulate_segment,
@@ -61,7 +61,7 @@ class PassPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class RowTasks:
-    """Submits the tasks of one row of positions; every method returns the futures of the last of them.
+    """Submits the tasks of one row of positions, and returns futures of the last of them.
 
     Attributes
     ----------
@@ -108,10 +108,8 @@ class RowTasks:
         gaussians = self._fit_anew(window, plan._replace(kept=None), chosen, nearest)
         return self._measure(window, into, gaussians, own)
 
-    def publish(
-        self, window: Window, model: Directory, group: str, fitted: Mask, fit: Fit, chosen: Any, count: int | None
-    ) -> list[Any]:
-        """Fit once more and write the row into the map; one future, of its checksum.
+    def fit(self, window: Window, fitted: Mask, fit: Fit, chosen: Any, count: int | None) -> Any:
+        """Fit what is published; a future of the Gaussians of the row.
 
         Moments are accumulated anew: what is published carries no drift of earlier passes.
 
@@ -119,8 +117,6 @@ class RowTasks:
         ----------
         window
             Where to submit.
-        model, group
-            The map, and the group's name there.
         fitted
             (images,) bool: the images to fit on.
         fit
@@ -130,11 +126,9 @@ class RowTasks:
             each; None for all of ``fitted``.
         """
         if uses_dual(count or int(fitted.sum()), self.channels):
-            gaussians = self._fit_dual(window, fitted, fit, chosen)
-        else:
-            moments, fourth = self._accumulate(window, fitted, fit, chosen)
-            gaussians = window.submit(fit_row_primal, moments, fit, fourth)
-        return [window.submit(write_row, model, group, self.row, gaussians)]
+            return self._fit_dual(window, fitted, fit, chosen)
+        moments, fourth = self._accumulate(window, fitted, fit, chosen)
+        return window.submit(fit_row_primal, moments, fit, fourth)
 
     def _measure(self, window: Window, into: ArrayRef, gaussians: Any, own: list[Any] | None) -> list[Any]:
         """Submit the distances of each segment; ``own`` has its fitted images where they are left out one by one."""
@@ -151,7 +145,7 @@ class RowTasks:
         return self._fit_anew(window, plan)
 
     def _fit_anew(self, window: Window, plan: PassPlan, chosen: Any = None, count: int | None = None) -> Any:
-        """Submit the fit to features; ``chosen`` and ``count`` are as for `publish`."""
+        """Submit the fit to features; ``chosen`` and ``count`` are as for `fit`."""
         if uses_dual(count or int(plan.fitted.sum()), self.channels):
             return self._fit_dual(window, plan.fitted, plan.fit, chosen)
         moments, fourth = self._accumulate(window, plan.fitted, plan.fit, chosen)
@@ -203,7 +197,60 @@ def submit_row(window: Window, ask: Callable[..., list[Any]], tasks: RowTasks, *
 
 def compute_row(ask: Callable[..., list[Any]], tasks: RowTasks, *asked: object) -> Any:
     """Compute here and now what a method of `RowTasks` would submit, of one segment of images; see `submit_row`."""
-    features, here = tasks.features, Here()
-    held = HeldFeatures(features.directory, features.group, features.name)
-    (result,) = here.gather(ask(replace(tasks, features=held), here, *asked))
+    here = Here()
+    (result,) = here.gather(ask(replace(tasks, features=HeldFeatures.of(tasks.features)), here, *asked))
     return result
+
+
+def publish_rows(
+    window: Window,
+    rows: Sequence[RowTasks],
+    model: Directory,
+    group: str,
+    fitted: Mask,
+    fit: Fit,
+    chosen: Sequence[Any],
+    count: int | None,
+) -> Any:
+    """Submit the fit and the writing of rows that share chunks of the map: as one task, where a whole row is one.
+
+    Parameters
+    ----------
+    window
+        Where to submit.
+    rows
+        The rows, one after another.
+    model, group
+        The map, and the group's name there.
+    fitted, fit, chosen, count
+        As for `RowTasks.fit`; ``chosen`` has one element for each row.
+
+    Returns
+    -------
+    object
+        A future of the checksums, one for each row.
+    """
+    asked = (rows, model, group, fitted, fit, list(chosen), count)
+    if is_whole_row(len(rows[0].measured), rows[0].segment_images):
+        return window.submit(_publish_here, *asked)
+    return _publish(window, *asked)
+
+
+def _publish(
+    window: Window,
+    rows: Sequence[RowTasks],
+    model: Directory,
+    group: str,
+    fitted: Mask,
+    fit: Fit,
+    chosen: Sequence[Any],
+    count: int | None,
+) -> Any:
+    gaussians = [tasks.fit(window, fitted, fit, images, count) for tasks, images in zip(rows, chosen, strict=True)]
+    return window.submit(write_rows, model, group, rows[0].row, gaussians)
+
+
+def _publish_here(rows: Sequence[RowTasks], *asked: Any) -> list[int]:
+    opened = OpenedFeatures.of(rows[0].features)
+    checksums: list[int] = _publish(Here(), [replace(tasks, features=opened) for tasks in rows], *asked).result
+    return checksums

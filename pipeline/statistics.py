@@ -17,7 +17,7 @@ from pipeline.distances import GroupDistances
 from pipeline.journal import Arrays, Journal
 from pipeline.passes import plan_passes
 from pipeline.progress import Phase
-from pipeline.row_tasks import RowTasks, submit_row
+from pipeline.row_tasks import RowTasks, publish_rows
 from pipeline.tasks import Window, open_window
 from schemas.config import Config
 from schemas.features import FeatureGeometry
@@ -27,6 +27,7 @@ from schemas.run import DISTANCE
 from workers.arrays import ArrayRef
 from workers.calibration import fit_score_law
 from workers.gaussian import Fit
+from workers.map_writer import chunk_rows, create_group_map
 from workers.passes import RowVerdict, nearest_images, row_thresholds, score_row, score_segment
 from workers.selection import MIN_FITTED
 from workers.storage import Directory
@@ -265,6 +266,11 @@ class GroupStatistics:
         count = self.count_fitted(fitted, nearest=nearest)
         return count if count < int(fitted.sum()) else None
 
+    def create_map(self, fitted: Mask, model: Directory, *, nearest: float) -> None:
+        """Create the arrays of the map that `publish` fills."""
+        count = self.count_fitted(fitted, nearest=nearest)
+        create_group_map(model, self._group, self._geometry, count, rows_together=self._rows_together(count))
+
     def publish(self, fitted: Mask, model: Directory, *, nearest: float, phase: Phase) -> list[int]:
         """Fit once more and write the Gaussians into the map, whose arrays are there already.
 
@@ -320,12 +326,16 @@ class GroupStatistics:
     ) -> Arrays:
         """Fit every row, on ``count`` chosen images at each column where there are such, and write it."""
         channels, segment = self._geometry.channels, self._config.gaussian.segment_images
-        receipts = []
-        for row, images in enumerate(chosen):
-            tasks = RowTasks(self._features, row, self._measured, channels, segment)
-            receipts += submit_row(window, RowTasks.publish, tasks, model, self._group, fitted, fit, images, count)
-            _advance(phase, receipts[-1], 1)
-        return {CHECKSUMS: np.array(window.gather(receipts), np.int64)}
+        rows = [RowTasks(self._features, row, self._measured, channels, segment) for row in range(self._geometry.rows)]
+        together, receipts = self._rows_together(count or int(fitted.sum())), []
+        for start in range(0, len(rows), together):
+            band, images = rows[start : start + together], chosen[start : start + together]
+            receipts.append(publish_rows(window, band, model, self._group, fitted, fit, images, count))
+            _advance(phase, receipts[-1], len(band))
+        return {CHECKSUMS: np.concatenate(window.gather(receipts)).astype(np.int64)}
+
+    def _rows_together(self, count: int) -> int:
+        return chunk_rows(self._geometry, measured=int(self._measured.sum()), fitted=count)
 
     def _fit(self, estimator: str | None = None) -> Fit:
         return Fit(self._config.gaussian, estimator or self._config.estimator())

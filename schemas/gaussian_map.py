@@ -1,6 +1,7 @@
 """The published Gaussian map's layout: one Zarr group per product group, with all that scoring needs.
 
-Arrays of a product group, all float64, in chunks of positions of one row so that a scorer can stream them:
+Arrays of a product group, all float64, in chunks of positions of one row so that a scorer can stream them, or of as
+many rows as the attribute ``chunk_rows`` says:
 
 - ``mean`` (rows, columns, channels): mu (Eq. 4).
 - ``factor`` (rows, columns, rank, channels): in the dual form the orthonormal directions V of the fitted
@@ -32,6 +33,7 @@ RIDGE: Final = "ridge"
 THRESHOLDS: Final = "thresholds"
 SMOOTHING: Final = "smoothing"
 NEAREST: Final = "nearest"
+CHUNK_ROWS: Final = "chunk_rows"
 
 # Attributes that only a complete map has.
 CHECKSUM: Final = "checksum"

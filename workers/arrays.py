@@ -6,7 +6,7 @@ Chunks have checksums, so that nothing is judged by what was torn or altered.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import zarr
@@ -42,21 +42,30 @@ class ArrayRef:
         return partial(read_features, self.open())
 
 
-class HeldFeatures(ArrayRef):
-    """Features of which a task needs the same row of positions several times: a chunk that was read stays in memory."""
+class OpenedFeatures(ArrayRef):
+    """Features that a task opens once, whatever it reads of them."""
+
+    @classmethod
+    def of(cls, features: ArrayRef) -> Self:
+        """Return the same features, opened when they are first read."""
+        return cls(features.directory, features.group, features.name)
 
     def open(self, mode: str = "r") -> zarr.Array[Any]:
         """Open the array, which is only read."""
         assert mode == "r"
         return self._opened
 
-    def reader(self) -> Callable[[int, int, int], NDArray[Any]]:
-        """Return what reads features from the array, once each."""
-        return self._read
-
     @cached_property
     def _opened(self) -> zarr.Array[Any]:
         return super().open()
+
+
+class HeldFeatures(OpenedFeatures):
+    """Features of which a task needs a row of positions several times: a chunk that was read stays in memory."""
+
+    def reader(self) -> Callable[[int, int, int], NDArray[Any]]:
+        """Return what reads features from the array, once each."""
+        return self._read
 
     @cached_property
     def _read(self) -> Callable[[int, int, int], NDArray[Any]]:

@@ -12,8 +12,8 @@ from schemas.config import Config
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from workers.arrays import is_whole_row
 from workers.gaussian import uses_dual
-from workers.gaussian_map import CHUNK_BYTES
 from workers.gram_passes import SMALL_GROUP, bands, products_chunk, uses_products
+from workers.map_writer import CHUNK_BYTES, chunk_rows
 from workers.near_duplicates import lattice
 from workers.structure import MIN_SAMPLE, SAMPLE
 from workers.updates import kept_values, pays_to_keep
@@ -155,13 +155,20 @@ def moments_bytes(layout: Layout, fitted: int) -> int:
     return layout.positions * (kept_values(layout.geometry.channels) * _DOUBLE + _CHECKSUM)
 
 
-def map_bytes(layout: Layout, fitted: int) -> int:
+def map_bytes(layout: Layout, measured: int, fitted: int) -> int:
     """Return the bytes of a group's Gaussians and thresholds: whole chunks."""
-    rows, columns = layout.geometry.rows, layout.geometry.columns
-    arrays = [*_map_arrays(layout, fitted), 1]
+    columns, arrays = layout.geometry.columns, _map_arrays(layout, fitted)
     wide = [_map_columns(layout, numbers) for numbers in arrays]
     padded = [-(-columns // each) * each for each in wide]
-    return sum(rows * each * numbers * _DOUBLE for each, numbers in zip(padded, arrays, strict=True))
+    together = chunk_rows(layout.geometry, measured=measured, fitted=fitted)
+    rows = _map_bands(layout, measured, fitted) * together
+    gaussians = sum(rows * each * numbers * _DOUBLE for each, numbers in zip(padded, arrays, strict=True))
+    return gaussians + layout.positions * _DOUBLE
+
+
+def _map_bands(layout: Layout, measured: int, fitted: int) -> int:
+    """Return how many chunks all rows of positions of an array of a map are."""
+    return -(-layout.geometry.rows // chunk_rows(layout.geometry, measured=measured, fitted=fitted))
 
 
 def _map_arrays(layout: Layout, fitted: int) -> list[int]:
@@ -239,7 +246,9 @@ def nearest_count(fitted: int) -> int:
 
 def publish_tasks(layout: Layout, images: int, fitted: int) -> int:
     """Return the tasks that fit the published Gaussians and write them."""
-    return layout.geometry.rows * (1 if has_whole_rows(layout, images) else fit_tasks(layout, images, fitted) + 1)
+    if has_whole_rows(layout, images):
+        return _map_bands(layout, images, fitted)
+    return layout.geometry.rows * fit_tasks(layout, images, fitted) + _map_bands(layout, images, fitted)
 
 
 def near_duplicate_tasks(layout: Layout, images: int) -> int:
@@ -335,14 +344,14 @@ def verdict_requests(layout: Layout, images: int) -> Requests:
     Beside the distances of large groups clean sets can be more than the one chunk that is counted for them.
     """
     evidence = layout.segments(images) * _distance_chunk_rows(layout, images)
-    return Requests(get=evidence, put=_VERDICT_ARRAYS + layout.geometry.rows)
+    return Requests(get=evidence, put=_VERDICT_ARRAYS + 1)
 
 
 def publish_requests(layout: Layout, images: int, fitted: int) -> Requests:
     """Return the requests for chunks of publishing a group's Gaussians, without its thresholds."""
     rows, columns = layout.geometry.rows, layout.geometry.columns
     each = [-(-columns // _map_columns(layout, numbers)) for numbers in _map_arrays(layout, fitted)]
-    return Requests(get=rows * chunks(images), put=rows * sum(each))
+    return Requests(get=rows * chunks(images), put=_map_bands(layout, images, fitted) * sum(each))
 
 
 def near_duplicate_requests(layout: Layout, images: int) -> Requests:

@@ -1,13 +1,13 @@
-"""The published Gaussian map: written row by row by a run, opened by whoever scores new images.
+"""The published Gaussian map, opened by whoever scores new images; `workers.map_writer` writes it.
 
-A map that was altered scores otherwise and looks as good as before. So whoever writes a row returns its checksum, the
-last to write keeps them all, and whoever scores compares, see ``schemas.gaussian_map``.
+A map that was altered scores otherwise and looks as good as before. So whoever scores compares what is read with the
+checksums that were kept when it was written, see ``schemas.gaussian_map``.
 """
 
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from schemas.features import FeatureGeometry
 from schemas.gaussian_map import (
     CHECKSUM,
     CHECKSUMS,
-    DUAL,
+    CHUNK_ROWS,
     FACTOR,
     FORMAT,
     FORMAT_VERSION,
@@ -40,11 +40,8 @@ from schemas.gaussian_map import (
 )
 from schemas.names import storage_name
 from schemas.run import SUCCESS
-from workers.gaussian import DualGaussian, FittedGaussian, Gaussian, PrimalGaussian, uses_dual
+from workers.gaussian import DualGaussian, Gaussian, PrimalGaussian
 from workers.storage import Directory
-
-# Chunks up to a size that object stores like.
-CHUNK_BYTES = 16 * 1024**2
 
 # The largest map of a group that a scorer keeps in memory; larger ones are streamed row by row.
 CACHED_BYTES = 2 * 1024**3
@@ -110,81 +107,6 @@ class MapDescription:
         )
 
 
-def create_map(directory: Directory, description: MapDescription) -> None:
-    """Create an empty map, replacing one that is there."""
-    directory.zarr_group("", "w").attrs.update(description.to_attributes())
-
-
-def create_group_map(directory: Directory, group: str, geometry: FeatureGeometry, fitted: int) -> None:
-    """Create the arrays of one product group, to be filled by `write_row`."""
-    form = DUAL if uses_dual(fitted, geometry.channels) else PRIMAL
-    node = directory.zarr_group("", "r+").create_group(storage_name(group), overwrite=True)
-    node.attrs.update({"group": group, "form": form, "fitted": fitted})
-    for name, position in {**_shapes(geometry, form, fitted), THRESHOLDS: ()}.items():
-        # Rows are written by different tasks and streamed by scorers; of small groups one chunk has all of a row.
-        columns = min(geometry.columns, max(1, CHUNK_BYTES // _byte_count(position)))
-        shape, chunks = (geometry.rows, geometry.columns, *position), (1, columns, *position)
-        node.create_array(name, shape=shape, chunks=chunks, dtype="float64", compressors=None, fill_value=0.0)
-
-
-def write_row(directory: Directory, group: str, row: int, fitted: tuple[FittedGaussian, ...]) -> int:
-    """Write the Gaussians of one row of positions; returns the row's checksum."""
-    node = directory.zarr_group(storage_name(group), "r+")
-    is_dual = isinstance(fitted[0].gaussian, DualGaussian)
-    arrays = {name: _array(node, name) for name in (MEAN, FACTOR, *((VARIANCE, RIDGE) if is_dual else ()))}
-    values = {name: np.zeros(array.shape[1:]) for name, array in arrays.items()}
-    for column, gaussian in enumerate(one.gaussian for one in fitted):
-        # Adding nothing makes -0 of 0: a chunk of zeros is not stored, and read as 0.
-        values[MEAN][column] = gaussian.mean + 0.0
-        if isinstance(gaussian, DualGaussian):
-            values[FACTOR][column, : len(gaussian.directions)] = gaussian.directions
-            values[VARIANCE][column, : len(gaussian.variances)] = gaussian.variances
-            values[RIDGE][column] = gaussian.ridge
-        else:
-            values[FACTOR][column] = gaussian.cholesky
-    for name, array in arrays.items():
-        array[row] = values[name]
-    return checksum(values.values())
-
-
-def write_thresholds(
-    directory: Directory,
-    group: str,
-    thresholds: NDArray[np.float64],
-    *,
-    checksums: Sequence[int],
-    smoothing: int,
-    nearest: float = 1.0,
-) -> None:
-    """Write a product group's thresholds, which completes its part of the map.
-
-    Parameters
-    ----------
-    directory, group
-        The map and the product group.
-    thresholds
-        (rows, columns) float64.
-    checksums
-        Those of the group's rows, as `write_row` has returned them.
-    smoothing
-        Side of the square of positions that log distances are averaged over before they meet the thresholds.
-    nearest
-        Share of the images that each position was fitted on: those nearest there.
-    """
-    node = directory.zarr_group(storage_name(group), "r+")
-    _array(node, THRESHOLDS)[:] = thresholds
-    kept: dict[str, Any] = {ROWS: list(checksums), THRESHOLDS: checksum([np.ascontiguousarray(thresholds)])}
-    node.attrs.update({SMOOTHING: smoothing, NEAREST: nearest, CHECKSUMS: kept})
-
-
-def complete_map(directory: Directory) -> None:
-    """Complete a map all of whose groups are written: none is believed before."""
-    root = directory.zarr_group("", "r+")
-    groups = {str(node.attrs["group"]): attributes_checksum(node.attrs.asdict()) for _, node in root.groups()}
-    attributes = {**root.attrs.asdict(), GROUPS: groups}
-    root.attrs.update({GROUPS: groups, CHECKSUM: attributes_checksum(attributes)})
-
-
 class GaussianMap:
     """A published map of Gaussians, opened for scoring.
 
@@ -210,7 +132,7 @@ class GaussianMap:
         self._attributes = groups
         self._directory = directory
         # As many rows as one group has: blocks arrive sorted by group.
-        self._cached_rows = lru_cache(maxsize=description.geometry.rows)(self._read_row)
+        self._cached_rows = lru_cache(maxsize=description.geometry.rows)(self._read_rows)
 
     @classmethod
     def open(cls, url: str | os.PathLike[str], *, published_only: bool = True) -> "GaussianMap":
@@ -315,45 +237,52 @@ class GaussianMap:
         return distances
 
     def _rows(self, group: str) -> Iterator[tuple[Gaussian, ...]]:
-        geometry = self.description.geometry
-        byte_count = geometry.rows * geometry.columns * _byte_count(self._shapes(group)[FACTOR])
-        read = self._cached_rows if byte_count <= CACHED_BYTES else self._read_row
-        for row in range(geometry.rows):
-            yield read(group, row)
+        geometry, together = self.description.geometry, int(self._attributes[group].get(CHUNK_ROWS, 1))
+        byte_count = geometry.rows * geometry.columns * byte_count_of(self._shapes(group)[FACTOR])
+        read = self._cached_rows if byte_count <= CACHED_BYTES else self._read_rows
+        for start in range(0, geometry.rows, together):
+            yield from read(group, start, min(start + together, geometry.rows))
 
-    def _read_row(self, group: str, row: int) -> tuple[Gaussian, ...]:
-        what = f"row {row} of group {group!r}"
-        arrays = _read_whole(self._directory, what, lambda: self._read_arrays(group, row))
-        if VARIANCE not in arrays:
-            return tuple(PrimalGaussian(*pair) for pair in zip(arrays[MEAN], arrays[FACTOR], strict=True))
-        parts = (arrays[MEAN], arrays[FACTOR], arrays[VARIANCE], arrays[RIDGE].tolist())
-        return tuple(DualGaussian(*each) for each in zip(*parts, strict=True))
+    def _read_rows(self, group: str, start: int, stop: int) -> list[tuple[Gaussian, ...]]:
+        numbers = f"row {start}" if stop - start == 1 else f"rows {start} to {stop - 1}"
+        what = f"{numbers} of group {group!r}"
+        arrays = _read_whole(self._directory, what, lambda: self._read_arrays(group, start, stop))
+        return [_gaussians({name: values[row] for name, values in arrays.items()}) for row in range(stop - start)]
 
-    def _read_arrays(self, group: str, row: int) -> dict[str, NDArray[np.float64]]:
+    def _read_arrays(self, group: str, start: int, stop: int) -> dict[str, NDArray[np.float64]]:
         node, geometry = self._node(group), self.description.geometry
         arrays = {
-            name: np.ascontiguousarray(_array(node, name, (geometry.rows, geometry.columns, *position))[row])
+            name: np.ascontiguousarray(array_of(node, name, (geometry.rows, geometry.columns, *position))[start:stop])
             for name, position in self._shapes(group).items()
         }
-        _compare(checksum(arrays.values()), self._attributes[group][CHECKSUMS][ROWS][row])
+        found = [checksum(values[row] for values in arrays.values()) for row in range(stop - start)]
+        _compare(found, self._attributes[group][CHECKSUMS][ROWS][start:stop])
         return arrays
 
     def _read_thresholds(self, group: str) -> NDArray[np.float64]:
         geometry = self.description.geometry
-        array = _array(self._node(group), THRESHOLDS, (geometry.rows, geometry.columns))
+        array = array_of(self._node(group), THRESHOLDS, (geometry.rows, geometry.columns))
         thresholds: NDArray[np.float64] = np.ascontiguousarray(array[:])
         _compare(checksum([thresholds]), self._attributes[group][CHECKSUMS][THRESHOLDS])
         return thresholds
 
     def _shapes(self, group: str) -> dict[str, tuple[int, ...]]:
         attributes = self._attributes[group]
-        return _shapes(self.description.geometry, attributes["form"], attributes["fitted"])
+        return position_shapes(self.description.geometry, attributes["form"], attributes["fitted"])
 
     def _node(self, group: str) -> zarr.Group:
         return self._directory.zarr_group(storage_name(group))
 
 
-def _shapes(geometry: FeatureGeometry, form: str, fitted: int) -> dict[str, tuple[int, ...]]:
+def _gaussians(arrays: Mapping[str, NDArray[np.float64]]) -> tuple[Gaussian, ...]:
+    """Return the Gaussians of a row of positions, of which each array has one part a column."""
+    if VARIANCE not in arrays:
+        return tuple(PrimalGaussian(*pair) for pair in zip(arrays[MEAN], arrays[FACTOR], strict=True))
+    parts = (arrays[MEAN], arrays[FACTOR], arrays[VARIANCE], arrays[RIDGE].tolist())
+    return tuple(DualGaussian(*each) for each in zip(*parts, strict=True))
+
+
+def position_shapes(geometry: FeatureGeometry, form: str, fitted: int) -> dict[str, tuple[int, ...]]:
     """Return what each array of a row has of a position."""
     if form == PRIMAL:
         return {MEAN: (geometry.channels,), FACTOR: (geometry.channels, geometry.channels)}
@@ -361,7 +290,8 @@ def _shapes(geometry: FeatureGeometry, form: str, fitted: int) -> dict[str, tupl
     return {MEAN: (geometry.channels,), FACTOR: (rank, geometry.channels), VARIANCE: (rank,), RIDGE: ()}
 
 
-def _byte_count(shape: tuple[int, ...]) -> int:
+def byte_count_of(shape: tuple[int, ...]) -> int:
+    """Return the bytes of an array of float64 of some shape."""
     return math.prod(shape) * np.dtype(np.float64).itemsize
 
 
@@ -394,7 +324,7 @@ def _compare(found: object, expected: object) -> None:
         raise ValueError(f"checksum {found}, expected {expected}")
 
 
-def _array(node: zarr.Group, name: str, shape: tuple[int, ...] | None = None) -> zarr.Array[Any]:
+def array_of(node: zarr.Group, name: str, shape: tuple[int, ...] | None = None) -> zarr.Array[Any]:
     """Return an array of a group; raises ValueError where it is not of float64 and the shape that it must have."""
     array = node[name]
     if not isinstance(array, zarr.Array) or array.dtype != np.float64 or array.shape != (shape or array.shape):

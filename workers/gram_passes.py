@@ -14,7 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from schemas.config import TrimConfig
-from workers.arrays import ArrayRef, Segment, read_row
+from workers.arrays import ArrayRef, OpenedFeatures, Segment, read_row
 from workers.compute import map_in_threads
 from workers.gaussian import Fit, fit_dual, uses_dual
 from workers.gram import TOLERANCE, Rows, inner_products, measure
@@ -89,8 +89,8 @@ def bands(measured: int, rows: int, columns: int) -> Iterator[Band]:
 def multiply_rows(group: GramGroup, band: Band) -> int:
     """Write the inner products of a band; returns the number of its positions as a receipt."""
     products = group.products.open("r+")
-    everything = Segment(0, len(group.measured), group.measured)
-    values = [read_row(group.features, row, everything) for row in range(*band)]
+    features, everything = OpenedFeatures.of(group.features), Segment(0, len(group.measured), group.measured)
+    values = [read_row(features, row, everything) for row in range(*band)]
     for columns in _column_chunks(products):
         samples = [row[:, column] for row in values for column in range(columns.start, columns.stop)]
         block = np.stack(map_in_threads(inner_products, samples))

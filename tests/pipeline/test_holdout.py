@@ -18,7 +18,8 @@ from tests.archives import tiny_config
 from tests.workers.maps import describe, finish, new_map
 from workers.calibration import fit_score_law
 from workers.gaussian import FittedGaussian, fit_dual
-from workers.gaussian_map import GaussianMap, create_group_map, write_thresholds
+from workers.gaussian_map import GaussianMap
+from workers.map_writer import create_group_map, write_thresholds
 from workers.smoothing import smooth
 from workers.storage import Directory
 from workers.threshold import position_threshold

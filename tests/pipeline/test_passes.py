@@ -20,7 +20,8 @@ from schemas.features import FeatureGeometry
 from schemas.names import storage_name
 from schemas.run import DISTANCE
 from tests.archives import tiny_config
-from workers.gaussian_map import MapDescription, create_group_map, create_map
+from workers.gaussian_map import MapDescription
+from workers.map_writer import create_group_map, create_map
 from workers.storage import Directory
 
 GROUP = "line 1"

@@ -41,7 +41,7 @@ from workers.footprint import (
     publish_tasks,
     verdict_requests,
 )
-from workers.gaussian_map import create_group_map, create_map, write_thresholds
+from workers.map_writer import create_map, write_thresholds
 from workers.storage import Directory
 
 GEOMETRY = FeatureGeometry(rows=3, columns=2, channels=80, grid_rows=12, grid_columns=8, pool_kernel=4, pool_stride=4)
@@ -229,7 +229,7 @@ def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Grou
         None, "all", everything, geometry, config, directory / "features", directory / "distances"
     )
     create_map(directory / "model", describe(geometry))
-    create_group_map(directory / "model", "all", geometry, images)
+    statistics.create_map(everything, directory / "model", nearest=1.0)
     with statistics:
         yield statistics, Layout.of(geometry, config), config, images
 

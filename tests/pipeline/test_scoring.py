@@ -26,7 +26,8 @@ from schemas.scores import ANOMALY_MAPS, SCORES
 from tests.archives import part_pixels, png, tiny_config, write_parts
 from tests.pipeline.runs import CLUSTER, Run
 from workers.extractor import choose_channels
-from workers.gaussian_map import GaussianMap, complete_map
+from workers.gaussian_map import GaussianMap
+from workers.map_writer import complete_map
 from workers.storage import Directory
 
 FIRST, SECOND = "Line 1", "line-2"

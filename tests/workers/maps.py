@@ -7,7 +7,8 @@ from schemas.config import FeaturesConfig, GaussianConfig
 from schemas.features import FeatureGeometry
 from schemas.run import SUCCESS
 from workers.gaussian import FittedGaussian, Gaussian, fit_dual, fit_primal, uses_dual
-from workers.gaussian_map import MapDescription, complete_map, create_group_map, create_map, write_row, write_thresholds
+from workers.gaussian_map import MapDescription
+from workers.map_writer import complete_map, create_group_map, create_map, write_rows, write_thresholds
 from workers.moments import accumulate
 from workers.storage import Directory
 
@@ -38,11 +39,14 @@ def write_group(
     thresholds: NDArray[np.float64],
     *,
     smoothing: int = 1,
+    rows_together: int = 1,
 ) -> list[tuple[Gaussian, ...]]:
     """Fit a product group on samples (images, rows, columns, channels) and write it; returns its Gaussians by row."""
-    create_group_map(model, group, geometry, len(samples))
+    create_group_map(model, group, geometry, len(samples), rows_together=rows_together)
     rows = [fit_row(samples[:, row]) for row in range(geometry.rows)]
-    checksums = [write_row(model, group, row, gaussians) for row, gaussians in enumerate(rows)]
+    checksums = []
+    for start in range(0, len(rows), rows_together):
+        checksums += write_rows(model, group, start, rows[start : start + rows_together])
     write_thresholds(model, group, thresholds, checksums=checksums, smoothing=smoothing)
     return [tuple(fitted.gaussian for fitted in row) for row in rows]
 

@@ -34,8 +34,8 @@ from workers.footprint import (
     products_flop,
     publish_tasks,
 )
-from workers.gaussian_map import create_group_map, create_map
 from workers.gram_passes import products_chunk
+from workers.map_writer import chunk_rows, create_group_map, create_map
 from workers.storage import Directory
 from workers.updates import kept_values
 from workers.working_memory import judging_memory
@@ -69,15 +69,17 @@ def test_distance_bytes_are_those_of_the_chunks_on_disk(images: int, tmp_path: P
     assert distance_bytes(LAYOUT, images) == written(tmp_path)
 
 
-@pytest.mark.parametrize("fitted", [3, 16, 17, 40])
-def test_map_bytes_are_those_of_the_published_arrays(fitted: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("measured", "fitted"), [(3, 3), (16, 16), (40, 17), (64, 40), (65, 40), (65, 16)])
+def test_map_bytes_are_those_of_the_published_arrays(measured: int, fitted: int, tmp_path: Path) -> None:
     directory = Directory.at(tmp_path)
     create_map(directory, describe(GEOMETRY))
-    create_group_map(directory, "all", GEOMETRY, fitted)
+    together = chunk_rows(GEOMETRY, measured=measured, fitted=fitted)
+    create_group_map(directory, "all", GEOMETRY, fitted, rows_together=together)
     node = zarr.open_group(tmp_path / "all", mode="r+")
     for _, array in node.arrays():
         array[...] = np.ones(array.shape)
-    assert map_bytes(LAYOUT, fitted) == written(tmp_path)
+    assert map_bytes(LAYOUT, measured, fitted) == written(tmp_path)
+    assert (together > 1) == (measured <= 64)
 
 
 @pytest.mark.parametrize("measured", [2, 9, 16])
@@ -128,7 +130,7 @@ def test_more_images_never_cost_less(one: int, other: int) -> None:
         lambda n: feature_bytes(LAYOUT, n),
         lambda n: chunks(n),
         lambda n: distance_bytes(LAYOUT, n),
-        lambda n: map_bytes(LAYOUT, n),
+        lambda n: map_bytes(LAYOUT, n, n),
         lambda n: products_flop(LAYOUT, n),
     ]
     assert all(cost(fewer) <= cost(more) for cost in costs)
@@ -172,7 +174,8 @@ def test_tasks_of_a_pass(images: int, fitted: int, kind: PassKind, is_first: boo
 def test_tasks_of_publishing_are_a_fit_and_a_write_of_each_row_or_both_as_one() -> None:
     assert publish_tasks(LAYOUT, 700, 10) == 3 * 2
     assert publish_tasks(LAYOUT, 700, 700) == 3 * (fit_tasks(LAYOUT, 700, 700) + 1)
-    assert publish_tasks(LAYOUT, 300, 300) == publish_tasks(LAYOUT, 16, 8) == 3
+    assert publish_tasks(LAYOUT, 300, 300) == 3
+    assert publish_tasks(LAYOUT, 16, 8) == 1  # of a small group all rows share chunks
 
 
 def test_a_large_row_is_many_tasks_whatever_the_segment() -> None:

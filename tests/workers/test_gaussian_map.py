@@ -3,6 +3,7 @@
 import json
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import fsspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from zarr.storage import LocalStore
 
 from schemas.config import FeaturesConfig, parse_config
 from schemas.errors import GaussianMapError
@@ -19,7 +21,8 @@ from schemas.run import SUCCESS
 from tests.workers.maps import ESTIMATOR, RIDGE, describe, finish, new_map, write_group
 from workers import gaussian_map as module
 from workers.gaussian import Gaussian
-from workers.gaussian_map import GaussianMap, MapDescription, complete_map
+from workers.gaussian_map import GaussianMap, MapDescription
+from workers.map_writer import chunk_rows, complete_map
 from workers.storage import Directory
 
 GEOMETRY = FeatureGeometry(rows=2, columns=3, channels=8, grid_rows=5, grid_columns=6, pool_kernel=2, pool_stride=1)
@@ -72,6 +75,52 @@ def test_a_map_read_back_gives_exactly_the_distances_of_its_gaussians(tmp_path: 
     distances = GaussianMap.open(model.url).distances(GROUP, features)
     assert distances.dtype == np.float64
     np.testing.assert_array_equal(distances, in_memory(rows, features))
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 5])
+@pytest.mark.parametrize("fitted", [6, 9], ids=["dual", "primal"])
+def test_rows_that_share_chunks_are_read_together_and_once(
+    tmp_path: Path, together: int, fitted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry, run, read = replace(GEOMETRY, rows=5), Directory.at(tmp_path / "run"), []
+    values = np.random.default_rng(0).normal(size=(fitted + 20, 5, GEOMETRY.columns, GEOMETRY.channels))
+    model = new_map(run, describe(geometry))
+    thresholds = np.ones((5, GEOMETRY.columns))
+    rows = write_group(model, GROUP, geometry, values[:fitted], thresholds, rows_together=together)
+    finish(run)
+    get = LocalStore.get
+
+    async def noting(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
+        if "/c/" in key:
+            read.append(key)
+        return await get(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(LocalStore, "get", noting)
+    opened = GaussianMap.open(model.url)
+    np.testing.assert_array_equal(opened.distances(GROUP, values), in_memory(rows, values))
+    assert len(read) == len(set(read)) == (4 if fitted == 6 else 2) * -(-5 // together)
+    np.testing.assert_array_equal(opened.thresholds(GROUP), thresholds)
+
+
+def test_rows_of_small_groups_share_chunks_up_to_a_size() -> None:
+    wide = FeatureGeometry(14, 14, 1792, 64, 64, 10, 4)
+    assert chunk_rows(wide, measured=20, fitted=12) == 7  # of 2.2 MB each
+    assert chunk_rows(wide, measured=64, fitted=64) == 1
+    assert chunk_rows(replace(wide, channels=448), measured=20, fitted=20) == 14
+    assert chunk_rows(replace(wide, channels=8), measured=65, fitted=9) == 1  # tasks share the rows of a large group
+
+
+def test_a_damaged_row_is_not_scored_by_whatever_shares_its_chunk(tmp_path: Path) -> None:
+    run = Directory.at(tmp_path / "run")
+    model = new_map(run, describe(GEOMETRY))
+    write_group(model, GROUP, GEOMETRY, samples(6), THRESHOLDS, rows_together=2)
+    finish(run)
+    (chunk,) = Path(model.url).glob("*/mean/c/0/0/0")
+    content = bytearray(chunk.read_bytes())
+    content[-1] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(GaussianMapError, match="rows 0 to 1"):
+        GaussianMap.open(model.url).distances(GROUP, samples(3))
 
 
 def test_gaussians_of_lower_rank_than_their_samples_are_read_back_whole(tmp_path: Path) -> None:
