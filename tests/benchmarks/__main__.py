@@ -41,7 +41,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "peers-memory": ("--images", "20", "40"),
     "peers-scikit-learn": ("--rounds", "1"),
     "plan": ("--cases", "1", "--share", "0.2"),
-    "scale": ("--sizes", "600", "700", "900", "--groups", "4"),
+    "scale": ("--sizes", "600", "700", "900", "--groups", "4", "--rounds", "2"),
     "shortcuts": ("--images", "30"),
     "soak": ("--images", "512"),
     "statistics": ("--rounds", "1"),
