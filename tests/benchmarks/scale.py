@@ -29,7 +29,7 @@ import pandas as pd
 from distributed import Client
 
 import workers.footprint
-from pipeline.cluster import Cluster, open_cluster
+from pipeline.cluster import Cluster, opening_cluster
 from pipeline.judge import Judge
 from pipeline.progress import Phase, Reporter
 from pipeline.record import new_record
@@ -225,8 +225,9 @@ def _judge(
             "guard.accept_untrustworthy=true",
         ],
     )
-    with tempfile.TemporaryDirectory() as folder, open_cluster(config.cluster) as cluster:
-        run = Directory.at(Path(folder) / "run")
+    # As `paire clean` opens it: workers have loaded what judges before it begins.
+    with tempfile.TemporaryDirectory() as folder, opening_cluster(config.cluster) as opened:
+        cluster, run = opened(), Directory.at(Path(folder) / "run")
         store(run / FEATURES)
         tasks = _Count()
         with mock.patch.object(cluster.client, "submit", tasks.counting(cluster.client.submit)):
