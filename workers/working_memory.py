@@ -8,6 +8,7 @@ from schemas.features import CHUNK_IMAGES
 from workers.footprint import Layout, by_products, chunks, has_whole_rows
 from workers.gaussian import uses_dual
 from workers.gram_passes import products_chunk
+from workers.map_writer import chunk_rows
 
 _DOUBLE = 8
 
@@ -31,9 +32,12 @@ def judging_memory(layout: Layout, measured: int, fitted: int, *, threads: int) 
     """Return the bytes that a worker holds at its peak while a group is judged."""
     geometry = layout.geometry
     D, columns = geometry.channels, geometry.columns
-    publish = _fit_memory(layout, measured, fitted, threads=threads)
+    publish = _fit_memory(layout, measured, fitted, held=1, threads=threads)
     if not by_products(layout, measured):
-        return max(publish, _fit_memory(layout, measured, D + 1, threads=threads))
+        # Where one task does all of a row, what it has read stays.
+        held = chunks(measured) if has_whole_rows(layout, measured) else 1
+        passes = (_fit_memory(layout, measured, each, held=held, threads=threads) for each in (fitted, D + 1))
+        return max(publish, *passes)
     size, wide, *_ = products_chunk(measured, geometry.rows, columns)
     row = size * measured * columns * layout.position_bytes
     chunk = size * wide * measured**2 * _DOUBLE
@@ -43,16 +47,15 @@ def judging_memory(layout: Layout, measured: int, fitted: int, *, threads: int) 
     return max(multiplied, passed, publish)
 
 
-def _fit_memory(layout: Layout, measured: int, fitted: int, *, threads: int) -> int:
-    """Return the bytes of fitting a row of positions to features, and of measuring images by chunks."""
+def _fit_memory(layout: Layout, measured: int, fitted: int, *, held: int, threads: int) -> int:
+    """Return the bytes of fitting a row of positions to features, and of measuring images, so many chunks held."""
     D, columns = layout.geometry.channels, layout.geometry.columns
-    chunk = CHUNK_IMAGES * columns * layout.position_bytes
-    # Where one task does all of a row, what it has read stays.
-    held = chunks(measured) * chunk if has_whole_rows(layout, measured) else chunk
+    read = held * CHUNK_IMAGES * columns * layout.position_bytes
+    columns *= chunk_rows(layout.geometry, measured=measured, fitted=fitted)  # published together
     if uses_dual(fitted, D):
         row = fitted * columns * layout.position_bytes
-        return 2 * row + held + (2 * columns + 4 * threads) * fitted * D * _DOUBLE + threads * 3 * fitted**2 * _DOUBLE
+        return 2 * row + read + (2 * columns + 4 * threads) * fitted * D * _DOUBLE + threads * 3 * fitted**2 * _DOUBLE
     moments = columns * D**2 * _DOUBLE
     # Moments and factors; or two parts and their sum, beside what waits for later tasks.
     parts = 2 if has_whole_rows(layout, measured) else 3 + _KEPT_RESULTS
-    return parts * moments + held + threads * (2 * D**2 + 2 * CHUNK_IMAGES * D) * _DOUBLE
+    return parts * moments + read + threads * (2 * D**2 + 2 * CHUNK_IMAGES * D) * _DOUBLE
