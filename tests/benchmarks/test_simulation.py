@@ -1,22 +1,21 @@
 """The simulated schedule against what must hold of any, against the closed formulas, and against the real tasks."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.statistics
 from pipeline.progress import Phase
 from pipeline.statistics import GroupStatistics
-from pipeline.tasks import TASKS_PER_WORKER, Here
+from pipeline.tasks import TASKS_PER_WORKER
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from tests.archives import tiny_config
 from tests.benchmarks.scaling_constants import Backbone, Constants
 from tests.benchmarks.scaling_model import judging, large_costs, large_pass, layout_of, total
 from tests.benchmarks.simulation import PassCosts, Task, pass_schedule, simulate
+from tests.watched import tasks_submitted
 from workers.footprint import Layout, PassKind, pass_tasks
 from workers.schedule import schedule_seconds
 from workers.storage import Directory
@@ -127,15 +126,8 @@ def test_a_simulated_pass_has_as_many_tasks_as_a_real_one(
     images: int, fitted: int, is_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     geometry = FeatureGeometry(3, 2, 100 if images == 70 else 20, 12, 8, 4, 4)
-    layout, count = Layout(geometry, 2, CHUNK_IMAGES), 0
-
-    class Counting(Here):
-        def submit(self, function: Any, *args: object, **kwargs: object) -> Any:
-            nonlocal count
-            count += 1
-            return super().submit(function, *args, **kwargs)
-
-    monkeypatch.setattr(pipeline.statistics, "open_window", lambda _: Counting())
+    layout = Layout(geometry, 2, CHUNK_IMAGES)
+    submitted = tasks_submitted(monkeypatch)
     directory = Directory.at(tmp_path)
     store = (directory / "features").zarr_group("", "w")
     store.create_array("all", data=np.random.default_rng(0).normal(size=geometry.array_shape(images)))
@@ -148,7 +140,7 @@ def test_a_simulated_pass_has_as_many_tasks_as_a_real_one(
     with statistics:
         if not is_first:
             statistics.measure(everything, is_first=True, phase=Phase("", 1, "rows", None))
-            count = 0
+            submitted.clear()
         statistics.measure(first, is_first=is_first, phase=Phase("", 1, "rows", None))
-    assert count == len(pass_schedule(layout, images, fitted, COSTS, is_first=is_first))
-    assert count == pass_tasks(layout, images, fitted, PassKind(), is_first=is_first)
+    assert submitted.total() == len(pass_schedule(layout, images, fitted, COSTS, is_first=is_first))
+    assert submitted.total() == pass_tasks(layout, images, fitted, PassKind(), is_first=is_first)

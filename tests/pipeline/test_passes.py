@@ -3,23 +3,21 @@
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 from numpy.typing import NDArray
 
-import pipeline.statistics
 import workers.updates
 from pipeline.passes import MOMENTS
 from pipeline.progress import Phase
 from pipeline.statistics import GroupStatistics
-from pipeline.tasks import Here
 from schemas.features import FeatureGeometry
 from schemas.names import storage_name
 from schemas.run import DISTANCE
 from tests.archives import tiny_config
+from tests.watched import tasks_submitted
 from workers.gaussian_map import MapDescription
 from workers.map_writer import create_group_map, create_map
 from workers.storage import Directory
@@ -35,25 +33,13 @@ Mask = NDArray[np.bool_]
 Open = Callable[..., GroupStatistics]
 
 
-class Submitted(Counter[str]):
-    """How many tasks of each function were submitted."""
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    return tasks_submitted(monkeypatch)
 
 
 @pytest.fixture
-def submitted(monkeypatch: pytest.MonkeyPatch) -> Submitted:
-    counted = Submitted()
-
-    class Counting(Here):
-        def submit(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
-            counted[function.__name__] += 1
-            return super().submit(function, *args, **kwargs)
-
-    monkeypatch.setattr(pipeline.statistics, "open_window", lambda _: Counting())
-    return counted
-
-
-@pytest.fixture
-def statistics(tmp_path: Path, submitted: Submitted, monkeypatch: pytest.MonkeyPatch) -> Open:
+def statistics(tmp_path: Path, submitted: Counter[str], monkeypatch: pytest.MonkeyPatch) -> Open:
     """Return what opens the passes over the same features; ``storage`` images cost as much as keeping moments."""
     rng = np.random.default_rng(0)
     values = rng.normal(5, 1, GEOMETRY.array_shape(IMAGES)).astype(np.float16)
@@ -90,7 +76,7 @@ def stored(folder: Path, name: str = DISTANCE) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("settings", [(), ("gaussian.estimator=oas",), ("gaussian.estimator=ledoit-wolf",)], ids=str)
 def test_passes_with_kept_moments_find_what_passes_without_them_find(
-    tmp_path: Path, statistics: Open, submitted: Submitted, settings: tuple[str, ...]
+    tmp_path: Path, statistics: Open, submitted: Counter[str], settings: tuple[str, ...]
 ) -> None:
     found: dict[str, list[tuple[NDArray[np.float64], ...]]] = {}
     for name, storage in (("kept", 5), ("anew", NEVER)):
@@ -122,7 +108,7 @@ def test_the_same_sequence_gives_the_same_to_the_last_bit(tmp_path: Path, statis
 
 
 def test_positions_fitted_on_images_of_their_own_are_always_accumulated_anew(
-    tmp_path: Path, statistics: Open, submitted: Submitted
+    tmp_path: Path, statistics: Open, submitted: Counter[str]
 ) -> None:
     found = []
     for name, storage in (("kept", 5), ("anew", NEVER)):

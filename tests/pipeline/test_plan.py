@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,6 @@ import zarr
 from click.testing import CliRunner
 from zarr.storage import LocalStore
 
-import pipeline.statistics
 import workers.footprint
 from pipeline.cli import cli
 from pipeline.forecast import Measured, _by_operations, expected_passes, extraction_seconds, forecast, mean_block
@@ -23,12 +23,12 @@ from pipeline.progress import Phase
 from pipeline.rehearsal import Rehearsal, blocks_of
 from pipeline.sample import draw
 from pipeline.statistics import GroupStatistics
-from pipeline.tasks import Here
 from schemas.config import Config
 from schemas.errors import ConfigError, SourceError, UnreadableBudgetError, WeightsError
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from tests.archives import tiny_config, write_parts
 from tests.pipeline.runs import quick_config, quick_run_on
+from tests.watched import tasks_submitted
 from tests.workers.maps import describe
 from workers.footprint import (
     Layout,
@@ -175,26 +175,27 @@ def test_the_command_prints_a_table_for_people_and_json_for_machines(archive: Pa
 # What passes really are
 
 
+class Counted(NamedTuple):
+    """How many tasks of each function were submitted, and requests of each kind made."""
+
+    tasks: Counter[str]
+    requests: Counter[str]
+
+
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
     """Count tasks, and reads and writes of chunks."""
-    counts = {"tasks": 0, "get": 0, "put": 0}
+    counts = Counted(tasks_submitted(monkeypatch), Counter())
     get, put = LocalStore.get, LocalStore.set
 
-    class Counting(Here):
-        def submit(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
-            counts["tasks"] += 1
-            return super().submit(function, *args, **kwargs)
-
     async def counting_get(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
-        counts["get"] += "/c/" in f"/{key}"
+        counts.requests["get"] += "/c/" in f"/{key}"
         return await get(self, key, *args, **kwargs)
 
     async def counting_set(self: LocalStore, key: str, value: Any) -> None:
-        counts["put"] += "/c/" in f"/{key}"
+        counts.requests["put"] += "/c/" in f"/{key}"
         await put(self, key, value)
 
-    monkeypatch.setattr(pipeline.statistics, "open_window", lambda _: Counting())
     monkeypatch.setattr(LocalStore, "get", counting_get)
     monkeypatch.setattr(LocalStore, "set", counting_set)
     return counts
@@ -234,15 +235,16 @@ def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Grou
         yield statistics, Layout.of(geometry, config), config, images
 
 
-def spent(counted: dict[str, int], work: Callable[[], object]) -> tuple[int, Requests]:
+def spent(counted: Counted, work: Callable[[], object]) -> tuple[int, Requests]:
     """Return the tasks and requests of some work."""
-    before = dict(counted)
+    counted.tasks.clear()
+    counted.requests.clear()
     work()
-    return counted["tasks"] - before["tasks"], Requests(counted["get"] - before["get"], counted["put"] - before["put"])
+    return counted.tasks.total(), Requests(counted.requests["get"], counted.requests["put"])
 
 
 def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
-    group: tuple[GroupStatistics, Layout, Config, int], counted: dict[str, int], tmp_path: Path
+    group: tuple[GroupStatistics, Layout, Config, int], counted: Counted, tmp_path: Path
 ) -> None:
     statistics, layout, _, images = group
     everything, phase = np.ones(images, bool), Phase("", 1, "rows", None)

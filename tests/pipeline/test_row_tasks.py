@@ -1,7 +1,5 @@
 """A row of positions as one task: it finds what many tasks find, reads once, and holds what is said."""
 
-import tracemalloc
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,12 @@ import pytest
 import zarr
 from distributed import Client
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
 from pipeline.row_tasks import PassPlan, RowTasks, compute_row, submit_row
 from pipeline.tasks import Here, TaskWindow
 from schemas.config import GaussianConfig, TrimConfig
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
+from tests.watched import chunks_read, peak_bytes
 from workers.arrays import ArrayRef
 from workers.footprint import Layout
 from workers.gaussian import Fit
@@ -112,17 +110,12 @@ def test_one_task_judges_and_keeps_what_the_tasks_of_segments_judge_and_keep(sto
 def test_one_task_reads_every_chunk_once(
     store: Directory, nearest: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, get = [], LocalStore.get
-
-    async def noting(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
-        if "features/c/" in key:
-            read.append(key)
-        return await get(self, key, *args, **kwargs)
-
-    monkeypatch.setattr(LocalStore, "get", noting)
+    read = chunks_read(monkeypatch)
     into = ArrayRef(store, "", "distances")
     compute_row(RowTasks.measure, row_tasks(store, IMAGES), into, plan(FITTED, leaves_one_out=True), nearest)
-    assert sorted(read) == [f"features/c/{chunk}/{ROW}/0/0" for chunk in range(3)]
+    assert sorted(key for key in read if key.startswith("features/")) == [
+        f"features/c/{chunk}/{ROW}/0/0" for chunk in range(3)
+    ]
 
 
 def test_a_cluster_has_one_task_for_a_row_whose_arguments_may_be_futures(store: Directory) -> None:
@@ -145,15 +138,8 @@ def test_a_row_is_judged_in_the_memory_that_is_said(tmp_path: Path) -> None:
     layout = Layout(FeatureGeometry(1, columns, channels, 4, 4 * columns, 4, 4), 2, images)
     said = judging_memory(layout, images, images, threads=2)
 
-    def peak(work: Callable[[], object]) -> int:
-        tracemalloc.start()
-        work()
-        _, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return most
-
     row = images * columns * channels * 2
     for each in (first, second):
-        assert row < peak(partial(compute_row, RowTasks.measure, tasks, into, each, None)) <= said
+        assert row < peak_bytes(partial(compute_row, RowTasks.measure, tasks, into, each, None)) <= said
     left_out = plan(everything, leaves_one_out=True)
-    assert row < peak(partial(compute_row, RowTasks.measure, tasks, into, left_out, 2000)) <= said
+    assert row < peak_bytes(partial(compute_row, RowTasks.measure, tasks, into, left_out, 2000)) <= said

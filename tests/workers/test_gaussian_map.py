@@ -11,13 +11,13 @@ import fsspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
 from schemas.config import FeaturesConfig, parse_config
 from schemas.errors import GaussianMapError
 from schemas.features import FeatureGeometry
 from schemas.names import storage_name
 from schemas.run import SUCCESS
+from tests.watched import chunks_read
 from tests.workers.maps import ESTIMATOR, RIDGE, describe, finish, new_map, write_group
 from workers import gaussian_map as module
 from workers.gaussian import Gaussian
@@ -82,20 +82,13 @@ def test_a_map_read_back_gives_exactly_the_distances_of_its_gaussians(tmp_path: 
 def test_rows_that_share_chunks_are_read_together_and_once(
     tmp_path: Path, together: int, fitted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    geometry, run, read = replace(GEOMETRY, rows=5), Directory.at(tmp_path / "run"), []
+    geometry, run = replace(GEOMETRY, rows=5), Directory.at(tmp_path / "run")
     values = np.random.default_rng(0).normal(size=(fitted + 20, 5, GEOMETRY.columns, GEOMETRY.channels))
     model = new_map(run, describe(geometry))
     thresholds = np.ones((5, GEOMETRY.columns))
     rows = write_group(model, GROUP, geometry, values[:fitted], thresholds, rows_together=together)
     finish(run)
-    get = LocalStore.get
-
-    async def noting(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
-        if "/c/" in key:
-            read.append(key)
-        return await get(self, key, *args, **kwargs)
-
-    monkeypatch.setattr(LocalStore, "get", noting)
+    read = chunks_read(monkeypatch)
     opened = GaussianMap.open(model.url)
     np.testing.assert_array_equal(opened.distances(GROUP, values), in_memory(rows, values))
     assert len(read) == len(set(read)) == (4 if fitted == 6 else 2) * -(-5 // together)

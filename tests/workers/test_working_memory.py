@@ -1,13 +1,12 @@
 """What workers are said to hold, against what tasks allocate, and laws of it."""
 
-import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from schemas.config import GaussianConfig
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
+from tests.watched import peak_bytes
 from workers.arrays import ArrayRef, Segment
 from workers.footprint import Layout, feature_bytes
 from workers.gaussian import Fit
@@ -43,13 +42,6 @@ def test_a_row_is_accumulated_and_updated_in_the_memory_that_is_said(tmp_path: P
     everything, fewer = np.ones(images, bool), np.arange(images) >= 50
     fit = Fit(GaussianConfig(), "ridge")
 
-    def peak(work: Callable[[], None]) -> int:
-        tracemalloc.start()
-        work()
-        _, most = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        return most
-
     def anew() -> None:
         fit_row_whitening(accumulate_segment(features, 0, Segment(0, images, everything)), fit, [], 0, kept, 1)
 
@@ -59,4 +51,4 @@ def test_a_row_is_accumulated_and_updated_in_the_memory_that_is_said(tmp_path: P
     geometry = FeatureGeometry(1, columns, channels, 4, 4 * columns, 4, 4)
     said = judging_memory(Layout(geometry, 2, images // 2), images, images, threads=2)
     for work in (anew, again):
-        assert columns * channels**2 * 8 < peak(work) <= said
+        assert columns * channels**2 * 8 < peak_bytes(work) <= said
