@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
-from pipeline.row_tasks import PassPlan, RowTasks, submit_row
+from pipeline.row_tasks import PassPlan, RowTasks, rows_of, submit_row
 from pipeline.tasks import Window
 from schemas.config import Config, TrimConfig
 from schemas.features import FeatureGeometry
@@ -159,8 +159,7 @@ class PassesByFeatures:
         self, features: ArrayRef, directory: Directory, measured: Mask, geometry: FeatureGeometry, config: Config
     ) -> None:
         self._geometry, self._trim, self._directory, self._passes = geometry, config.trim, directory, 0
-        segment = config.gaussian.segment_images
-        self._rows = [RowTasks(features, row, measured, geometry.channels, segment) for row in range(geometry.rows)]
+        self._rows = rows_of(features, measured, geometry, config.gaussian)
         self._kept: tuple[int, Mask] | None = None
 
     def judge(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, *, is_first: bool) -> Iterator[Rows]:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.tasks import Here, Window
-from schemas.config import TrimConfig
+from schemas.config import GaussianConfig, TrimConfig
+from schemas.features import FeatureGeometry
 from workers.arrays import ArrayRef, HeldFeatures, OpenedFeatures, Segment, cut_segments, is_whole_row
 from workers.gaussian import Fit, uses_dual
 from workers.map_writer import write_rows
@@ -83,6 +84,11 @@ class RowTasks:
     channels: int
     segment_images: int
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the row is one task."""
+        return is_whole_row(len(self.measured), self.segment_images)
+
     def judge(self, window: Window, into: ArrayRef, plan: PassPlan, trim: TrimConfig, is_first: bool) -> list[Any]:
         """Measure all images; one future, of a `RowVerdict`."""
         receipts = self._measure(window, into, self._fit(window, plan), None)
@@ -125,10 +131,7 @@ class RowTasks:
             The images (images, columns) that each column is fitted on, or a future of them, and how many they are at
             each; None for all of ``fitted``.
         """
-        if uses_dual(count or int(fitted.sum()), self.channels):
-            return self._fit_dual(window, fitted, fit, chosen)
-        moments, fourth = self._accumulate(window, fitted, fit, chosen)
-        return window.submit(fit_row_primal, moments, fit, fourth)
+        return self._fit_features(window, fitted, fit, chosen, count, fit_row_primal)
 
     def _measure(self, window: Window, into: ArrayRef, gaussians: Any, own: list[Any] | None) -> list[Any]:
         """Submit the distances of each segment; ``own`` has its fitted images where they are left out one by one."""
@@ -146,13 +149,24 @@ class RowTasks:
 
     def _fit_anew(self, window: Window, plan: PassPlan, chosen: Any = None, count: int | None = None) -> Any:
         """Submit the fit to features; ``chosen`` and ``count`` are as for `fit`."""
-        if uses_dual(count or int(plan.fitted.sum()), self.channels):
-            return self._fit_dual(window, plan.fitted, plan.fit, chosen)
-        moments, fourth = self._accumulate(window, plan.fitted, plan.fit, chosen)
-        return window.submit(fit_row_whitening, moments, plan.fit, fourth, self.row, plan.kept, plan.number)
+        kept = (self.row, plan.kept, plan.number)
+        return self._fit_features(window, plan.fitted, plan.fit, chosen, count, fit_row_whitening, *kept)
 
-    def _fit_dual(self, window: Window, fitted: Mask, fit: Fit, chosen: Any) -> Any:
-        return window.submit(fit_row_dual, self.features, self.row, Segment(0, len(fitted), fitted), fit, chosen)
+    def _fit_features(
+        self,
+        window: Window,
+        fitted: Mask,
+        fit: Fit,
+        chosen: Any,
+        count: int | None,
+        primal: Callable[..., Any],
+        *further: object,
+    ) -> Any:
+        """Submit the fit in either form: the dual one, or what ``primal`` makes of moments and ``further``."""
+        if uses_dual(count or int(fitted.sum()), self.channels):
+            return window.submit(fit_row_dual, self.features, self.row, Segment(0, len(fitted), fitted), fit, chosen)
+        moments, fourth = self._accumulate(window, fitted, fit, chosen)
+        return window.submit(primal, moments, fit, fourth, *further)
 
     def _accumulate(self, window: Window, fitted: Mask, fit: Fit, chosen: Any) -> tuple[Any, list[Any]]:
         """Submit the moments, segment by segment; returns a future of them, and of each fourth moment needed."""
@@ -176,6 +190,11 @@ class RowTasks:
         return cut_segments(mask, self.segment_images)
 
 
+def rows_of(features: ArrayRef, measured: Mask, geometry: FeatureGeometry, config: GaussianConfig) -> list[RowTasks]:
+    """Return the tasks of every row of positions of a group."""
+    return [RowTasks(features, row, measured, geometry.channels, config.segment_images) for row in range(geometry.rows)]
+
+
 def submit_row(window: Window, ask: Callable[..., list[Any]], tasks: RowTasks, *asked: object) -> list[Any]:
     """Submit what a method of `RowTasks` does: as one task, where a whole row is one.
 
@@ -190,7 +209,7 @@ def submit_row(window: Window, ask: Callable[..., list[Any]], tasks: RowTasks, *
     *asked
         Its arguments after the window; some may be futures.
     """
-    if is_whole_row(len(tasks.measured), tasks.segment_images):
+    if tasks.is_whole:
         return [window.submit(compute_row, ask, tasks, *asked)]
     return ask(tasks, window, *asked)
 
@@ -202,6 +221,13 @@ def compute_row(ask: Callable[..., list[Any]], tasks: RowTasks, *asked: object) 
     return result
 
 
+def submit_publication(window: Window, rows: Sequence[RowTasks], *asked: Any) -> Any:
+    """Submit what `publish_rows` does: as one task, where a whole row is one; returns the same future."""
+    if rows[0].is_whole:
+        return window.submit(_publish_here, rows, *asked)
+    return publish_rows(window, rows, *asked)
+
+
 def publish_rows(
     window: Window,
     rows: Sequence[RowTasks],
@@ -209,10 +235,10 @@ def publish_rows(
     group: str,
     fitted: Mask,
     fit: Fit,
-    chosen: Sequence[Any],
+    chosen: list[Any],
     count: int | None,
 ) -> Any:
-    """Submit the fit and the writing of rows that share chunks of the map: as one task, where a whole row is one.
+    """Submit the fit and the writing of rows that share chunks of the map.
 
     Parameters
     ----------
@@ -230,27 +256,11 @@ def publish_rows(
     object
         A future of the checksums, one for each row.
     """
-    asked = (rows, model, group, fitted, fit, list(chosen), count)
-    if is_whole_row(len(rows[0].measured), rows[0].segment_images):
-        return window.submit(_publish_here, *asked)
-    return _publish(window, *asked)
-
-
-def _publish(
-    window: Window,
-    rows: Sequence[RowTasks],
-    model: Directory,
-    group: str,
-    fitted: Mask,
-    fit: Fit,
-    chosen: Sequence[Any],
-    count: int | None,
-) -> Any:
     gaussians = [tasks.fit(window, fitted, fit, images, count) for tasks, images in zip(rows, chosen, strict=True)]
     return window.submit(write_rows, model, group, rows[0].row, gaussians)
 
 
 def _publish_here(rows: Sequence[RowTasks], *asked: Any) -> list[int]:
     opened = OpenedFeatures.of(rows[0].features)
-    checksums: list[int] = _publish(Here(), [replace(tasks, features=opened) for tasks in rows], *asked).result
+    checksums: list[int] = publish_rows(Here(), [replace(tasks, features=opened) for tasks in rows], *asked).result
     return checksums

@@ -4,7 +4,7 @@ Which tasks a pass is, `pipeline.passes` says; here is what the strategies ask f
 and in the group's journal the outcome of each pass.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -17,7 +17,7 @@ from pipeline.distances import GroupDistances
 from pipeline.journal import Arrays, Journal
 from pipeline.passes import plan_passes
 from pipeline.progress import Phase
-from pipeline.row_tasks import RowTasks, publish_rows
+from pipeline.row_tasks import rows_of, submit_publication
 from pipeline.tasks import Window, open_window
 from schemas.config import Config
 from schemas.features import FeatureGeometry
@@ -321,16 +321,15 @@ class GroupStatistics:
         fit: Fit,
         model: Directory,
         phase: Phase,
-        chosen: Sequence[Any],
+        chosen: list[Any],
         count: int | None,
     ) -> Arrays:
         """Fit every row, on ``count`` chosen images at each column where there are such, and write it."""
-        channels, segment = self._geometry.channels, self._config.gaussian.segment_images
-        rows = [RowTasks(self._features, row, self._measured, channels, segment) for row in range(self._geometry.rows)]
+        rows = rows_of(self._features, self._measured, self._geometry, self._config.gaussian)
         together, receipts = self._rows_together(count or int(fitted.sum())), []
         for start in range(0, len(rows), together):
             band, images = rows[start : start + together], chosen[start : start + together]
-            receipts.append(publish_rows(window, band, model, self._group, fitted, fit, images, count))
+            receipts.append(submit_publication(window, band, model, self._group, fitted, fit, images, count))
             _advance(phase, receipts[-1], len(band))
         return {CHECKSUMS: np.concatenate(window.gather(receipts)).astype(np.int64)}
 

@@ -6,14 +6,16 @@ part, f of them are fitted. Bytes are exact, and so are numbers of tasks, and of
 chunks; operations are those of the leading terms.
 """
 
+import math
 from dataclasses import dataclass
 
 from schemas.config import Config
 from schemas.features import CHUNK_IMAGES, FeatureGeometry
 from workers.arrays import is_whole_row
 from workers.gaussian import uses_dual
+from workers.gaussian_map import byte_count_of
 from workers.gram_passes import SMALL_GROUP, bands, products_chunk, uses_products
-from workers.map_writer import CHUNK_BYTES, chunk_rows
+from workers.map_writer import array_chunks, chunk_rows
 from workers.near_duplicates import lattice
 from workers.structure import MIN_SAMPLE, SAMPLE
 from workers.updates import kept_values, pays_to_keep
@@ -157,32 +159,20 @@ def moments_bytes(layout: Layout, fitted: int) -> int:
 
 def map_bytes(layout: Layout, measured: int, fitted: int) -> int:
     """Return the bytes of a group's Gaussians and thresholds: whole chunks."""
-    columns, arrays = layout.geometry.columns, _map_arrays(layout, fitted)
-    wide = [_map_columns(layout, numbers) for numbers in arrays]
-    padded = [-(-columns // each) * each for each in wide]
-    together = chunk_rows(layout.geometry, measured=measured, fitted=fitted)
-    rows = _map_bands(layout, measured, fitted) * together
-    gaussians = sum(rows * each * numbers * _DOUBLE for each, numbers in zip(padded, arrays, strict=True))
+    gaussians = sum(count * byte_count_of(chunk) for count, chunk in _map_chunks(layout, measured, fitted))
     return gaussians + layout.positions * _DOUBLE
+
+
+def _map_chunks(layout: Layout, measured: int, fitted: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Return how many chunks each array of a map's Gaussians has, and their shape."""
+    together = chunk_rows(layout.geometry, measured=measured, fitted=fitted)
+    arrays = array_chunks(layout.geometry, fitted=fitted, rows_together=together).values()
+    return [(math.prod(-(-n // size) for n, size in zip(shape, chunk, strict=True)), chunk) for shape, chunk in arrays]
 
 
 def _map_bands(layout: Layout, measured: int, fitted: int) -> int:
     """Return how many chunks all rows of positions of an array of a map are."""
     return -(-layout.geometry.rows // chunk_rows(layout.geometry, measured=measured, fitted=fitted))
-
-
-def _map_arrays(layout: Layout, fitted: int) -> list[int]:
-    """Return how many numbers of a position each array of a map has: mean, factor; in dual form variances, ridge."""
-    channels = layout.geometry.channels
-    if uses_dual(fitted, channels):
-        rank = max(fitted - 1, 1)
-        return [channels, rank * channels, rank, 1]
-    return [channels, channels**2]
-
-
-def _map_columns(layout: Layout, numbers: int) -> int:
-    """Return how many columns share a chunk of an array of a map."""
-    return min(layout.geometry.columns, max(1, CHUNK_BYTES // (numbers * _DOUBLE)))
 
 
 def by_products(layout: Layout, measured: int) -> bool:
@@ -349,9 +339,8 @@ def verdict_requests(layout: Layout, images: int) -> Requests:
 
 def publish_requests(layout: Layout, images: int, fitted: int) -> Requests:
     """Return the requests for chunks of publishing a group's Gaussians, without its thresholds."""
-    rows, columns = layout.geometry.rows, layout.geometry.columns
-    each = [-(-columns // _map_columns(layout, numbers)) for numbers in _map_arrays(layout, fitted)]
-    return Requests(get=rows * chunks(images), put=_map_bands(layout, images, fitted) * sum(each))
+    written = sum(count for count, _ in _map_chunks(layout, images, fitted))
+    return Requests(get=layout.geometry.rows * chunks(images), put=written)
 
 
 def near_duplicate_requests(layout: Layout, images: int) -> Requests:

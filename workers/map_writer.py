@@ -62,6 +62,18 @@ def chunk_rows(geometry: FeatureGeometry, *, measured: int, fitted: int) -> int:
     return max(1, min(geometry.rows, CHUNK_BYTES // (geometry.columns * byte_count_of(shapes[FACTOR]))))
 
 
+def array_chunks(
+    geometry: FeatureGeometry, *, fitted: int, rows_together: int
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return the shape and the chunks of each array of a product group's Gaussians."""
+    found = {}
+    for name, position in position_shapes(geometry, _form(geometry, fitted), fitted).items():
+        # Rows are written by different tasks and streamed by scorers.
+        columns = min(geometry.columns, max(1, CHUNK_BYTES // byte_count_of(position)))
+        found[name] = ((geometry.rows, geometry.columns, *position), (rows_together, columns, *position))
+    return found
+
+
 def create_group_map(
     directory: Directory, group: str, geometry: FeatureGeometry, fitted: int, *, rows_together: int = 1
 ) -> None:
@@ -69,10 +81,8 @@ def create_group_map(
     form = _form(geometry, fitted)
     node = directory.zarr_group("", "r+").create_group(storage_name(group), overwrite=True)
     node.attrs.update({"group": group, "form": form, "fitted": fitted, CHUNK_ROWS: rows_together})
-    for name, position in position_shapes(geometry, form, fitted).items():
-        # Rows are written by different tasks and streamed by scorers.
-        columns = min(geometry.columns, max(1, CHUNK_BYTES // byte_count_of(position)))
-        _create(node, name, (geometry.rows, geometry.columns, *position), (rows_together, columns, *position))
+    for name, (shape, chunks) in array_chunks(geometry, fitted=fitted, rows_together=rows_together).items():
+        _create(node, name, shape, chunks)
     _create(node, THRESHOLDS, (geometry.rows, geometry.columns), (geometry.rows, geometry.columns))
 
 

@@ -153,8 +153,9 @@ def nearest_images(
         (images, columns) bool.
     """
     assert sum(receipts) >= int(candidates.sum())
-    values = np.full((len(candidates), distances.open().shape[2]), np.nan)
-    values[candidates] = read_distances(distances, Segment(0, len(candidates), candidates), row)
+    stored = read_distances(distances, Segment(0, len(candidates), candidates), row)
+    values = np.full((len(candidates), stored.shape[1]), np.nan)
+    values[candidates] = stored
     return np.stack([smallest(column, candidates, count) for column in values.T], axis=1)
 
 
