@@ -42,35 +42,36 @@ torture: venv  ## Kill real runs at 16 + 12 moments, 6 + 4 on S3, and fuzz all t
 	PAIRE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n auto --dist worksteal -o faulthandler_timeout=7200 tests/fuzz
 
 test-ceph: venv  ## Run the storage tests on a real Ceph RADOS gateway: needs apt-get install radosgw ceph-mon ceph-osd
-	PAIRE_TEST_CEPH=1 $(BIN)/python -m pytest tests/storage -m ceph
+	PAIRE_TEST_CEPH=1 $(BIN)/python -m pytest tests/workers/storage -m ceph
 
-lint: venv  ## Check style and types
+lint: venv  ## Check style, types and the order of the folders
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: venv  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: venv  ## Bring the README's reference tables up to date
-	$(BIN)/python -m tests.readme
+	$(BIN)/python -m tests.support.readme
 
 study: venv  ## Make docs/study.md anew: BOTTLE=path/to/mvtec/bottle KOLEKTOR=path/to/kolektor_sdd WEIGHTS=squeezenet1_1.pth STUDY='--seeds 2'
-	$(BIN)/python -m tests.studies.cleaning $(BOTTLE) $(KOLEKTOR) --weights $(WEIGHTS) $(STUDY)
+	$(BIN)/python -m studies.cleaning $(BOTTLE) $(KOLEKTOR) --weights $(WEIGHTS) $(STUDY)
 
 study-large: venv  ## Add what is missing to docs/large-groups.md: synthetic groups to N = 50 000 and near-duplicates, 20 minutes; LARGE='--again grow'
-	$(BIN)/python -m tests.studies.large_groups $(LARGE)
+	$(BIN)/python -m studies.large_groups $(LARGE)
 
-bench: venv  ## Measure this machine and make tests/benchmarks/RESULTS.md anew, an hour; BENCH='statistics scale', QUICK=1 for minutes
+bench: venv  ## Measure this machine and make benchmarks/RESULTS.md anew, an hour; BENCH='statistics scale', QUICK=1 for minutes
 	for name in $(BENCH); do \
-	  timeout 1800 $(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $$name || exit 1; \
+	  timeout 1800 $(BIN)/python -m benchmarks $(if $(QUICK),--quick) $$name || exit 1; \
 	done
 
 bench-peers: $(PEERS_STAMP)  ## Compare with anomalib's PaDiM and with scikit-learn in one run, in .venv-peers: half an hour
-	timeout 1800 $(PEERS)/bin/python -m tests.benchmarks peers-scikit-learn
-	timeout 1800 $(PEERS)/bin/python -m tests.benchmarks peers-anomalib
-	timeout 1800 $(PEERS)/bin/python -m tests.benchmarks peers-memory
+	timeout 1800 $(PEERS)/bin/python -m benchmarks peers-scikit-learn
+	timeout 1800 $(PEERS)/bin/python -m benchmarks peers-anomalib
+	timeout 1800 $(PEERS)/bin/python -m benchmarks peers-memory
 
 # The versions in .venv are constraints: what does not go with them fails here instead of taking their place.
 $(PEERS_STAMP): $(STAMP)
@@ -83,7 +84,7 @@ $(PEERS_STAMP): $(STAMP)
 	@touch $@
 
 scaling: venv  ## Make the tables and the plot of docs/scaling.md anew, constants and check measured here: 3 minutes; SCALING='tables'
-	$(BIN)/python -m tests.benchmarks.scaling $(SCALING)
+	$(BIN)/python -m benchmarks.scaling $(SCALING)
 
 clean:  ## Remove what make made, the environment too
 	rm -rf $(VENV) $(PEERS) demo-run build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ WORKDIR /app
 RUN pip install --no-cache-dir torch torchvision
 
 COPY pyproject.toml README.md LICENSE ./
+COPY paire paire
 COPY schemas schemas
 COPY workers workers
 COPY pipeline pipeline

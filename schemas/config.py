@@ -113,7 +113,7 @@ class FeaturesConfig(_Section):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="Arithmetic of the backbone's forward pass. `bf16` is faster where the processor has it, and "
-        "decides otherwise on some images (`python -m tests.benchmarks shortcuts`).",
+        "decides otherwise on some images (`python -m benchmarks shortcuts`).",
     )
     dtype: Literal["float16", "float32"] = Field("float16", description="Stored type of the patch features.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is CUDA where there is one.")

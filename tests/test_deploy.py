@@ -11,8 +11,7 @@ DOCKERFILES = sorted((ROOT / "deploy").glob("*.Dockerfile"))
 
 def packages() -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    names: list[str] = project["tool"]["setuptools"]["packages"]
-    return names
+    return [pattern.removesuffix("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]]
 
 
 def test_there_is_one_for_cpus_and_one_for_gpus() -> None:
@@ -23,7 +22,7 @@ def test_there_is_one_for_cpus_and_one_for_gpus() -> None:
 @pytest.mark.parametrize("package", packages())
 def test_every_package_is_copied(dockerfile: Path, package: str) -> None:
     assert f"COPY {package} {package}" in dockerfile.read_text(encoding="utf-8").splitlines()
-    assert f"!{package}/*.py" in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert f"!{package}/**/*.py" in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)

@@ -15,16 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.catalog import build_catalog
-from pipeline.journal import Journal, StaleJournalError
-from pipeline.recut import recut
-from pipeline.run import clean
-from pipeline.scoring import score
+from pipeline.commands.clean import clean
+from pipeline.commands.recut import recut
+from pipeline.commands.score import score
+from pipeline.intake.catalog import build_catalog
+from pipeline.run_directory.journal import Journal, StaleJournalError
 from schemas.config import InputConfig, parse_config
 from schemas.errors import PaireError
-from tests.archives import write_parts
-from tests.pipeline.runs import CLUSTER, quick_config
-from workers.storage import Directory
+from tests.support.archives import write_parts
+from tests.support.runs import CLUSTER, quick_config
+from workers.storage.directory import Directory
 
 
 class Payload:
@@ -139,7 +139,7 @@ def test_code_in_a_parquet_index_is_not_executed(executed: Path, tmp_path: Path,
 
 def test_no_module_can_unpickle() -> None:
     root = Path(__file__).parents[1]
-    for path in (path for package in ("schemas", "workers", "pipeline") for path in (root / package).glob("*.py")):
+    for path in (path for package in ("schemas", "workers", "pipeline") for path in (root / package).rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         for call in ("import pickle", "cloudpickle", "import dill", "joblib", "allow_pickle=True", "yaml.load("):
             assert call not in text, path

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import workers.decode
-from tests.benchmarks.__main__ import BENCHMARKS, QUICK, parse
-from tests.benchmarks.extraction import _gpu_utilisation
-from tests.benchmarks.images import write_images
-from tests.benchmarks.plans import CASES, seconds_of
-from tests.benchmarks.shortcuts import reduced_decoding
-from workers.decode import DecodedImage
+import workers.images.decode
+from benchmarks.__main__ import BENCHMARKS, QUICK, parse
+from benchmarks.extraction import _gpu_utilisation
+from benchmarks.images import write_images
+from benchmarks.plans import CASES, seconds_of
+from benchmarks.shortcuts import reduced_decoding
+from workers.images.decode import DecodedImage
 
 
 def test_every_benchmark_has_a_quick_way() -> None:
@@ -49,7 +49,7 @@ def test_a_reduced_scale_is_for_jpeg_alone_and_ends_with_its_block(
     (path,) = write_images(tmp_path_factory.mktemp("images"), 1, 512, image_format)
 
     def decode() -> DecodedImage:
-        return workers.decode.decode_image(path.read_bytes(), image_size=128, max_pixels=512**2)
+        return workers.images.decode.decode_image(path.read_bytes(), image_size=128, max_pixels=512**2)
 
     full = decode()
     with reduced_decoding(128):

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import peers_anomalib, peers_memory, peers_sklearn
+from benchmarks.peers_memory import peak_bytes
+from benchmarks.peers_sides import ITS_GRID, configuration, embedding, exact_distances, fit_with_paire
 from schemas.errors import ConfigError
-from tests.benchmarks import peers_anomalib, peers_memory, peers_sklearn
-from tests.benchmarks.peers_memory import peak_bytes
-from tests.benchmarks.peers_sides import ITS_GRID, configuration, embedding, exact_distances, fit_with_paire
 
 HAS_ANOMALIB = importlib.util.find_spec("anomalib") is not None
 needs_anomalib = pytest.mark.skipif(not HAS_ANOMALIB, reason="anomalib is not installed: make bench-peers")
@@ -74,7 +74,7 @@ def test_our_distances_on_an_embedding_are_exact() -> None:
 @needs_anomalib
 @quietly
 def test_anomalibs_distances_are_ours_to_single_precision() -> None:
-    from tests.benchmarks.peers_sides import fit_with_anomalib
+    from benchmarks.peers_sides import fit_with_anomalib
 
     theirs, ours = fit_with_anomalib(40, 8, 3), fit_with_paire(40, 8, 3)
     np.testing.assert_allclose(theirs.distances, ours.distances, rtol=1e-4)
@@ -83,8 +83,8 @@ def test_anomalibs_distances_are_ours_to_single_precision() -> None:
 @needs_anomalib
 @quietly
 def test_anomalibs_backbone_gives_our_features_where_nothing_is_resized() -> None:
-    from tests.benchmarks.peers_sides import _padim
-    from workers.extractor import PatchExtractor, choose_channels
+    from benchmarks.peers_sides import _padim
+    from workers.features.extractor import PatchExtractor, choose_channels
 
     config = configuration(*ITS_GRID, "features.dtype=float32", "features.image_size=64")
     pixels = np.random.default_rng(0).random((2, 64, 64, 3)).astype(np.float32)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.benchmarks.results import RESULTS, TABLES, record, render, save, spread
+from benchmarks.results import RESULTS, TABLES, record, render, save, spread
 
 
 def test_a_record_takes_the_place_of_its_last_one_and_leaves_the_others(tmp_path: Path) -> None:

@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.progress import Phase
-from pipeline.statistics import GroupStatistics
-from pipeline.tasks import TASKS_PER_WORKER
-from schemas.features import CHUNK_IMAGES, FeatureGeometry
-from tests.archives import tiny_config
-from tests.benchmarks.scaling_constants import Backbone, Constants
-from tests.benchmarks.scaling_model import judging, large_costs, large_pass, layout_of, total
-from tests.benchmarks.simulation import PassCosts, Task, pass_schedule, simulate
-from tests.watched import tasks_submitted
-from workers.footprint import Layout, PassKind, pass_tasks
-from workers.schedule import schedule_seconds
-from workers.storage import Directory
+from benchmarks.scaling_constants import Backbone, Constants
+from benchmarks.scaling_model import judging, large_costs, large_pass, layout_of, total
+from benchmarks.simulation import PassCosts, Task, pass_schedule, simulate
+from pipeline.cluster.progress import Phase
+from pipeline.cluster.tasks import TASKS_PER_WORKER
+from pipeline.costs.footprint import Layout, PassKind, pass_tasks
+from pipeline.costs.schedule import schedule_seconds
+from pipeline.judging.statistics import GroupStatistics
+from schemas.stores.features import CHUNK_IMAGES, FeatureGeometry
+from tests.support.archives import tiny_config
+from tests.support.watched import tasks_submitted
+from workers.storage.directory import Directory
 
 GEOMETRY = FeatureGeometry(rows=3, columns=2, channels=20, grid_rows=12, grid_columns=8, pool_kernel=4, pool_stride=4)
 LAYOUT = Layout(GEOMETRY, 2, CHUNK_IMAGES)

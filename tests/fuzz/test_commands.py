@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 from schemas.errors import EXIT_UNEXPECTED
-from tests.archives import write_parts
 from tests.fuzz.mutations import Mutation, fuzzing, mutate, mutations, tried
-from tests.pipeline.loggers import restored_loggers
-from tests.pipeline.runs import quick_config
+from tests.support.archives import write_parts
+from tests.support.loggers import restored_loggers
+from tests.support.runs import quick_config
 
 LABELS = "image_path,label_index\ngood_000.png,0\nbad_000.png,1\n"
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from schemas.config import Config, option_names, parse_config
 from schemas.errors import ConfigError
-from tests.archives import tiny_config
 from tests.fuzz.mutations import attempt, fuzzing, json_values, mutated, tried
+from tests.support.archives import tiny_config
 
 FILES = [
     Config().to_yaml().encode(),

@@ -5,7 +5,7 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.log import one_line
+from pipeline.run_directory.log import one_line
 from schemas.credentials import has_credentials, redacted, refuse_credentials
 from schemas.errors import ConfigError
 from tests.fuzz.mutations import attempt, fuzzing, tried

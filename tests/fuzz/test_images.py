@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.archives import part_pixels
 from tests.fuzz.mutations import attempt, fuzzing, mutated, tried
-from workers.decode import UndecodableError, decode_image
+from tests.support.archives import part_pixels
+from workers.images.decode import UndecodableError, decode_image
 
 WIDTH, HEIGHT = 24, 16
 MAX_PIXELS = 100_000

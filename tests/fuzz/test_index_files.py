@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.catalog import build_catalog
+from pipeline.intake.catalog import build_catalog
 from schemas.config import InputConfig
 from schemas.errors import ConfigError, SourceError
-from tests.archives import part_pixels, png
 from tests.fuzz.mutations import attempt, fuzzing, mutated, tried
-from workers.index_file import IndexFormat, read_index
-from workers.labelled import read_labelled
+from tests.support.archives import part_pixels, png
+from workers.sources.index_file import IndexFormat, read_index
+from workers.sources.labelled import read_labelled
 
 TABLE = pd.DataFrame(
     {

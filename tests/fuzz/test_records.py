@@ -10,19 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.ending import Ending
-from pipeline.finished import read_table
-from pipeline.journal import Journal, StaleJournalError
-from pipeline.publish import write_table
-from pipeline.record import read_record
-from schemas.catalog import COLUMNS
+from pipeline.judging.result import Ending
+from pipeline.run_directory.journal import Journal, StaleJournalError
+from pipeline.run_directory.record import read_record
+from pipeline.run_directory.tables import read_table, write_table
 from schemas.errors import SourceError
-from schemas.image import ImageOutcome
-from schemas.lease import LeaseRecord
-from schemas.receipt import BlockReceipt
-from schemas.run import RunRecord
+from schemas.records.image import ImageOutcome
+from schemas.records.lease import LeaseRecord
+from schemas.records.receipt import BlockReceipt
+from schemas.records.run import RunRecord
+from schemas.tables.catalog import COLUMNS
 from tests.fuzz.mutations import attempt, fuzzing, json_values, mutated, tried
-from workers.storage import Directory
+from workers.storage.directory import Directory
 
 RECORD = RunRecord(
     run_id="20260101T000000Z-abcdef",

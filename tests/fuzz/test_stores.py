@@ -11,19 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.distances import GroupDistances
-from pipeline.extract import _compressors, _open_store, _require_array
+from pipeline.intake.extract import _compressors, _open_store, _require_array
+from pipeline.judging.distances import GroupDistances
 from schemas.errors import PaireError
-from schemas.features import FeatureGeometry
-from schemas.image import ImageOutcome
-from schemas.run import DISTANCE
+from schemas.records.image import ImageOutcome, ImageRef
+from schemas.records.run import DISTANCE
+from schemas.stores.features import FeatureGeometry
 from tests.fuzz.mutations import Mutation, attempt, fuzzing, mutate, mutations, tried
-from tests.workers.maps import describe, finish, new_map, write_group
-from workers.arrays import read_distances, read_features
-from workers.extract import ImageRef
-from workers.gaussian_map import GaussianMap
-from workers.receipts import find_finished, write_receipt
-from workers.storage import Directory
+from tests.support.maps import describe, finish, new_map, write_group
+from workers.features.arrays import read_distances, read_features
+from workers.features.receipts import find_finished, write_receipt
+from workers.map.reader import GaussianMap
+from workers.storage.directory import Directory
 
 GEOMETRY = FeatureGeometry(rows=2, columns=3, channels=8, grid_rows=5, grid_columns=6, pool_kernel=2, pool_stride=1)
 GROUPS = ("dual", "primal")

@@ -9,12 +9,11 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.cluster import Cluster, open_cluster
+from pipeline.cluster.cluster import Cluster, open_cluster
 from schemas.names import DEFAULT_GROUP, storage_name
-from tests.archives import tiny_config
-from tests.studies.large_groups import compare, forget, require_space, study
-from tests.studies.large_groups_report import DOCUMENT, RESULTS, SERIES, Series, table, write_report
-from tests.studies.synthetic_features import (
+from studies.large_groups import compare, forget, require_space, study
+from studies.large_groups_report import DOCUMENT, RESULTS, SERIES, Series, table, write_report
+from studies.synthetic_features import (
     COPY_NOISE,
     IMAGE_EFFECT,
     OVERLAP,
@@ -26,7 +25,8 @@ from tests.studies.synthetic_features import (
     plan,
     write_features,
 )
-from workers.storage import Directory
+from tests.support.archives import tiny_config
+from workers.storage.directory import Directory
 
 SMALL = Archive(images=60, channels=8, side=4)
 ONE_THREAD = ("cluster.workers=1", "cluster.threads_per_worker=1", "cluster.processes=false")

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.storage.servers import NOTHING_ELSE, Server, bucket_on, moto_server
-from tests.torture.runs import Command, kill, make_archive, published, wait_for_claim, write_config
-from workers.storage import Directory
+from tests.support.storage.servers import NOTHING_ELSE, Server, bucket_on, moto_server
+from tests.support.torture import Command, kill, make_archive, published, wait_for_claim, write_config
+from workers.storage.directory import Directory
 
 # Moments for commands of one process, of which only the driver can be killed, and of two worker processes; on disk, and
 # with all in an object store.

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.archives import TINY_SETTINGS
-from tests.studies.cleaning.archives import TRAIN_GOOD, write_category
-from tests.studies.cleaning.check import Agreement, agreement_table, compare_with_command
-from tests.studies.cleaning.dirty_sets import OVERLAP, Case, draw
-from tests.studies.cleaning.images import prepare_gram
-from tests.studies.cleaning.methods import CONCENTRATE, GROW, PAIRE, TRIM_ONCE, Method
+from studies.cleaning.archives import TRAIN_GOOD, write_category
+from studies.cleaning.check import Agreement, agreement_table, compare_with_command
+from studies.cleaning.dirty_sets import OVERLAP, Case, draw
+from studies.cleaning.images import prepare_gram
+from studies.cleaning.methods import CONCENTRATE, GROW, PAIRE, TRIM_ONCE, Method
+from tests.support.archives import TINY_SETTINGS
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from schemas.errors import SourceError
-from tests.studies.cleaning.archives import TEST_BAD, TEST_GOOD, TRAIN_GOOD, write_category
-from tests.studies.cleaning.dirty_sets import (
+from studies.cleaning.archives import TEST_BAD, TEST_GOOD, TRAIN_GOOD, write_category
+from studies.cleaning.dirty_sets import (
     NO_OVERLAP,
     OVERLAP,
     Case,

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from schemas.config import GaussianConfig
-from tests.studies.cleaning.gram import Gram, products_of
-from workers.gaussian import Fit, fit_dual
+from studies.cleaning.gram import Gram, products_of
+from workers.gaussian.fit import Fit, fit_dual
 
 IMAGES, POSITIONS, CHANNELS, FITTED = 30, 3, 64, 18
 RELATIVE = 1e-6

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from schemas.errors import SourceError
-from tests.archives import TINY_SETTINGS, tiny_config, write_parts
-from tests.studies.cleaning.images import extract, prepare_gram
-from tests.studies.cleaning.methods import PAIRE, Method
-from workers.near_duplicates import lattice, sketch
+from studies.cleaning.images import extract, prepare_gram
+from studies.cleaning.methods import PAIRE, Method
+from tests.support.archives import TINY_SETTINGS, tiny_config, write_parts
+from workers.verdict.near_duplicates import lattice, sketch
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.studies.cleaning.dirty_sets import NO_OVERLAP, OVERLAP, Case
-from tests.studies.cleaning.methods import (
+from studies.cleaning.dirty_sets import NO_OVERLAP, OVERLAP, Case
+from studies.cleaning.methods import (
     CONCENTRATE,
     ETAS,
     FALSE_REJECTS,

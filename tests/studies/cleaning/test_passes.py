@@ -5,11 +5,11 @@ import pytest
 from numpy.typing import NDArray
 
 from schemas.config import GaussianConfig, parse_config
-from tests.studies.cleaning.gram import Gram, products_of
-from tests.studies.cleaning.methods import CONCENTRATE, GROW, NONE, PAIRE, STRATEGIES, TRIM_ONCE, Method
-from tests.studies.cleaning.passes import Archive, _Passes
-from workers.gaussian import fit_dual
-from workers.near_duplicates import lattice, sketch
+from studies.cleaning.gram import Gram, products_of
+from studies.cleaning.methods import CONCENTRATE, GROW, NONE, PAIRE, STRATEGIES, TRIM_ONCE, Method
+from studies.cleaning.passes import Archive, _Passes
+from workers.gaussian.fit import fit_dual
+from workers.verdict.near_duplicates import lattice, sketch
 
 NORMALS, OUTLIERS, GRID, CHANNELS = 60, 6, (3, 4), 96
 IMAGES = NORMALS + OUTLIERS

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.studies.cleaning.plots import STYLES, draw_ablations, draw_archive, draw_passes
+from studies.cleaning.plots import STYLES, draw_ablations, draw_archive, draw_passes
 from tests.studies.cleaning.test_report import rows
 
 __all__ = ["rows"]

@@ -6,12 +6,12 @@ from dataclasses import asdict
 import pandas as pd
 import pytest
 
-from pipeline.trim import AMBIGUOUS
-from tests.studies.cleaning.dirty_sets import NO_OVERLAP, OVERLAP, list_cases
-from tests.studies.cleaning.methods import GROW, ORACLE, PAIRE, Method, methods_for
-from tests.studies.cleaning.plots import sweep
-from tests.studies.cleaning.report import END, START, TITLE, with_report, write_report
-from tests.studies.cleaning.results import Result
+from pipeline.judging.strategies.paire import AMBIGUOUS
+from studies.cleaning.dirty_sets import NO_OVERLAP, OVERLAP, list_cases
+from studies.cleaning.methods import GROW, ORACLE, PAIRE, Method, methods_for
+from studies.cleaning.plots import sweep
+from studies.cleaning.report import END, START, TITLE, with_report, write_report
+from studies.cleaning.results import Result
 
 PURITY = {0: 1.0, 1: 0.9876}
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.studies.cleaning import results as module
-from tests.studies.cleaning.dirty_sets import OVERLAP, Case
-from tests.studies.cleaning.methods import ETA, GROW, NONE, PAIRE, Method
-from tests.studies.cleaning.results import Result, ResultsFile, code_digest, digest_of, passes_of
+from studies.cleaning import results as module
+from studies.cleaning.dirty_sets import OVERLAP, Case
+from studies.cleaning.methods import ETA, GROW, NONE, PAIRE, Method
+from studies.cleaning.results import Result, ResultsFile, code_digest, digest_of, passes_of
 
 CASE = Case("part", OVERLAP, 0.1, 0)
 RESULT = Result(
@@ -95,8 +95,10 @@ def test_what_a_row_is_made_of_depends_on_images_weights_options_and_method() ->
 
 
 def test_the_code_of_a_strategy_is_followed_through_the_packages() -> None:
-    assert code_digest(("pipeline/trim.py",)) != code_digest(("pipeline/grow.py",))
-    known = {path.name for path in module._closure(("pipeline/grow.py",))}
+    assert code_digest(("pipeline/judging/strategies/paire.py",)) != code_digest(
+        ("pipeline/judging/strategies/grow.py",)
+    )
+    known = {path.name for path in module._closure(("pipeline/judging/strategies/grow.py",))}
     assert {"grow.py", "trim.py", "calibration.py", "selection.py"} <= known
     assert "config.py" not in known
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from schemas.errors import EXIT_USAGE
-from tests.studies.cleaning.__main__ import main
-from tests.studies.cleaning.archives import write_category
+from studies.cleaning.__main__ import main
+from studies.cleaning.archives import write_category
 
 COMMAND = ("--weights", "random", "--noise", "0", "0.1", "--seeds", "1", "--workers", "1")
 

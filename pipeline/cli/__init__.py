@@ -1,0 +1,1 @@
+"""The command line: options, tables for people, exit codes."""

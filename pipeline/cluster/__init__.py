@@ -1,0 +1,1 @@
+"""The Dask cluster: workers, tasks in flight, progress."""

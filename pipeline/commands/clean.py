@@ -1,0 +1,238 @@
+"""The whole job: strings the stages together over one run directory, and does nothing else."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from pipeline.cluster.cluster import Cluster, open_cluster
+from pipeline.cluster.progress import Reporter
+from pipeline.costs.check import require_memory
+from pipeline.intake.catalog import build_catalog
+from pipeline.intake.extract import check_extractor, extract_features
+from pipeline.intake.locations import absolute_source, with_absolute_weights
+from pipeline.judging.judge import Judge
+from pipeline.run_directory.lease import Lease, refuse_if_at_work
+from pipeline.run_directory.log import recorded
+from pipeline.run_directory.record import claim, new_record, start_over, write_record
+from pipeline.run_directory.release import conclude, reconsider, release, remove_leftovers
+from pipeline.run_directory.tables import read_ledger, write_table
+from schemas.config import Config, FeaturesConfig
+from schemas.errors import StorageError, UnreadableBudgetError
+from schemas.records import run as layout
+from schemas.records.image import ImageOutcome
+from schemas.records.run import RunRecord
+from schemas.stores.features import FeatureGeometry
+from schemas.tables import catalog as catalog_table
+from workers.features.extractor import PatchExtractor
+from workers.storage.directory import Directory
+from workers.storage.settings import use_storage
+
+logger = logging.getLogger("paire")
+
+
+@dataclass(frozen=True)
+class CleanResult:
+    """What ``paire clean`` ended with.
+
+    Attributes
+    ----------
+    run
+        URL of the run directory.
+    run_id
+        The run.
+    ledger
+        As in ``ledger.json``.
+    was_done
+        The run had been finished before; nothing was computed.
+    """
+
+    run: str
+    run_id: str
+    ledger: dict[str, Any]
+    was_done: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return dataclasses.asdict(self)
+
+
+def clean(
+    source: str,
+    out: str,
+    config: Config,
+    *,
+    scheduler: str | None = None,
+    reporter: Reporter | None = None,
+    opened: Callable[[], Cluster] | None = None,
+    fresh: bool = False,
+) -> CleanResult:
+    """Clean an archive: say of every image whether other models may train on it, and publish the Gaussian map.
+
+    The same job on an unfinished run finishes it: images that were extracted, passes and groups that were done are not
+    gone through again.
+
+    Parameters
+    ----------
+    source
+        Folder, fsspec URL, or ``.csv`` / ``.parquet`` index.
+    out
+        The run directory, path or URL.
+    config
+        The configuration.
+    scheduler
+        Address of a Dask scheduler; None starts a local cluster unless the environment or configuration names one.
+    reporter
+        Shows progress; None shows none.
+    opened
+        Of `pipeline.cluster.cluster.opening_cluster`, where the caller is opening the cluster already, and closes it.
+    fresh
+        Start over where there is a run, of whatever configuration and archive: what it left is removed.
+
+    Raises
+    ------
+    RunConflictError
+        When the directory is another job's, or another command is at work in it.
+    UntrustworthyError
+        When the breakdown guard does not trust the result and ``guard`` does not accept it. It is written then but for
+        ``_SUCCESS``, and the same job with ``guard.accept_untrustworthy`` publishes it as it is.
+    PaireError
+        Whatever else the user can mend; see ``schemas.errors``.
+    """
+    reporter = reporter or Reporter()
+    use_storage(config.storage)
+    run, source = Directory.at(out), absolute_source(source)
+    config = with_absolute_weights(config)
+    refuse_if_at_work(run)
+    catalog = build_catalog(source, config.input)
+    logger.info(
+        "catalog: %d inputs, %d to read, in %d groups",
+        len(catalog),
+        catalog["row"].notna().sum(),
+        catalog["group"].nunique(),
+    )
+    geometry, weights_digest = _inspect_backbone(config.features)
+    if config.features.weights == "random":
+        logger.warning(
+            "features.weights = 'random': the backbone has never seen an image. Good for trying the pipeline; "
+            "never trust such a manifest."
+        )
+    wanted = new_record(source, catalog, config, weights_digest)
+    record = claim(run, wanted, fresh=fresh)
+    if not fresh and run.exists(layout.SUCCESS) and not run.exists(layout.LEASE):
+        return _done(run, record)
+    with Lease(run) as lease:
+        # Anew: another command may have been at work until now.
+        record = start_over(run, wanted) if fresh else claim(run, wanted)
+        if run.exists(layout.SUCCESS):
+            lease.end_for_good()
+            remove_leftovers(run)
+            return _done(run, record)
+        if record.state == layout.UNTRUSTWORTHY:
+            lease.end_for_good()
+            accepted = reconsider(run, record, config.guard)
+            assert accepted is not None
+            return CleanResult(run.url, record.run_id, accepted, was_done=True)
+        with _noted_if_interrupted(run, record), recorded(run):
+            run.write(layout.CONFIG, config.to_yaml().encode())
+            write_table(run, layout.CATALOG, catalog, catalog_table.COLUMNS)
+            with nullcontext(opened()) if opened else open_cluster(config.cluster, scheduler) as cluster:
+                record = _begin(run, record, wanted, cluster)
+                outcomes = _extract(cluster, catalog, run, geometry, config, weights_digest, reporter)
+                lease.require()
+                features, journal = run / layout.FEATURES, run / layout.JOURNAL
+                judge = Judge(run, features, geometry, config, record, cluster, reporter, journal)
+                ledger = judge.judge(catalog, outcomes)
+            lease.require()
+            conclude(run, record, ledger, config.guard)
+        lease.end_for_good()
+        # Last, and after the log: whoever sees _SUCCESS may read everything.
+        release(run, ledger, config.guard)
+    return CleanResult(run.url, record.run_id, ledger)
+
+
+def _done(run: Directory, record: RunRecord) -> CleanResult:
+    """Return what a finished run ended with."""
+    logger.info("%s is done already; nothing to do", run.url)
+    return CleanResult(run.url, record.run_id, read_ledger(run), was_done=True)
+
+
+@contextmanager
+def _noted_if_interrupted(run: Directory, record: RunRecord) -> Iterator[None]:
+    """Let the record of a run say that it was interrupted, by a person or whoever needed the machine."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(StorageError):
+            write_record(run, dataclasses.replace(record, state=layout.INTERRUPTED))
+        raise
+
+
+def _begin(run: Directory, record: RunRecord, wanted: RunRecord, cluster: Cluster) -> RunRecord:
+    """Return the record of a run whose work begins or goes on now; ``wanted`` is the one that would begin now."""
+    others = [
+        f"{name} {record.versions.get(name)} then, {version} now"
+        for name, version in wanted.versions.items()
+        if record.versions.get(name) != version
+    ]
+    if others:
+        logger.warning("this run was begun with other versions, which can change results: %s", "; ".join(others))
+    record = dataclasses.replace(record, state=layout.RUNNING, hosts=cluster.hosts)
+    write_record(run, record)
+    return record
+
+
+def _extract(
+    cluster: Cluster,
+    catalog: pd.DataFrame,
+    run: Directory,
+    geometry: FeatureGeometry,
+    config: Config,
+    weights_digest: str,
+    reporter: Reporter,
+) -> dict[str, list[ImageOutcome]]:
+    """Write what is missing of the feature store; returns what became of each image, unless too many are unreadable."""
+    check_extractor(cluster, config, weights_digest)
+    candidates = catalog[catalog["row"].notna()]
+    require_memory(cluster, candidates.groupby("group").size().tolist(), geometry, config)
+    with reporter.phase("extract", len(candidates)) as phase:
+        outcomes = extract_features(
+            cluster,
+            catalog,
+            run / layout.FEATURES,
+            geometry,
+            config,
+            weights_digest,
+            phase,
+            receipts=run / layout.RECEIPTS,
+        )
+    _check_budget(outcomes, catalog, config.input.max_unreadable_fraction)
+    return outcomes
+
+
+def _inspect_backbone(features: FeaturesConfig) -> tuple[FeatureGeometry, str]:
+    """Build the backbone here once, so that what is wrong with it is said before anything is spent."""
+    extractor = PatchExtractor(features.model_copy(update={"device": "cpu"}))
+    return extractor.geometry, extractor.weights_digest
+
+
+def _check_budget(outcomes: Mapping[str, list[ImageOutcome]], catalog: pd.DataFrame, budget: float) -> None:
+    """Raise when more images are unreadable than the failure budget allows."""
+    unreadable = [(group, outcome) for group, images in outcomes.items() for outcome in images if outcome.reason]
+    total = sum(len(images) for images in outcomes.values())
+    if not unreadable:
+        return
+    logger.warning("%d of %d images are unreadable; the manifest says why", len(unreadable), total)
+    if len(unreadable) <= budget * total:
+        return
+    group, first = unreadable[0]
+    place = (catalog["group"] == group) & (catalog["row"] == first.row)
+    raise UnreadableBudgetError(
+        f"{len(unreadable)} of {total} images are unreadable, more than input.max_unreadable_fraction = {budget:g} "
+        f"allows; the first is {catalog.loc[place, 'file_name'].iloc[0]!r}: {first.reason}. Check the source, or "
+        "raise the budget with --set input.max_unreadable_fraction=1."
+    )

@@ -1,0 +1,1 @@
+"""``paire evaluate``: a result against true labels."""

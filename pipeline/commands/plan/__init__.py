@@ -1,0 +1,1 @@
+"""``paire plan``: what a run would cost, from a sample."""

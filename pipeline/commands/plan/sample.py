@@ -1,0 +1,276 @@
+"""What a sample of an archive tells of the run: which images to try, which groups to rehearse, on how many positions.
+
+The times of `pipeline.commands.plan.rehearsal` are of the machine that plans, in a temporary directory.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.cluster.cluster import Cluster, workers_of
+from pipeline.commands.plan.forecast import GUARD_FITS, Measured, mean_block, pass_kinds
+from pipeline.commands.plan.rehearsal import Extraction, Rehearsal, extract_sample, judge_groups
+from pipeline.costs.footprint import Layout, by_products, is_small, pass_flop, products_flop, publish_flop
+from schemas.config import Config
+from schemas.errors import ConfigError, UnreadableBudgetError
+from schemas.records.image import ImageOutcome
+from workers.features.extractor import PatchExtractor
+from workers.passes.by_products import SMALL_GROUP
+from workers.storage.directory import Directory
+from workers.verdict.selection import MIN_FITTED
+
+# Images of the sample, where the archive has as many.
+SAMPLE = 64
+
+# Operations that a rehearsal of one group takes on as many positions as that is: some seconds of one core.
+_REHEARSED_FLOP = 6e10
+
+# A group beyond the dual form is rehearsed at a size where its start, a half of it, is beyond it as well.
+_PRIMAL_SIZE = 2.3
+
+# And at so many times that, to tell what grows with the images from what does not.
+_SECOND_SIZE = 3
+
+# Groups of this share of the largest one's size and more are close enough to it not to be rehearsed themselves.
+_OTHER_SIZE = 0.8
+
+# Small groups for each worker: one after another, so that what they share is paid once.
+_SMALL_GROUPS = 3
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What trying a sample gave.
+
+    Attributes
+    ----------
+    outcomes
+        What became of each image.
+    measured
+        The times.
+    workers, threads
+        Of the cluster that it was tried on.
+    idle_bytes, extraction_bytes, peak_bytes
+        Memory of a worker between tasks, its peak while the sample was extracted, and that of all that was tried; 0
+        where the system does not tell.
+    limit
+        The memory limit of the smallest worker; 0 for none.
+    """
+
+    outcomes: tuple[ImageOutcome, ...]
+    measured: Measured
+    workers: int
+    threads: int
+    idle_bytes: int
+    extraction_bytes: int
+    peak_bytes: int
+    limit: int
+
+
+def draw(candidates: pd.DataFrame, sample: int | None, seed: int) -> pd.DataFrame:
+    """Return a sample of a catalog's images, spread evenly over the archive from a random start; None takes 64.
+
+    Raises
+    ------
+    ConfigError
+        When there are fewer images.
+    """
+    count = min(SAMPLE, len(candidates)) if sample is None else sample
+    if count > len(candidates):
+        raise ConfigError(
+            f"--sample {count} is more than the {len(candidates)} images of the archive. Give {len(candidates)} or "
+            "fewer, or leave it out."
+        )
+    offset = np.random.default_rng(seed).random()
+    return candidates.iloc[((np.arange(count) + offset) * len(candidates) / max(count, 1)).astype(np.int64)]
+
+
+def try_sample(
+    cluster: Cluster,
+    chosen: pd.DataFrame,
+    sizes: list[int],
+    extractor: PatchExtractor,
+    layout: Layout,
+    config: Config,
+    *,
+    start: float,
+) -> Sampled:
+    """Extract a sample and judge groups made of it, in a temporary directory.
+
+    Parameters
+    ----------
+    cluster
+        Where to run; its extractors are built.
+    chosen
+        The sample: rows of the catalog.
+    sizes
+        Images of each of the archive's groups.
+    extractor
+        This process's.
+    layout, config
+        What is computed.
+    start
+        Seconds until now, since the command was started.
+
+    Raises
+    ------
+    UnreadableBudgetError
+        When fewer images are readable than a fit needs.
+    """
+    with tempfile.TemporaryDirectory(prefix="paire-plan-") as folder:
+        directory = Directory.at(folder)
+        digest = extractor.weights_digest
+        block = mean_block(sizes)
+        extraction = extract_sample(
+            cluster, chosen, extractor.geometry, config, digest, directory / "extraction", block_images=block
+        )
+        _check_readable(extraction, chosen)
+        extracting = max(cluster.client.run(_peak_bytes).values())
+        features = _about_one_mean(extraction, chosen)
+        rehearse = _Rehearsing(cluster, features, layout, config, directory)
+        cold, warm = rehearse.smallest(), rehearse.smallest()
+        idle = max(cluster.client.run(_resident_bytes).values())  # with all that judging loads
+        rehearsals = tuple(rehearse.size(size) for size in _sizes_to_rehearse(sizes, layout, rehearse.position_flop))
+        most = max(cluster.client.run(_peak_bytes).values())
+    measured = Measured(
+        start=start,
+        first_tasks=max(cold.seconds - warm.seconds, 0.0),
+        group=warm.rest,
+        images_per_second=extraction.images_per_second,
+        rehearsals=rehearsals,
+    )
+    return Sampled(
+        outcomes=extraction.outcomes,
+        measured=measured,
+        workers=cluster.workers,
+        threads=cluster.threads,
+        idle_bytes=idle,
+        extraction_bytes=extracting,
+        peak_bytes=most,
+        limit=min(int(worker["memory_limit"] or 0) for worker in workers_of(cluster.client).values()),
+    )
+
+
+@dataclass
+class _Rehearsing:
+    """Rehearses groups of different sizes, each in a directory of its own."""
+
+    cluster: Cluster
+    features: Any
+    layout: Layout
+    config: Config
+    directory: Directory
+    done: int = 0
+
+    def smallest(self) -> Rehearsal:
+        """Judge one position of the smallest group that is judged by several tasks."""
+        return self._judge(self.features[:, :1, :1], SMALL_GROUP + 1, 1)
+
+    def size(self, images: int) -> Rehearsal:
+        """Judge groups of a size, on as many positions as take some seconds."""
+        geometry, workers = self.layout.geometry, self.cluster.workers
+        if is_small(images):
+            return self._judge(self.features, images, _SMALL_GROUPS * workers)
+        positions = _REHEARSED_FLOP * workers * self.cluster.threads / self.position_flop(images)
+        rows = min(geometry.rows, workers * max(1, round(positions / geometry.columns / workers)))
+        columns = min(geometry.columns, max(self.cluster.threads, round(positions / rows)))
+        part = self.features[:, _spread(rows, geometry.rows)][:, :, _spread(columns, geometry.columns)]
+        return self._judge(part, images, 1)
+
+    def position_flop(self, images: int) -> float:
+        """Return the operations of judging one position in few passes."""
+        kind = pass_kinds(self.config)[0]
+        products = products_flop(self.layout, images) if by_products(self.layout, images) else 0.0
+        passes = (3 + GUARD_FITS) * pass_flop(self.layout, images, images, kind)
+        return (products + passes + publish_flop(self.layout, images)) / self.layout.positions
+
+    def _judge(self, features: Any, images: int, groups: int) -> Rehearsal:
+        self.done += 1
+        config = self.config
+        if not by_products(self.layout, images) and config.trim.strategy in {"paire", "trim-once"}:
+            # Whatever the threshold keeps of drawn features, a large group's fits are in primal form.
+            config = config.model_copy(update={"trim": config.trim.model_copy(update={"strategy": "none"})})
+        return judge_groups(
+            self.cluster,
+            features,
+            self.layout.geometry,
+            config,
+            self.directory / f"rehearsal-{self.done}",
+            images=images,
+            groups=groups,
+            seed=self.done,
+        )
+
+
+def _sizes_to_rehearse(sizes: list[int], layout: Layout, position_flop: Callable[[int], float]) -> list[int]:
+    """Return sizes that stand for all: small groups' mean, the smallest and largest by products, some beyond those.
+
+    Of the latter a second one where its tasks are quick, as what they cost in any case is not to be scaled.
+    """
+    small = [size for size in sizes if is_small(size)]
+    dual = sorted(size for size in sizes if not is_small(size) and by_products(layout, size))
+    primal = [size for size in sizes if not is_small(size) and not by_products(layout, size)]
+    wanted = [max(MIN_FITTED, round(sum(small) / len(small)))] if small else []
+    if dual:
+        wanted += [dual[-1], *dual[:1]] if dual[0] < _OTHER_SIZE * dual[-1] else dual[-1:]
+    if primal:
+        first = min(max(primal), math.ceil(_PRIMAL_SIZE * layout.geometry.channels))
+        second = min(max(primal), _SECOND_SIZE * first)
+        wanted += [second, first] if first < second and position_flop(second) <= _REHEARSED_FLOP else [first]
+    return wanted
+
+
+def _spread(count: int, of: int) -> Any:
+    """Return so many of some rows or columns, evenly spread."""
+    return ((np.arange(count) + 0.5) * of / count).astype(np.int64)
+
+
+def _check_readable(extraction: Extraction, chosen: pd.DataFrame) -> None:
+    named = zip(chosen["file_name"], extraction.outcomes, strict=True)
+    faults = [f"{name!r}: {outcome.reason}" for name, outcome in named if outcome.reason]
+    if len(chosen) - len(faults) >= MIN_FITTED:
+        return
+    first = f" (the first: {faults[0]})" if faults else ""
+    raise UnreadableBudgetError(
+        f"{len(chosen) - len(faults)} of the {len(chosen)} images of the sample can be read{first}; {MIN_FITTED} are "
+        "needed to judge any. Check the source, use a larger --sample, or --sample 0 to measure nothing."
+    )
+
+
+def _about_one_mean(extraction: Extraction, chosen: pd.DataFrame) -> Any:
+    """Return the sample's features with each group's mean moved to that of all: groups are rehearsed, not a mixture."""
+    is_readable = [outcome.is_readable for outcome in extraction.outcomes]
+    groups = chosen["group"].to_numpy()[is_readable]
+    features = extraction.features.astype(np.float32)
+    mean = features.mean(axis=0)
+    for group in np.unique(groups):
+        own = groups == group
+        features[own] += mean - features[own].mean(axis=0) if own.sum() > 1 else 0.0
+    return features.astype(extraction.features.dtype)
+
+
+def _peak_bytes() -> int:
+    """Return the largest resident memory that this process has had."""
+    return _status("VmHWM")
+
+
+def _resident_bytes() -> int:
+    """Return the resident memory of this process."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    """Return a figure of this process; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    lines = [
+        line for line in status.read_text(encoding="ascii", errors="replace").splitlines() if line.startswith(name)
+    ]
+    return int(lines[0].split()[1]) * 1024 if lines else 0

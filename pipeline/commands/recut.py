@@ -1,0 +1,242 @@
+"""The recutting job: another strategy or other parameters over the features of a finished run.
+
+Extraction is what takes a night; judging takes moments. A recut writes a new version beside the run, which stays as it
+was, and says which images it decides otherwise. The run need not be published: another strategy on the stored features
+is the first thing to try where the breakdown guard does not trust the result. The version is judged by the guard as any
+result.
+"""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from pipeline.cluster.cluster import open_cluster
+from pipeline.cluster.progress import Reporter
+from pipeline.intake.locations import with_absolute_weights
+from pipeline.judging.judge import Judge
+from pipeline.run_directory.finished import FinishedRun, warn_if_untrustworthy
+from pipeline.run_directory.lease import Lease
+from pipeline.run_directory.log import recorded
+from pipeline.run_directory.record import new_record, read_record
+from pipeline.run_directory.release import conclude, reconsider, release
+from pipeline.run_directory.tables import read_ledger, read_table, write_changes
+from pipeline.run_directory.versions import claim_version, find_version, list_versions, run_of_version, version_of
+from schemas.config import Config, GuardConfig, flatten
+from schemas.errors import ConfigError, SourceError
+from schemas.records import run as layout
+from schemas.records.run import RunRecord
+from schemas.tables import manifest as manifest_table
+from schemas.tables.changes import count_changes, find_changes
+from workers.storage.directory import Directory
+from workers.storage.settings import use_storage
+
+logger = logging.getLogger("paire")
+
+
+@dataclass(frozen=True)
+class RecutResult:
+    """What ``paire recut`` ended with.
+
+    Attributes
+    ----------
+    run
+        URL of the directory that has these verdicts: a version's, or the run's own where its settings are asked for.
+    run_id
+        The version's own.
+    version
+        Its number; 0 is the run itself.
+    base
+        Id of the run that it was cut from.
+    ledger
+        As in ``ledger.json``.
+    changes
+        ``against``, the number of the version compared with, and counts as in `schemas.tables.changes.count_changes`.
+    was_done
+        The version had been finished before; nothing was computed.
+    """
+
+    run: str
+    run_id: str
+    version: int
+    base: str
+    ledger: dict[str, Any]
+    changes: dict[str, Any]
+    was_done: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return dataclasses.asdict(self)
+
+
+def recut(
+    run: str, wanted: Config, *, against: int = 0, scheduler: str | None = None, reporter: Reporter | None = None
+) -> RecutResult:
+    """Judge the features of a finished run anew and publish the verdicts as a version of it, with what changed.
+
+    The verdicts, the evidence, the passes and the Gaussian map are those of `clean` with the same options. A version
+    of the same options that is finished is returned as it is; an unfinished one is finished. So is the run itself
+    where it has these options; where it is not to be trusted, it is refused again or accepted, as by `clean`.
+
+    Parameters
+    ----------
+    run
+        The run directory, path or URL; published, or found untrustworthy.
+    wanted
+        The options that are set in it take the place of the run's; see `recut_config`.
+    against
+        The version to compare with; 0 is the run itself.
+    scheduler, reporter
+        As for `clean`.
+
+    Raises
+    ------
+    UntrustworthyError
+        As for `clean`, of the version; of the run itself where it has these options and was not published.
+    PaireError
+        Whatever else the user can mend; see ``schemas.errors``. Nothing has been written then but an unfinished
+        version.
+    """
+    reporter = reporter or Reporter()
+    use_storage(wanted.storage)
+    base = _open_base(run)
+    warn_if_untrustworthy(base.directory)
+    config = recut_config(base, wanted)
+    before = _manifest_of(base, against)
+    record = new_record(base.record.source, base.catalog, config, base.record.weights_digest)
+    version, was_done = _find(base, record, config.guard)
+    if was_done:
+        directory = version_of(base.directory, version)
+        logger.info("%s has these settings already; nothing to do", directory.url)
+        _, summary = _compare(before, directory, against)
+    else:
+        base.require_features()
+        record = dataclasses.replace(record, base=base.record.run_id)
+        version = version or claim_version(base.directory, record)
+        directory = version_of(base.directory, version)
+        summary = _judge_anew(base, config, directory, before, against, scheduler, reporter)
+    return RecutResult(
+        run=directory.url,
+        run_id=read_record(directory).run_id,
+        version=version,
+        base=base.record.run_id,
+        ledger=read_ledger(directory),
+        changes=summary,
+        was_done=was_done,
+    )
+
+
+def recut_config(base: FinishedRun, wanted: Config) -> Config:
+    """Return the run's configuration with what is set in another one.
+
+    Only the sections ``gaussian``, ``trim`` and ``cluster`` can be other than the run's. Of ``input`` and ``features``
+    the options that no result depends on are ignored: a recut reads no images. ``guard`` is the other one's alone: who
+    accepted the run has not seen the version.
+
+    Raises
+    ------
+    ConfigError
+        When an option that the features depend on is set otherwise than in the run.
+    """
+    wanted = with_absolute_weights(wanted)
+    mine, decisive = base.config, flatten(base.config.decisive())
+    for change in base.changed_options(wanted, ("input", "features")):
+        if change.name in decisive:
+            raise ConfigError(
+                f"{change.name} = {change.wanted!r}, but the features of {base.directory.url} were made with "
+                f"{change.was!r}. Leave it out, or make a new run with `paire clean`."
+            )
+    updates = {
+        section: getattr(mine, section).model_copy(update=getattr(wanted, section).model_dump(exclude_unset=True))
+        for section in ("gaussian", "trim", "cluster")
+    }
+    return mine.model_copy(update={**updates, "guard": wanted.guard})
+
+
+def _open_base(location: str) -> FinishedRun:
+    """Open the run to recut, which has features of its own."""
+    base = FinishedRun.open(location)
+    if base.record.base:
+        run = run_of_version(base.directory)
+        origin = run.url if run else f"run {base.record.base}"
+        raise SourceError(
+            f"{base.directory.url} is a version cut from {origin} and has no features of its own. Recut the run "
+            f"itself; to start from this version's options add --config {base.directory.url}/{layout.CONFIG}."
+        )
+    return base
+
+
+def _manifest_of(base: FinishedRun, number: int) -> pd.DataFrame:
+    """Return the manifest of a finished version, or of the run itself for number 0."""
+    if number == 0:
+        return base.manifest
+    directory = version_of(base.directory, number)
+    if number < 0 or not directory.exists(layout.SUCCESS):
+        finished = [
+            str(known)
+            for known in list_versions(base.directory)
+            if version_of(base.directory, known).exists(layout.SUCCESS)
+        ]
+        raise ConfigError(
+            f"--against {number}: {base.directory.url} has no finished version of that number. Finished versions: "
+            f"{', '.join(['0 (the run itself)', *finished])}."
+        )
+    return read_table(directory, layout.MANIFEST, manifest_table.COLUMNS)
+
+
+def _find(base: FinishedRun, record: RunRecord, guard: GuardConfig) -> tuple[int, bool]:
+    """Return the version that a job is, 0 for the run itself or none yet, and whether it is finished."""
+    if not base.record.differences(record):
+        reconsider(base.directory, base.record, guard)
+        return 0, True
+    number = find_version(base.directory, dataclasses.replace(record, base=base.record.run_id)) or 0
+    if not number:
+        return 0, False
+    version = version_of(base.directory, number)
+    return number, version.exists(layout.SUCCESS) or reconsider(version, read_record(version), guard) is not None
+
+
+def _judge_anew(
+    base: FinishedRun,
+    config: Config,
+    directory: Directory,
+    before: pd.DataFrame,
+    against: int,
+    scheduler: str | None,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Fill a version's directory, whose record is there already; returns what it changed, in counts."""
+    record = read_record(directory)
+    with Lease(directory) as lease:
+        with recorded(directory):
+            directory.write(layout.CONFIG, config.to_yaml().encode())
+            directory.write(layout.CATALOG, base.directory.read(layout.CATALOG))
+            with open_cluster(config.cluster, scheduler) as cluster:
+                record = dataclasses.replace(record, hosts=cluster.hosts)
+                journal = directory / layout.JOURNAL
+                judge = Judge(directory, base.features, base.geometry, config, record, cluster, reporter, journal)
+                ledger = judge.judge(base.catalog, base.outcomes)
+            changes, summary = _compare(before, directory, against)
+            write_changes(directory, changes, summary)
+            total = summary["total"]
+            logger.info(
+                "compared with %s: %d added, %d removed, %d unchanged",
+                version_of(base.directory, against).url,
+                total["added"],
+                total["removed"],
+                total["unchanged"],
+            )
+            lease.require()
+            conclude(directory, record, ledger, config.guard)
+        lease.end_for_good()
+        # Last, and after the log: whoever sees _SUCCESS may read everything.
+        release(directory, ledger, config.guard)
+    return summary
+
+
+def _compare(before: pd.DataFrame, directory: Directory, against: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return which decisions of a version are other than before, and how many."""
+    changes = find_changes(before, read_table(directory, layout.MANIFEST, manifest_table.COLUMNS))
+    return changes, {"against": against, **count_changes(changes, before)}

@@ -1,0 +1,1 @@
+"""``paire trust``: which defects a finished run would have caught."""

@@ -1,0 +1,1 @@
+"""What a run costs, as formulas: bytes, tasks, memory, time."""

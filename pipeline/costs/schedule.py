@@ -1,0 +1,74 @@
+"""Who computes what at once: how long equal tasks take, and which groups of an archive are judged side by side."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from pipeline.costs.footprint import Layout, PassKind, by_products, is_small, pass_flop, products_flop
+
+# Passes over a group, as far as it matters for which of its operations count more: `paire` and the breakdown guard.
+PASSES = 5
+
+# The share of the workers' time that is lost where every pass waits for its last row.
+WAITING = 0.1
+
+
+def schedule_seconds(tasks: int, task_seconds: float, workers: int, *, submit_seconds: float = 0.0) -> float:
+    """Return how long equal, independent tasks take: so many rounds, unless submitting them takes longer.
+
+    Parameters
+    ----------
+    tasks, task_seconds
+        How many there are, and how long one worker takes for each.
+    workers
+        How many work at once.
+    submit_seconds
+        What submitting one task costs the driver and the scheduler, which do it one after another.
+    """
+    if not tasks:
+        return 0.0
+    computing = math.ceil(tasks / workers) * task_seconds + submit_seconds
+    return max(computing, tasks * submit_seconds + task_seconds)
+
+
+def apart_up_to(sizes: Sequence[int], layout: Layout, workers: int) -> int:
+    """Return the images of the largest groups that are judged side by side, each in one task; 0 where none are.
+
+    Small groups are in any case. Others would be judged one after another, a task for each row of positions: no more
+    workers than rows are busy then, and not all of them in the last round. Where it takes less time together, all up
+    to some size are judged side by side; but not groups of several segments of images, which have tasks enough. No
+    result depends on it.
+
+    Parameters
+    ----------
+    sizes
+        Images of each group.
+    layout
+        What is computed.
+    workers
+        How many there are.
+    """
+    small = Counter(size for size in sizes if is_small(size))
+    best = max(small, default=0)
+    if workers == 1:
+        return best
+    rows = layout.geometry.rows
+    in_turn = (1.0 + WAITING) * math.ceil(rows / workers) / rows  # of a group's work
+    together = sum(count * _work(layout, size) for size, count in small.items())
+    others = Counter(size for size in sizes if not is_small(size) and layout.segments(size) == 1)
+    work = {size: _work(layout, size) for size in sorted(others)}
+    left = sum(others[size] * each for size, each in work.items())
+    least = together / workers + in_turn * left
+    for size, each in work.items():
+        together, left = together + others[size] * each, left - others[size] * each
+        # Whoever takes the last one began after all others (Graham 1969).
+        seconds = together / workers + (1.0 - 1.0 / workers) * each + in_turn * left
+        if seconds < least:
+            best, least = size, seconds
+    return best
+
+
+def _work(layout: Layout, images: int) -> float:
+    """Return the operations of judging a group, roughly."""
+    products = products_flop(layout, images) if by_products(layout, images) else 0.0
+    return products + PASSES * pass_flop(layout, images, images, PassKind())

@@ -1,0 +1,1 @@
+"""From an archive to stored features: list the images, extract them."""

@@ -1,0 +1,1 @@
+"""From stored features to verdicts: passes, strategies, evidence, manifest."""

@@ -1,0 +1,115 @@
+"""The distances of a product group: where the passes write them, and what is kept beside them and read from them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+
+from schemas.records.run import CLEAN_SETS, DISTANCE, REPRESENTATIVE, THRESHOLD
+from schemas.stores.features import FeatureGeometry
+from workers.features.arrays import ArrayRef, Segment, cut_segments, read_distances
+from workers.passes.by_products import band_rows, uses_products
+from workers.storage.directory import Directory
+from workers.verdict.selection import Evidence, gather_evidence
+
+Mask = NDArray[np.bool_]
+
+# The array of distances that decide nothing, beside those that do.
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class GroupDistances:
+    """A group's part of a run's ``distances/``.
+
+    Attributes
+    ----------
+    directory
+        Where it is.
+    measured
+        (images,) bool: the images that take part; the distances of others are NaN.
+    geometry
+        The grid of positions.
+    segment_images
+        Images in one statistics task.
+    """
+
+    directory: Directory
+    measured: Mask
+    geometry: FeatureGeometry
+    segment_images: int
+
+    def store_verdict(
+        self, thresholds: NDArray[np.float64], history: Mask, representative: NDArray[np.int64], *, smoothing: int
+    ) -> None:
+        """Keep, beside the distances, what else the verdicts follow from.
+
+        Parameters
+        ----------
+        thresholds
+            (rows, columns) float64.
+        history
+            (passes, images) bool: the clean set after each pass.
+        representative
+            (images,) int64: the image that each is a near-duplicate of, and never better than; itself where there is
+            none.
+        smoothing
+            How the distances meet the thresholds, kept as an attribute.
+        """
+        node = self.directory.zarr_group("", "r+")
+        kept = ((THRESHOLD, thresholds), (CLEAN_SETS, history), (REPRESENTATIVE, representative))
+        for name, values in kept:
+            node.create_array(name, data=values, compressors=Crc32cCodec(), overwrite=True)
+        node.attrs["smoothing"] = smoothing
+
+    def evidence(
+        self, thresholds: NDArray[np.float64], representative: NDArray[np.int64], *, smoothing: int
+    ) -> Evidence:
+        """Return each image's evidence from the stored distances, read one segment of images at a time.
+
+        The parameters are those of `store_verdict`.
+        """
+        distances, place = self.array(DISTANCE), np.cumsum(self.measured) - 1
+        own = Evidence.concatenate(
+            [
+                gather_evidence(read_distances(distances, segment), thresholds, smoothing=smoothing)
+                for segment in self.segments()
+            ]
+        )
+        return own.shared(place[representative[self.measured]])
+
+    def array(self, name: str) -> ArrayRef:
+        """Return an array (images, rows, columns) float64 by its name."""
+        return ArrayRef(self.directory, "", name)
+
+    def segments(self) -> Iterator[Segment]:
+        """Yield the segments of images that take part."""
+        return cut_segments(self.measured, self.segment_images)
+
+    @contextmanager
+    def scratch(self) -> Iterator[str]:
+        """Give the name of a distance array that is there while the block runs."""
+        self.create(SCRATCH)
+        try:
+            yield SCRATCH
+        finally:
+            self.directory.remove(SCRATCH)
+
+    def create(self, name: str) -> None:
+        """Create an array of distances, NaN everywhere; chunks are what one task writes."""
+        images, columns = len(self.measured), self.geometry.columns
+        measured, rows = int(self.measured.sum()), 1
+        if uses_products(measured, self.geometry.channels):
+            rows = band_rows(measured, self.geometry.rows, columns)
+        self.directory.zarr_group("", "a").create_array(
+            name,
+            shape=(images, self.geometry.rows, columns),
+            chunks=(min(self.segment_images, images), rows, columns),
+            dtype="float64",
+            compressors=Crc32cCodec(),
+            fill_value=np.nan,
+            overwrite=True,
+        )

@@ -1,0 +1,213 @@
+"""Which tasks one pass over a product group is: by inner products where these fit, else by the features themselves.
+
+Groups of no more images than channels have the inner products of their images at every position computed once, and
+passes are tasks of rows of positions (`workers.passes.by_products`). Larger groups go by rows of positions and segments
+of images (`pipeline.judging.row_tasks`), and moments are merged over segments in order; where few images changed since
+an earlier pass, the moments of that one are updated (`workers.passes.kept_moments`). Which way a group goes follows
+from its size, and which way a pass goes from the sequence of fitted images, so a result depends on neither the number
+of workers nor who finishes first.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+
+from pipeline.cluster.tasks import Window
+from pipeline.judging.row_tasks import PassPlan, RowTasks, rows_of, submit_row
+from schemas.config import Config, TrimConfig
+from schemas.stores.features import FeatureGeometry
+from workers.features.arrays import ArrayRef
+from workers.gaussian.fit import Fit, uses_dual
+from workers.passes.by_products import (
+    Band,
+    GramGroup,
+    bands,
+    judge_rows,
+    measure_rows,
+    multiply_rows,
+    products_chunk,
+    uses_products,
+)
+from workers.passes.kept_moments import Change, KeptMoments, kept_values, pays_to_keep, pays_to_update
+from workers.storage.directory import Directory
+
+Mask = NDArray[np.bool_]
+
+# The array of inner products beside a group's distances, there while the group is judged.
+PRODUCTS = "products"
+
+# The array of moments there, of a larger group.
+MOMENTS = "moments"
+
+
+class Rows(NamedTuple):
+    """Tasks submitted for some rows of positions.
+
+    Attributes
+    ----------
+    number
+        Of rows.
+    futures
+        One for each segment of images; the same where one task measures all of them.
+    """
+
+    number: int
+    futures: list[Any]
+
+
+class Passes(Protocol):
+    """Submits the tasks of passes over one group."""
+
+    def judge(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, *, is_first: bool) -> Iterator[Rows]:
+        """Measure all images and yield futures of `RowVerdict`, in the order of rows."""
+
+    def measure(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None) -> Iterator[Rows]:
+        """Measure all images and yield futures of receipts, in the order of rows.
+
+        With ``nearest``, each position is fitted a second time, on so many of the images that are nearest there.
+        """
+
+    def replay(self, fitted: Mask, fit: Fit) -> None:
+        """Take note of a pass that an interrupted job finished, as if it had run here."""
+
+    def close(self) -> None:
+        """Remove what was kept between passes."""
+
+
+def plan_passes(
+    features: ArrayRef, directory: Directory, measured: Mask, geometry: FeatureGeometry, config: Config
+) -> Passes:
+    """Choose how the passes over a group go.
+
+    Parameters
+    ----------
+    features
+        The group's features.
+    directory
+        Of the group's distances; may get an array of inner products until the passes are closed.
+    measured
+        (images,) bool: the images that take part.
+    geometry
+        The grid of positions.
+    config
+        The configuration.
+    """
+    if uses_products(int(measured.sum()), geometry.channels):
+        return PassesByProducts(features, directory, measured, geometry, config.trim)
+    return PassesByFeatures(features, directory, measured, geometry, config)
+
+
+class PassesByProducts:
+    """One task for each band of rows. The first pass writes the products, which the others read."""
+
+    def __init__(
+        self, features: ArrayRef, directory: Directory, measured: Mask, geometry: FeatureGeometry, trim: TrimConfig
+    ) -> None:
+        self._group = GramGroup(features, ArrayRef(directory, "", PRODUCTS), measured)
+        self._directory, self._geometry, self._trim = directory, geometry, trim
+        self._bands = list(bands(int(measured.sum()), geometry.rows, geometry.columns))
+        self._receipts: list[Any] = []
+
+    def judge(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, *, is_first: bool) -> Iterator[Rows]:
+        """Submit one task for each band."""
+        for band, receipt in self._multiplied(window):
+            verdict = window.submit(judge_rows, self._group, into, band, fitted, fit, self._trim, is_first, receipt)
+            yield Rows(band.stop - band.start, [verdict])
+
+    def measure(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None) -> Iterator[Rows]:
+        """Submit one task for each band."""
+        for band, receipt in self._multiplied(window):
+            measured = window.submit(measure_rows, self._group, into, band, fitted, fit, nearest, receipt)
+            yield Rows(band.stop - band.start, [measured])
+
+    def replay(self, fitted: Mask, fit: Fit) -> None:
+        """Nothing follows from it: the products are computed anew."""
+
+    def close(self) -> None:
+        """Remove the products."""
+        self._receipts.clear()
+        self._directory.remove(PRODUCTS)
+
+    def _multiplied(self, window: Window) -> Iterator[tuple[Band, Any]]:
+        """Yield each band and the receipt of its products, whose tasks are submitted the first time."""
+        if not self._receipts:
+            self._create()
+        for number, band in enumerate(self._bands):
+            if number == len(self._receipts):
+                self._receipts.append(window.submit(multiply_rows, self._group, band))
+            yield band, self._receipts[number]
+
+    def _create(self) -> None:
+        count, grid = int(self._group.measured.sum()), (self._geometry.rows, self._geometry.columns)
+        self._directory.zarr_group("", "a").create_array(
+            PRODUCTS,
+            shape=(*grid, count, count),
+            chunks=products_chunk(count, *grid),
+            dtype="float64",
+            compressors=None,
+            overwrite=True,
+        )
+
+
+class PassesByFeatures:
+    """The tasks of each row of positions, see `RowTasks`; fewer of them where moments are updated."""
+
+    def __init__(
+        self, features: ArrayRef, directory: Directory, measured: Mask, geometry: FeatureGeometry, config: Config
+    ) -> None:
+        self._geometry, self._trim, self._directory, self._passes = geometry, config.trim, directory, 0
+        self._rows = rows_of(features, measured, geometry, config.gaussian)
+        self._kept: tuple[int, Mask] | None = None
+
+    def judge(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, *, is_first: bool) -> Iterator[Rows]:
+        """Submit the tasks of each row."""
+        plan = self._plan(fitted, fit)
+        for tasks in self._rows:
+            yield Rows(1, submit_row(window, RowTasks.judge, tasks, into, plan, self._trim, is_first))
+
+    def measure(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None) -> Iterator[Rows]:
+        """Submit the tasks of each row."""
+        plan = self._plan(fitted, fit)
+        for tasks in self._rows:
+            yield Rows(1, submit_row(window, RowTasks.measure, tasks, into, plan, nearest))
+
+    def replay(self, fitted: Mask, fit: Fit) -> None:
+        """Take note of what was kept."""
+        self._plan(fitted, fit, is_replayed=True)
+
+    def close(self) -> None:
+        """Remove the kept moments."""
+        self._directory.remove(MOMENTS)
+
+    def _plan(self, fitted: Mask, fit: Fit, *, is_replayed: bool = False) -> PassPlan:
+        """Choose how the next pass gets its moments, and take note of what will be kept after it."""
+        count, self._passes = int(fitted.sum()), self._passes + 1
+        is_dual = uses_dual(count, self._geometry.channels)
+        # The fourth moments of ledoit-wolf need all images in any case.
+        is_kept = fit.estimator != "ledoit-wolf" and pays_to_keep(count) and not is_dual
+        if not is_kept:
+            return PassPlan(fitted, fit, self._passes, None, None)
+        change = None
+        if self._kept is None:
+            if not is_replayed:
+                self._create()
+        else:
+            since, before = self._kept
+            if pays_to_update(int((before != fitted).sum()), count):
+                change = Change(before, fitted, since, self._passes)
+        self._kept = self._passes, fitted.copy()
+        return PassPlan(fitted, fit, self._passes, KeptMoments(ArrayRef(self._directory, "", MOMENTS)), change)
+
+    def _create(self) -> None:
+        grid, values = (self._geometry.rows, self._geometry.columns), kept_values(self._geometry.channels)
+        self._directory.zarr_group("", "a").create_array(
+            MOMENTS,
+            shape=(*grid, values),
+            chunks=(1, 1, values),
+            dtype="float64",
+            compressors=Crc32cCodec(),
+            overwrite=True,
+        )

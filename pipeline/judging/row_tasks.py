@@ -1,0 +1,266 @@
+"""The tasks of one row of positions, from features: fit it, measure its images, and judge or publish what comes out.
+
+In a large group each of these is a task of its own for each segment of images, so that the workers share the segments;
+moments and Gaussians go from task to task. A group of one segment has nothing to share: all of a row is one task then
+(`workers.features.arrays.is_whole_row`), which reads its features once, and of which nothing but the outcome leaves the
+worker. It is the very same functions either way, called in the same order.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cluster.tasks import Here, Window
+from schemas.config import GaussianConfig, TrimConfig
+from schemas.stores.features import FeatureGeometry
+from workers.features.arrays import ArrayRef, HeldFeatures, OpenedFeatures, Segment, cut_segments, is_whole_row
+from workers.gaussian.fit import Fit, uses_dual
+from workers.map.writer import write_rows
+from workers.passes.by_features import (
+    accumulate_fourth,
+    accumulate_segment,
+    fit_row_dual,
+    fit_row_primal,
+    judge_row,
+    measure_segment,
+    merge_rows,
+    nearest_images,
+    take_images,
+)
+from workers.passes.kept_moments import Change, KeptMoments, fit_row_whitening, update_row
+from workers.storage.directory import Directory
+
+Mask = NDArray[np.bool_]
+
+
+class PassPlan(NamedTuple):
+    """What a pass fits, and how it gets the moments.
+
+    Attributes
+    ----------
+    fitted
+        (images,) bool.
+    fit
+        How they are fitted.
+    number
+        Of the pass.
+    kept
+        Where its moments are kept; None for nowhere.
+    change
+        What to update there; None to accumulate anew.
+    """
+
+    fitted: Mask
+    fit: Fit
+    number: int
+    kept: KeptMoments | None
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class RowTasks:
+    """Submits the tasks of one row of positions, and returns futures of the last of them.
+
+    Attributes
+    ----------
+    features
+        The group's features.
+    row
+        The row.
+    measured
+        (images,) bool: the images that take part.
+    channels
+        D.
+    segment_images
+        Images in one task.
+    """
+
+    features: ArrayRef
+    row: int
+    measured: Mask
+    channels: int
+    segment_images: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the row is one task."""
+        return is_whole_row(len(self.measured), self.segment_images)
+
+    def judge(self, window: Window, into: ArrayRef, plan: PassPlan, trim: TrimConfig, is_first: bool) -> list[Any]:
+        """Measure all images; one future, of a `RowVerdict`."""
+        receipts = self._measure(window, into, self._fit(window, plan), None)
+        count = int(plan.fitted.sum())
+        return [window.submit(judge_row, into, self.row, self.measured, trim, count, is_first, receipts)]
+
+    def measure(self, window: Window, into: ArrayRef, plan: PassPlan, nearest: int | None) -> list[Any]:
+        """Measure all images; futures of receipts, one for each segment.
+
+        With ``nearest``, each position is fitted a second time, on so many of the images that are nearest there.
+        """
+        leaves_one_out, segments = plan.fit.leaves_one_out, list(self._segments(plan.fitted))
+        own: list[Any] = [segment.mask if leaves_one_out else None for segment in segments]
+        receipts = self._measure(window, into, self._fit(window, plan), own)
+        if nearest is None:
+            return receipts
+        chosen = window.submit(nearest_images, into, self.row, plan.fitted, nearest, receipts)
+        own = [
+            window.submit(take_images, chosen, segment.start, segment.stop) if leaves_one_out else None
+            for segment in segments
+        ]
+        # Every position has images of its own, which no other pass fits.
+        gaussians = self._fit_anew(window, plan._replace(kept=None), chosen, nearest)
+        return self._measure(window, into, gaussians, own)
+
+    def fit(self, window: Window, fitted: Mask, fit: Fit, chosen: Any, count: int | None) -> Any:
+        """Fit what is published; a future of the Gaussians of the row.
+
+        Moments are accumulated anew: what is published carries no drift of earlier passes.
+
+        Parameters
+        ----------
+        window
+            Where to submit.
+        fitted
+            (images,) bool: the images to fit on.
+        fit
+            How.
+        chosen, count
+            The images (images, columns) that each column is fitted on, or a future of them, and how many they are at
+            each; None for all of ``fitted``.
+        """
+        return self._fit_features(window, fitted, fit, chosen, count, fit_row_primal)
+
+    def _measure(self, window: Window, into: ArrayRef, gaussians: Any, own: list[Any] | None) -> list[Any]:
+        """Submit the distances of each segment; ``own`` has its fitted images where they are left out one by one."""
+        segments = list(self._segments(self.measured))
+        return [
+            window.submit(measure_segment, gaussians, self.features, into, self.row, segment, left_out)
+            for segment, left_out in zip(segments, own or [None] * len(segments), strict=True)
+        ]
+
+    def _fit(self, window: Window, plan: PassPlan) -> Any:
+        """Submit the fit as planned."""
+        if plan.change is not None:
+            return window.submit(update_row, self.features, plan.kept, self.row, plan.change, plan.fit)
+        return self._fit_anew(window, plan)
+
+    def _fit_anew(self, window: Window, plan: PassPlan, chosen: Any = None, count: int | None = None) -> Any:
+        """Submit the fit to features; ``chosen`` and ``count`` are as for `fit`."""
+        kept = (self.row, plan.kept, plan.number)
+        return self._fit_features(window, plan.fitted, plan.fit, chosen, count, fit_row_whitening, *kept)
+
+    def _fit_features(
+        self,
+        window: Window,
+        fitted: Mask,
+        fit: Fit,
+        chosen: Any,
+        count: int | None,
+        primal: Callable[..., Any],
+        *further: object,
+    ) -> Any:
+        """Submit the fit in either form: the dual one, or what ``primal`` makes of moments and ``further``."""
+        if uses_dual(count or int(fitted.sum()), self.channels):
+            return window.submit(fit_row_dual, self.features, self.row, Segment(0, len(fitted), fitted), fit, chosen)
+        moments, fourth = self._accumulate(window, fitted, fit, chosen)
+        return window.submit(primal, moments, fit, fourth, *further)
+
+    def _accumulate(self, window: Window, fitted: Mask, fit: Fit, chosen: Any) -> tuple[Any, list[Any]]:
+        """Submit the moments, segment by segment; returns a future of them, and of each fourth moment needed."""
+        segments = list(self._segments(fitted))
+        parts = [
+            None if chosen is None else window.submit(take_images, chosen, segment.start, segment.stop)
+            for segment in segments
+        ]
+        moments = None
+        for segment, part in zip(segments, parts, strict=True):
+            more = window.submit(accumulate_segment, self.features, self.row, segment, part)
+            moments = more if moments is None else window.submit(merge_rows, moments, more)
+        fourth = [
+            window.submit(accumulate_fourth, self.features, self.row, segment, moments, part)
+            for segment, part in zip(segments, parts, strict=True)
+            if fit.estimator == "ledoit-wolf"
+        ]
+        return moments, fourth
+
+    def _segments(self, mask: Mask) -> Iterator[Segment]:
+        return cut_segments(mask, self.segment_images)
+
+
+def rows_of(features: ArrayRef, measured: Mask, geometry: FeatureGeometry, config: GaussianConfig) -> list[RowTasks]:
+    """Return the tasks of every row of positions of a group."""
+    return [RowTasks(features, row, measured, geometry.channels, config.segment_images) for row in range(geometry.rows)]
+
+
+def submit_row(window: Window, ask: Callable[..., list[Any]], tasks: RowTasks, *asked: object) -> list[Any]:
+    """Submit what a method of `RowTasks` does: as one task, where a whole row is one.
+
+    Parameters
+    ----------
+    window
+        Where to submit.
+    ask
+        The method.
+    tasks
+        Of the row.
+    *asked
+        Its arguments after the window; some may be futures.
+    """
+    if tasks.is_whole:
+        return [window.submit(compute_row, ask, tasks, *asked)]
+    return ask(tasks, window, *asked)
+
+
+def compute_row(ask: Callable[..., list[Any]], tasks: RowTasks, *asked: object) -> Any:
+    """Compute here and now what a method of `RowTasks` would submit, of one segment of images; see `submit_row`."""
+    here = Here()
+    (result,) = here.gather(ask(replace(tasks, features=HeldFeatures.of(tasks.features)), here, *asked))
+    return result
+
+
+def submit_publication(window: Window, rows: Sequence[RowTasks], *asked: Any) -> Any:
+    """Submit what `publish_rows` does: as one task, where a whole row is one; returns the same future."""
+    if rows[0].is_whole:
+        return window.submit(_publish_here, rows, *asked)
+    return publish_rows(window, rows, *asked)
+
+
+def publish_rows(
+    window: Window,
+    rows: Sequence[RowTasks],
+    model: Directory,
+    group: str,
+    fitted: Mask,
+    fit: Fit,
+    chosen: list[Any],
+    count: int | None,
+) -> Any:
+    """Submit the fit and the writing of rows that share chunks of the map.
+
+    Parameters
+    ----------
+    window
+        Where to submit.
+    rows
+        The rows, one after another.
+    model, group
+        The map, and the group's name there.
+    fitted, fit, chosen, count
+        As for `RowTasks.fit`; ``chosen`` has one element for each row.
+
+    Returns
+    -------
+    object
+        A future of the checksums, one for each row.
+    """
+    gaussians = [tasks.fit(window, fitted, fit, images, count) for tasks, images in zip(rows, chosen, strict=True)]
+    return window.submit(write_rows, model, group, rows[0].row, gaussians)
+
+
+def _publish_here(rows: Sequence[RowTasks], *asked: Any) -> list[int]:
+    opened = OpenedFeatures.of(rows[0].features)
+    checksums: list[int] = publish_rows(Here(), [replace(tasks, features=opened) for tasks in rows], *asked).result
+    return checksums

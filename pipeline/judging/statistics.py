@@ -1,0 +1,350 @@
+"""The third stage: passes over the features of a product group, which find Gaussians, distances and thresholds.
+
+Which tasks a pass is, `pipeline.judging.passes` says; here is what the strategies ask for, and what is kept of it:
+distances, and in the group's journal the outcome of each pass.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cluster.cluster import Cluster
+from pipeline.cluster.progress import Phase
+from pipeline.cluster.tasks import Window, open_window
+from pipeline.judging.distances import GroupDistances
+from pipeline.judging.passes import plan_passes
+from pipeline.judging.row_tasks import rows_of, submit_publication
+from pipeline.run_directory.journal import Arrays, Journal
+from schemas.config import Config
+from schemas.names import storage_name
+from schemas.records.run import DISTANCE
+from schemas.stores.features import FeatureGeometry
+from schemas.stores.gaussian_map import CHECKSUMS
+from workers.features.arrays import ArrayRef
+from workers.gaussian.fit import Fit
+from workers.map.writer import chunk_rows, create_group_map
+from workers.passes.by_features import RowVerdict, nearest_images, row_thresholds, score_row, score_segment
+from workers.storage.directory import Directory
+from workers.verdict.calibration import fit_score_law
+from workers.verdict.selection import MIN_FITTED
+
+Mask = NDArray[np.bool_]
+
+# In the journal, the writing of the map.
+PUBLISH = "publish"
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one pass over a group found.
+
+    Attributes
+    ----------
+    thresholds
+        (rows, columns) float64.
+    margin
+        (images,) float64: each image's largest distance / threshold; NaN where it does not take part.
+    """
+
+    thresholds: NDArray[np.float64]
+    margin: NDArray[np.float64]
+
+
+class GroupStatistics:
+    """The passes over one product group; to be closed, as by ``with``, when there are no more of them.
+
+    ``distances`` has what the passes measured. Images that do not take part (unreadable ones, duplicates) keep their
+    rows and are masked everywhere.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster | None,
+        group: str,
+        measured: Mask,
+        geometry: FeatureGeometry,
+        config: Config,
+        features: Directory,
+        distances: Directory,
+        journal: Journal | None = None,
+    ) -> None:
+        """Create the group's distance arrays, unless passes were finished before.
+
+        Parameters
+        ----------
+        cluster
+            Where to run; None computes everything here.
+        group
+            Product group.
+        measured
+            (images,) bool: the images that take part.
+        geometry
+            The grid of positions.
+        config
+            The configuration.
+        features, distances
+            The run's stores.
+        journal
+            Knows the passes that were finished before; None where passes are not kept.
+        """
+        self._cluster = cluster
+        self._group = group
+        self._measured = measured
+        self._geometry = geometry
+        self._config = config
+        self._features = ArrayRef(features, "", storage_name(group))
+        directory = distances / storage_name(group)
+        self.distances = GroupDistances(directory, measured, geometry, config.gaussian.segment_images)
+        self._journal = journal
+        if journal is None or not journal.is_begun:
+            self.distances.create(DISTANCE)
+        self._passes = plan_passes(self._features, directory, measured, geometry, config)
+
+    def __enter__(self) -> "GroupStatistics":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # What was kept between passes is what an interrupted job goes on with.
+        if kind is None or self._journal is None:
+            self._passes.close()
+
+    def measure(self, fitted: Mask, *, is_first: bool, phase: Phase, into: str = DISTANCE) -> PassResult:
+        """Fit on some images, measure all that take part, find the thresholds.
+
+        Parameters
+        ----------
+        fitted
+            (images,) bool: the images to fit on.
+        is_first
+            Whether this is the first pass, with its own window start (paper, section 3.3.2).
+        phase
+            Counts rows of positions.
+        into
+            The distance array to write.
+        """
+        fit = self._fit()
+
+        def judge() -> Arrays:
+            window = open_window(self._cluster)
+            verdicts: list[Any] = []
+            for rows in self._passes.judge(window, self.distances.array(into), fitted, fit, is_first=is_first):
+                _advance(phase, rows.futures[-1], rows.number)
+                verdicts += rows.futures
+            found: list[RowVerdict] = window.gather(verdicts)
+            return {
+                "thresholds": np.concatenate([np.atleast_2d(verdict.thresholds) for verdict in found]),
+                "margin": np.asarray(np.fmax.reduce([verdict.margin for verdict in found])),
+            }
+
+        outcome = self._once(judge, "measure", fitted, fit, is_first=is_first, into=into)
+        return PassResult(outcome["thresholds"], outcome["margin"])
+
+    def score(
+        self,
+        fitted: Mask,
+        *,
+        smoothing: int | None,
+        phase: Phase,
+        nearest: float = 1.0,
+        estimator: str | None = None,
+        into: str = DISTANCE,
+    ) -> NDArray[np.float64]:
+        """Fit on some images, measure all that take part, the fitted ones without themselves, and score each image.
+
+        Parameters
+        ----------
+        fitted
+            (images,) bool: the images to fit on.
+        smoothing
+            Score by the largest log distance averaged over squares of so many positions; None scores by the largest
+            log distance in robust deviations at its position.
+        phase
+            Counts rows of positions.
+        nearest
+            Below 1, fit a second time, each position on this share of the images that are nearest there.
+        estimator
+            The covariance estimator; not given, the configuration's.
+        into
+            The distance array to write.
+
+        Returns
+        -------
+        ndarray
+            (images,) float64; NaN where an image does not take part.
+        """
+        fit = self._fit(estimator)._replace(leaves_one_out=True)
+        asked = {"smoothing": smoothing, "nearest": nearest, "estimator": fit.estimator, "into": into}
+
+        def score() -> Arrays:
+            chosen = self._count_fitted_again(fitted, nearest)
+            return {"scores": self._score(self.distances.array(into), fitted, fit, chosen, smoothing, phase)}
+
+        return np.asarray(self._once(score, "score", fitted, fit, **asked)["scores"])
+
+    def _score(
+        self, distances: ArrayRef, fitted: Mask, fit: Fit, chosen: int | None, smoothing: int | None, phase: Phase
+    ) -> NDArray[np.float64]:
+        """Run a pass and score its distances, see `score`; ``chosen`` is how many images each position is fitted on."""
+        window = open_window(self._cluster)
+        segments = list(self.distances.segments())
+        receipts: list[list[Any]] = []
+        for rows in self._passes.measure(window, distances, fitted, fit, chosen):
+            _advance(phase, rows.futures[-1], rows.number)
+            receipts += [rows.futures] * rows.number
+        if smoothing is None:
+            rows_of = enumerate(receipts)
+            by_row = [window.submit(score_row, distances, row, self._measured, futures) for row, futures in rows_of]
+            return np.asarray(np.fmax.reduce(window.gather(by_row)))
+        scores = [
+            # Where one task measured all segments, each waits for that.
+            window.submit(
+                score_segment,
+                distances,
+                segment,
+                smoothing,
+                [futures[min(place, len(futures) - 1)] for futures in receipts],
+            )
+            for place, segment in enumerate(segments)
+        ]
+        return np.concatenate(window.gather(scores))
+
+    def score_apart(
+        self, fitted: Mask, *, smoothing: int, phase: Phase, nearest: float = 1.0, estimator: str | None = None
+    ) -> NDArray[np.float64]:
+        """Return scores as `score` does, leaving the stored distances as they are."""
+        with self.distances.scratch() as into:
+            return self.score(fitted, smoothing=smoothing, phase=phase, nearest=nearest, estimator=estimator, into=into)
+
+    def thresholds_at(self, score: float) -> NDArray[np.float64]:
+        """Return the distances (rows, columns) that a score in robust deviations means in the stored distances."""
+        distances, window = self.distances.array(DISTANCE), open_window(self._cluster)
+        all_rows = range(self._geometry.rows)
+        rows = [window.submit(row_thresholds, distances, row, self._measured, score) for row in all_rows]
+        return np.stack(window.gather(rows))
+
+    def calibrate(self, fitted: Mask, *, phase: Phase) -> NDArray[np.float64]:
+        """Return the thresholds under Gaussians fitted on some images, leaving the stored distances as they are."""
+        with self.distances.scratch() as into:
+            return self.measure(fitted, is_first=False, phase=phase, into=into).thresholds
+
+    def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float, phase: Phase) -> NDArray[np.float64]:
+        """Return, as `calibrate` does, the thresholds that clean images exceed at ``trim.target_false_reject``.
+
+        ``smoothing`` and ``nearest`` are as for `score`.
+        """
+        scores = self.score_apart(fitted, smoothing=smoothing, nearest=nearest, phase=phase)
+        threshold = fit_score_law(scores[fitted]).threshold(self._config.trim.target_false_reject)
+        return np.full((self._geometry.rows, self._geometry.columns), np.exp(threshold))
+
+    def _once(
+        self, compute: Callable[[], Arrays], kind: str, fitted: Mask, fit: Fit | None, **asked: object
+    ) -> Mapping[str, NDArray[Any]]:
+        """Compute an outcome, or recall it where it was finished before; ``fit`` is that of its pass, if it is one."""
+        if self._journal is None:
+            return compute()
+        outcome = self._journal.recall(kind, fitted, **asked)
+        if outcome is not None:
+            if fit is not None:
+                self._passes.replay(fitted, fit)
+            return outcome
+        self._journal.note(computed := compute())
+        return computed
+
+    def count_fitted(self, fitted: Mask, *, nearest: float) -> int:
+        """Return how many images `publish` fits each position on."""
+        count = int(fitted.sum())
+        return count if nearest >= 1.0 else _share(nearest, count)
+
+    def _count_fitted_again(self, fitted: Mask, nearest: float) -> int | None:
+        """Return how many images each position is fitted on a second time; None where that is all of them."""
+        count = self.count_fitted(fitted, nearest=nearest)
+        return count if count < int(fitted.sum()) else None
+
+    def create_map(self, fitted: Mask, model: Directory, *, nearest: float) -> None:
+        """Create the arrays of the map that `publish` fills."""
+        count = self.count_fitted(fitted, nearest=nearest)
+        create_group_map(model, self._group, self._geometry, count, rows_together=self._rows_together(count))
+
+    def publish(self, fitted: Mask, model: Directory, *, nearest: float, phase: Phase) -> list[int]:
+        """Fit once more and write the Gaussians into the map, whose arrays are there already.
+
+        Parameters
+        ----------
+        fitted
+            (images,) bool: the images to fit on.
+        model
+            The map.
+        nearest
+            Below 1, each position is fitted on this share of them, those nearest there under a fit on all.
+        phase
+            Counts rows of positions.
+
+        Returns
+        -------
+        list of int
+            The checksum of each row of the map.
+        """
+        fit, count = self._fit(), self._count_fitted_again(fitted, nearest)
+
+        def publish() -> Arrays:
+            window = open_window(self._cluster)
+            if count is None:
+                return self._write_map(window, fitted, fit, model, phase, [None] * self._geometry.rows, None)
+            with self.distances.scratch() as into:
+                distances = self.distances.array(into)
+                chosen: list[Any] = []
+                for rows in self._passes.measure(window, distances, fitted, left_out, None):
+                    for _ in range(rows.number):
+                        place = len(chosen)
+                        chosen.append(window.submit(nearest_images, distances, place, fitted, count, rows.futures))
+                return self._write_map(window, fitted, fit, model, phase, chosen, count)
+
+        left_out = fit._replace(leaves_one_out=True)
+        outcome = self._once(publish, PUBLISH, fitted, None if count is None else left_out, nearest=nearest)
+        checksums: list[int] = outcome[CHECKSUMS].tolist()
+        return checksums
+
+    def was_published(self, fitted: Mask, *, nearest: float) -> bool:
+        """Tell whether `publish` comes next and was finished before."""
+        return self._journal is not None and self._journal.expects(PUBLISH, fitted, nearest=nearest)
+
+    def _write_map(
+        self,
+        window: Window,
+        fitted: Mask,
+        fit: Fit,
+        model: Directory,
+        phase: Phase,
+        chosen: list[Any],
+        count: int | None,
+    ) -> Arrays:
+        """Fit every row, on ``count`` chosen images at each column where there are such, and write it."""
+        rows = rows_of(self._features, self._measured, self._geometry, self._config.gaussian)
+        together, receipts = self._rows_together(count or int(fitted.sum())), []
+        for start in range(0, len(rows), together):
+            band, images = rows[start : start + together], chosen[start : start + together]
+            receipts.append(submit_publication(window, band, model, self._group, fitted, fit, images, count))
+            _advance(phase, receipts[-1], len(band))
+        return {CHECKSUMS: np.concatenate(window.gather(receipts)).astype(np.int64)}
+
+    def _rows_together(self, count: int) -> int:
+        return chunk_rows(self._geometry, measured=int(self._measured.sum()), fitted=count)
+
+    def _fit(self, estimator: str | None = None) -> Fit:
+        return Fit(self._config.gaussian, estimator or self._config.estimator())
+
+
+def _advance(phase: Phase, future: Any, count: int) -> None:
+    """Count some rows of positions once a task is done."""
+    future.add_done_callback(lambda _: phase.advance(count))
+
+
+def _share(nearest: float, count: int) -> int:
+    """Return how many of some fitted images a share of them is; leaving one out needs one more than a fit does."""
+    return min(count, max(MIN_FITTED + 1, round(nearest * count)))

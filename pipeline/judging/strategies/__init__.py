@@ -1,0 +1,1 @@
+"""How the clean set is found, one strategy a file."""

@@ -1,0 +1,1 @@
+"""The run directory: who owns it, what is finished, what is published."""

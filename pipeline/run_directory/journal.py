@@ -1,0 +1,120 @@
+"""What is finished of a group's judging, so that an interrupted job goes on after its last finished pass.
+
+A strategy is replayed: every pass, of the strategy and after it, is numbered, and its outcome is kept under its number
+and a digest of all that it follows from. A pass that was finished returns its outcome at once; the first that was not
+is computed whole. So the stored distances are always those of the last pass that ran, as without the interruption. A
+group that is judged to its end keeps that instead, see `pipeline.judging.result`.
+
+Entries are NumPy's archives of plain arrays with checksums; nothing in them is ever executed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.storage.directory import Directory
+
+Arrays = Mapping[str, NDArray[Any]]
+
+ENDING = "ending.npz"
+
+_KEY = "key"
+
+
+class StaleJournalError(Exception):
+    """The journal is not of the judging that is being replayed; the group is to be judged anew."""
+
+
+class Journal:
+    """The journal of one group.
+
+    Parameters
+    ----------
+    directory
+        Where it is kept.
+    group
+        A digest of the images of the group: of others nothing is believed.
+    """
+
+    def __init__(self, directory: Directory, group: str) -> None:
+        self._directory, self._group = directory, group
+        self._number, self._key = 0, ""
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a pass was finished."""
+        return self._directory.exists(_name(1))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._directory.remove("")
+        self._number = 0
+
+    def recall(self, kind: str, fitted: NDArray[np.bool_], **parameters: object) -> dict[str, NDArray[Any]] | None:
+        """Return the outcome of the next pass; None where it was not finished, and is to be noted.
+
+        Parameters
+        ----------
+        kind, fitted, parameters
+            All that it follows from.
+
+        Raises
+        ------
+        StaleJournalError
+            When another pass was finished in its place, or what is there can not be read.
+        """
+        self._key = self._digest(kind, fitted.tobytes(), parameters)
+        self._number += 1
+        return self._read(_name(self._number), self._key)
+
+    def expects(self, kind: str, fitted: NDArray[np.bool_], **parameters: object) -> bool:
+        """Tell whether the next pass is this one and was finished."""
+        found = self._read(_name(self._number + 1), self._digest(kind, fitted.tobytes(), parameters))
+        return found is not None
+
+    def note(self, outcome: Arrays) -> None:
+        """Keep the outcome of the pass that was asked for last, all of whose distances are stored."""
+        self._write(_name(self._number), self._key, outcome)
+
+    def ending(self) -> dict[str, NDArray[Any]] | None:
+        """Return how the group's judging ended; None where it did not."""
+        return self._read(ENDING, self._group)
+
+    def note_ending(self, ending: Arrays) -> None:
+        """Keep how the group's judging ended, in place of its passes."""
+        self._write(ENDING, self._group, ending)
+        for number in range(self._number, 0, -1):
+            self._directory.remove(_name(number))
+
+    def _digest(self, kind: str, fitted: bytes, parameters: Mapping[str, object]) -> str:
+        said = json.dumps([self._group, kind, parameters], sort_keys=True).encode()
+        return hashlib.sha256(said + b"\0" + fitted).hexdigest()
+
+    def _write(self, name: str, key: str, arrays: Arrays) -> None:
+        content = BytesIO()
+        members: dict[str, Any] = {_KEY: np.array(key), **arrays}
+        np.savez(content, **members)
+        self._directory.write(name, content.getvalue())
+
+    def _read(self, name: str, key: str) -> dict[str, NDArray[Any]] | None:
+        try:
+            content = self._directory.read(name)
+        except FileNotFoundError:
+            return None
+        try:
+            with np.load(BytesIO(content), allow_pickle=False) as stored:
+                arrays = {each: stored[each] for each in stored.files}
+        except Exception as error:  # archives and their codecs raise anything on torn bytes
+            raise StaleJournalError(f"{self._directory.url}/{name} can not be read") from error
+        if arrays.pop(_KEY, np.array("")).tolist() != key:
+            raise StaleJournalError(f"{self._directory.url}/{name} is of another pass")
+        return arrays
+
+
+def _name(number: int) -> str:
+    return f"{number:04d}.npz"

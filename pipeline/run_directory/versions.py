@@ -1,0 +1,75 @@
+"""The versions cut from a run: which there are, and who may write the next.
+
+They lie in ``RUN/recuts/``, numbered from 1; the run itself counts as version 0. A number belongs to whoever creates
+its record, so of two commands that want it at the same time only one gets it.
+"""
+
+import posixpath
+
+from pipeline.run_directory.record import create_record, read_record
+from schemas.errors import RunConflictError, StorageError
+from schemas.records import run as layout
+from schemas.records.run import RunRecord
+from workers.storage.directory import Directory, split_location
+
+
+def version_of(run: Directory, number: int) -> Directory:
+    """Return the directory of a version; that of number 0 is the run's."""
+    return run / layout.RECUTS / layout.version_name(number) if number else run
+
+
+def run_of_version(version: Directory) -> Directory | None:
+    """Return the run that a version's directory lies in; None where it has been moved out of it."""
+    url = version.url.rpartition(f"/{layout.RECUTS}/")[0]
+    return Directory.at(url) if url else None
+
+
+def list_versions(run: Directory) -> dict[int, RunRecord | None]:
+    """Return the records of all versions by number, without the run itself; None where there is no readable one."""
+    fs, path = split_location((run / layout.RECUTS).url)
+    fs.invalidate_cache(path)  # object stores' clients remember listings, and other commands write versions too
+    names = [posixpath.basename(entry) for entry in fs.ls(path, detail=False)] if fs.isdir(path) else []
+    numbers = sorted(number for number in map(layout.version_number, names) if number is not None)
+    return {number: _record_or_none(version_of(run, number)) for number in numbers}
+
+
+def find_version(run: Directory, record: RunRecord) -> int | None:
+    """Return the version of the same job, finished or not; None where there is none."""
+    for number, owner in list_versions(run).items():
+        if owner is not None and not owner.differences(record):
+            return number
+    return None
+
+
+def claim_version(run: Directory, record: RunRecord) -> int:
+    """Create the next version's record; returns the version's number.
+
+    Raises
+    ------
+    RunConflictError
+        When another command has just claimed a version for the same job.
+    """
+    number = max(list_versions(run), default=0)
+    while True:
+        number += 1
+        version = version_of(run, number)
+        try:
+            create_record(version, record)
+        except FileExistsError as error:
+            owner = _record_or_none(version)
+            if owner is not None and not owner.differences(record):
+                raise RunConflictError(
+                    f"another command has just claimed {version.url} with the same settings. Wait for it, then run "
+                    "this one again."
+                ) from error
+        else:
+            return number
+
+
+def _record_or_none(run: Directory) -> RunRecord | None:
+    try:
+        return read_record(run)
+    except StorageError:
+        raise
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""The commands behind the figures in ``docs/``; neither installed nor collected by pytest."""

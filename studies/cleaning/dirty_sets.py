@@ -1,0 +1,131 @@
+"""Dirty sets by content: which images, known by the digests of their files, are trained on and tested in each.
+
+They are those that `paire dirty` writes, copies that were rotated or flipped included.
+"""
+
+import hashlib
+import itertools
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.commands.dirty import TEST_LABELS_FILE, TRAIN_FILE, TRAIN_LABELS_FILE, make_dirty
+
+LABELS_FILE = "labels.csv"
+
+OVERLAP, NO_OVERLAP = "overlap", "no overlap"
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """One dirty set: of which archive, under which protocol, how dirty, drawn by which seed."""
+
+    archive: str
+    protocol: str
+    noise: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with the truth.
+
+    Attributes
+    ----------
+    digests
+        sha256 of each image's file.
+    is_anomalous
+        (images,) bool.
+    """
+
+    digests: tuple[str, ...]
+    is_anomalous: NDArray[np.bool_]
+
+    def distinct(self) -> "LabelledImages":
+        """Return them without byte-identical copies, which take no part in a cleaning; the first one stays."""
+        first = ~pd.Series(self.digests).duplicated().to_numpy()
+        return LabelledImages(tuple(itertools.compress(self.digests, first)), self.is_anomalous[first])
+
+
+@dataclass(frozen=True)
+class DirtySet:
+    """A dirty training set and its test set.
+
+    Attributes
+    ----------
+    case
+        Which one.
+    train, test
+        Their images.
+    train_list
+        The training set as ``paire clean`` takes it.
+    roots
+        Where its images lie.
+    paths
+        Digest to a path of an image with it.
+    """
+
+    case: Case
+    train: LabelledImages
+    test: LabelledImages
+    train_list: Path
+    roots: tuple[str, ...]
+    paths: dict[str, str]
+
+    def digest(self) -> str:
+        """Return the sha256 of what is in it."""
+        lists = [
+            f"{digest} {int(label)}"
+            for images in (self.train, self.test)
+            for digest, label in zip(images.digests, images.is_anomalous, strict=True)
+        ]
+        return hashlib.sha256("\n".join([str(len(self.train.digests)), *lists]).encode()).hexdigest()
+
+
+def list_cases(archives: Sequence[str], noises: Sequence[float], seeds: int) -> Iterator[Case]:
+    """Yield every case, seed by seed, so that a study cut short still spans all the rest.
+
+    Without noise nothing is planted, and the two protocols are the same set: it is there once, as overlap.
+    """
+    for seed, archive, noise in itertools.product(range(seeds), archives, noises):
+        yield Case(archive, OVERLAP, noise, seed)
+        if noise:
+            yield Case(archive, NO_OVERLAP, noise, seed)
+
+
+def source_of(location: Path) -> Path:
+    """Return what to read labels from: the labels file in a folder that has one, else the location itself."""
+    return location / LABELS_FILE if (location / LABELS_FILE).is_file() else location
+
+
+def draw(case: Case, source: Path, folder: Path) -> DirtySet:
+    """Draw a dirty set into a folder, anew if it is there.
+
+    Raises
+    ------
+    PaireError
+        When `pipeline.commands.dirty.make_dirty` can not.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    made = make_dirty(str(source), str(folder), noise=case.noise, seed=case.seed, overlap=case.protocol == OVERLAP)
+    paths: dict[str, str] = {}
+    train, test = (_read(folder / name, paths) for name in (TRAIN_LABELS_FILE, TEST_LABELS_FILE))
+    return DirtySet(case, train, test, folder / TRAIN_FILE, tuple(made.roots), paths)
+
+
+def _read(labels: Path, paths: dict[str, str]) -> LabelledImages:
+    table = pd.read_csv(labels)
+    digests = [_digest(path) for path in table["image_path"]]
+    paths.update(zip(digests, table["image_path"], strict=True))
+    return LabelledImages(tuple(digests), table["label_index"].to_numpy() == 1)
+
+
+@cache
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

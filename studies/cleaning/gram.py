@@ -1,0 +1,63 @@
+"""Distances in an archive from inner products: what makes a study of hundreds of cleanings affordable.
+
+An archive of N images is cleaned over and over, with other images planted, by other strategies, in many passes. The
+inner products of all images at a position are the same in all of them; `workers.gaussian.products` has all distances
+from them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.gaussian.fit import Fit
+from workers.gaussian.products import inner_products, measure
+
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The inner products of images at every position.
+
+    Attributes
+    ----------
+    products
+        (positions, images, images) float64, of features about their mean; may be mapped from a file.
+    channels
+        D.
+    """
+
+    products: Array
+    channels: int
+
+    def distances(self, fitted: Rows, measured: Rows, fit: Fit) -> Array:
+        """Fit on some images and measure others, which may be among them: Eq. 6.
+
+        Parameters
+        ----------
+        fitted
+            (n,) int64: rows of the images, each once; or (n, positions) where each position has its own.
+        measured
+            (m,) int64: rows of the images.
+        fit
+            How.
+
+        Returns
+        -------
+        ndarray
+            (m, positions) float64.
+        """
+        result = np.empty((len(measured), len(self.products)))
+        for position, products in enumerate(self.products):
+            here = fitted if fitted.ndim == 1 else fitted[:, position]
+            result[:, position] = measure(products, self.channels, here, measured, fit).distances
+        return result
+
+
+def products_of(features: NDArray[Any], out: Array) -> None:
+    """Fill ``out`` (positions, images, images) with the inner products of features (images, positions, channels)."""
+    for position in range(features.shape[1]):
+        out[position] = inner_products(features[:, position])

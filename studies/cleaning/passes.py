@@ -1,0 +1,150 @@
+"""The production strategies on an archive in memory: each gets the passes it asks for from Gram matrices.
+
+The strategies themselves, thresholds, selection, smoothing and calibration are the packages' own; only where a pass
+of `pipeline.judging.statistics` would run Dask tasks over stored features, this computes the same distances here.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.judging.strategies.grow import MIN_START, concentrate, grow
+from pipeline.judging.strategies.paire import Mask, Trimming, trim
+from schemas.config import Config
+from studies.cleaning.gram import Gram, Rows
+from workers.gaussian.fit import Fit
+from workers.passes.by_features import NORMAL_DEVIATION
+from workers.verdict.near_duplicates import Sketches, find_representatives
+from workers.verdict.selection import margins
+from workers.verdict.smoothing import smooth
+from workers.verdict.threshold import position_threshold
+
+Array = NDArray[np.float64]
+
+
+class Pass(NamedTuple):
+    """What `strategies.paire.trim` needs to know of a pass: thresholds (rows, columns) and margin (images,)."""
+
+    thresholds: Array
+    margin: Array
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Images to be cleaned, no two of them the same.
+
+    Attributes
+    ----------
+    gram
+        The inner products of these images and others.
+    rows
+        (images,) int64: where these are in it.
+    grid
+        Rows and columns of positions.
+    sketches
+        (images, 256) float32: by which near-duplicates are found.
+    """
+
+    gram: Gram
+    rows: Rows
+    grid: tuple[int, int]
+    sketches: Sketches
+
+    def clean(self, config: Config) -> Trimming:
+        """Find the clean set by the configured strategy."""
+        passes = _Passes(self, config)
+        everything = np.ones(len(self.rows), dtype=bool)
+        if config.trim.strategy == "grow":
+            representative = find_representatives([self.sketches], config.trim.near_duplicates)
+            return grow(passes.score, everything, config.trim, grid=self.grid, representative=representative)
+        if config.trim.strategy == "concentrate":
+            return concentrate(passes.robust_score, passes.thresholds_at, everything, config.trim, grid=self.grid)
+        return trim(passes.measure, everything, config.trim)
+
+    def map_distances(self, clean: Mask, images: Rows, config: Config, *, nearest: float = 1.0) -> Array:
+        """Return the distances (images, rows, columns) of images under the map published for a clean set.
+
+        Parameters
+        ----------
+        clean
+            (images of the archive,) bool: the images to fit on.
+        images
+            (m,) int64: rows of the images to measure.
+        config
+            Holds the covariance estimator.
+        nearest
+            Below 1, each position is fitted on this share of them, those nearest there.
+        """
+        fit, fitted = Fit(config.gaussian, config.estimator()), self.rows[clean]
+        if nearest < 1.0:
+            apart = self.gram.distances(fitted, fitted, fit._replace(leaves_one_out=True))
+            fitted = fitted[nearest_of(apart, nearest)]
+        return self.gram.distances(fitted, images, fit).reshape(len(images), *self.grid)
+
+
+def nearest_of(distances: Array, share: float) -> Rows:
+    """Return the indices (n, positions) of the share of some images (images, positions) nearest at each position."""
+    count = min(len(distances), max(MIN_START, round(share * len(distances))))
+    return np.argsort(distances, axis=0, kind="stable")[:count]
+
+
+class _Passes:
+    """The passes over one archive under one configuration; keeps the distances of the last one."""
+
+    def __init__(self, archive: Archive, config: Config) -> None:
+        self._archive, self._config = archive, config
+        self._distances = np.empty((len(archive.rows), *archive.grid))
+
+    def measure(self, fitted: Mask, number: int) -> Pass:
+        """Run one pass of the paper's."""
+        distances = self._measure(fitted, leaves_one_out=False)
+        options, count = self._config.trim, int(fitted.sum())
+        thresholds = np.array(
+            [position_threshold(column, options, fitted=count, is_first=number == 1) for column in distances.T]
+        )
+        return Pass(thresholds.reshape(self._archive.grid), margins(distances, thresholds).max(axis=1))
+
+    def score(self, fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Array:
+        """Return each image's largest smoothed log distance, as `GroupStatistics.score` has it."""
+        distances = self._measure(fitted, leaves_one_out=True)
+        if nearest < 1.0:
+            self._measure_nearest(distances, np.flatnonzero(fitted), nearest)
+        scores: Array = np.log(smooth(self._distances, smoothing).max(axis=(1, 2)))
+        return scores
+
+    def robust_score(self, fitted: Mask, number: int) -> Array:
+        """Return each image's largest log distance in robust deviations, as `by_features.score_row` has it."""
+        self._measure(fitted, leaves_one_out=True)
+        median, spread = self._standardisation()
+        scores: Array = ((np.log(self._distances) - median) / spread).max(axis=(1, 2))
+        return scores
+
+    def thresholds_at(self, score: float) -> Array:
+        """Return the distances (rows, columns) at which `robust_score` gives a score in the last pass."""
+        median, spread = self._standardisation()
+        thresholds: Array = np.exp(median + score * spread)
+        return thresholds
+
+    def _measure(self, fitted: Mask, *, leaves_one_out: bool) -> Array:
+        """Return the distances (images, positions)."""
+        return self._measure_rows(self._archive.rows[fitted], leaves_one_out=leaves_one_out)
+
+    def _measure_nearest(self, distances: Array, candidates: Rows, share: float) -> None:
+        """Measure again, each position fitted on the share of the candidates that are nearest there."""
+        nearest = candidates[nearest_of(distances[candidates], share)]
+        self._measure_rows(self._archive.rows[nearest], leaves_one_out=True)
+
+    def _measure_rows(self, fitted: Rows, *, leaves_one_out: bool) -> Array:
+        fit = Fit(self._config.gaussian, self._config.estimator(), leaves_one_out)
+        distances = self._archive.gram.distances(fitted, self._archive.rows, fit)
+        self._distances = distances.reshape(self._distances.shape)
+        return distances
+
+    def _standardisation(self) -> tuple[Array, Array]:
+        """Return the median and the robust deviation of the log distances at each position."""
+        logs = np.log(self._distances)
+        median = np.median(logs, axis=0)
+        spread = NORMAL_DEVIATION * np.median(np.abs(logs - median), axis=0)
+        return median, np.maximum(spread, np.finfo(np.float64).eps)

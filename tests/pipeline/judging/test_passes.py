@@ -1,0 +1,161 @@
+"""Passes over a group of more images than channels: moments kept from one to the next, and what stays the same."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from numpy.typing import NDArray
+
+import workers.passes.kept_moments
+from pipeline.cluster.progress import Phase
+from pipeline.judging.passes import MOMENTS
+from pipeline.judging.statistics import GroupStatistics
+from schemas.names import storage_name
+from schemas.records.run import DISTANCE
+from schemas.stores.features import FeatureGeometry
+from tests.support.archives import tiny_config
+from tests.support.watched import tasks_submitted
+from workers.map.reader import MapDescription
+from workers.map.writer import create_group_map, create_map
+from workers.storage.directory import Directory
+
+GROUP = "line 1"
+IMAGES, CHANNELS = 300, 6
+GEOMETRY = FeatureGeometry(
+    rows=2, columns=2, channels=CHANNELS, grid_rows=2, grid_columns=2, pool_kernel=1, pool_stride=1
+)
+NEVER = 10**9
+
+Mask = NDArray[np.bool_]
+Open = Callable[..., GroupStatistics]
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    return tasks_submitted(monkeypatch)
+
+
+@pytest.fixture
+def statistics(tmp_path: Path, submitted: Counter[str], monkeypatch: pytest.MonkeyPatch) -> Open:
+    """Return what opens the passes over the same features; ``storage`` images cost as much as keeping moments."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(5, 1, GEOMETRY.array_shape(IMAGES)).astype(np.float16)
+    features = Directory.at(tmp_path / "features")
+    features.zarr_group("", "w").create_array(storage_name(GROUP), data=values, chunks=(64, 1, 2, CHANNELS))
+
+    def opened(name: str, *settings: str, storage: int = 5) -> GroupStatistics:
+        monkeypatch.setattr(workers.passes.kept_moments, "STORAGE_IMAGES", storage)
+        distances = Directory.at(tmp_path / name)
+        distances.zarr_group("", "w")
+        config = tiny_config("gaussian.segment_images=100", *settings)
+        return GroupStatistics(None, GROUP, np.arange(IMAGES) != 7, GEOMETRY, config, features, distances)
+
+    return opened
+
+
+def clean(seed: int, removed: int) -> Mask:
+    """Return images to fit, all that take part but some."""
+    mask: Mask = np.arange(IMAGES) != 7
+    mask[np.random.default_rng(seed).choice(IMAGES, removed, replace=False)] = False
+    return mask
+
+
+SEQUENCE = [clean(0, 0), clean(1, 30), clean(2, 40), clean(2, 40), clean(3, 200), clean(4, 20), clean(5, 35)]
+
+
+def phase() -> Phase:
+    return Phase("pass", GEOMETRY.rows, "rows", None)
+
+
+def stored(folder: Path, name: str = DISTANCE) -> NDArray[np.float64]:
+    return np.asarray(zarr.open_group(folder / storage_name(GROUP), mode="r")[name])
+
+
+@pytest.mark.parametrize("settings", [(), ("gaussian.estimator=oas",), ("gaussian.estimator=ledoit-wolf",)], ids=str)
+def test_passes_with_kept_moments_find_what_passes_without_them_find(
+    tmp_path: Path, statistics: Open, submitted: Counter[str], settings: tuple[str, ...]
+) -> None:
+    found: dict[str, list[tuple[NDArray[np.float64], ...]]] = {}
+    for name, storage in (("kept", 5), ("anew", NEVER)):
+        with statistics(name, *settings, storage=storage) as passes:
+            found[name] = []
+            for number, fitted in enumerate(SEQUENCE):
+                if number % 2:
+                    scores = passes.score(fitted, smoothing=1, phase=phase())
+                    found[name].append((scores, stored(tmp_path / name)))
+                else:
+                    result = passes.measure(fitted, is_first=not number, phase=phase())
+                    found[name].append((result.margin, result.thresholds, stored(tmp_path / name)))
+        if "ledoit-wolf" in str(settings) or storage == NEVER:
+            assert not submitted["update_row"]
+        else:
+            # Of the last six passes all but the one that fits few images, and the one after it.
+            assert submitted.pop("update_row") == 4 * GEOMETRY.rows
+    for kept, expected in zip(found["kept"], found["anew"], strict=True):
+        for one, other in zip(kept, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+def test_the_same_sequence_gives_the_same_to_the_last_bit(tmp_path: Path, statistics: Open) -> None:
+    for name in ("one", "two"):
+        with statistics(name) as passes:
+            for fitted in SEQUENCE:
+                passes.measure(fitted, is_first=False, phase=phase())
+    np.testing.assert_array_equal(stored(tmp_path / "one"), stored(tmp_path / "two"))
+
+
+def test_positions_fitted_on_images_of_their_own_are_always_accumulated_anew(
+    tmp_path: Path, statistics: Open, submitted: Counter[str]
+) -> None:
+    found = []
+    for name, storage in (("kept", 5), ("anew", NEVER)):
+        with statistics(name, storage=storage) as passes:
+            passes.measure(SEQUENCE[0], is_first=True, phase=phase())
+            submitted.clear()
+            scores = passes.score(SEQUENCE[1], smoothing=1, nearest=0.75, phase=phase())
+            anew = submitted["accumulate_segment"]
+            found.append((scores, stored(tmp_path / name)))
+            # What is kept are the moments of the images that all positions were fitted on first.
+            passes.score(SEQUENCE[2], smoothing=1, phase=phase())
+            found.append((passes.score(SEQUENCE[2], smoothing=1, phase=phase()), stored(tmp_path / name)))
+            segments = 3 * GEOMETRY.rows
+            assert anew == (segments if storage == 5 else 2 * segments)
+    for one, other in zip(found[:2], found[2:], strict=True):
+        for kept, expected in zip(one, other, strict=True):
+            np.testing.assert_allclose(kept, expected, rtol=1e-9)
+
+
+def test_moments_are_kept_until_the_passes_are_closed(tmp_path: Path, statistics: Open) -> None:
+    group = tmp_path / "kept" / storage_name(GROUP)
+    with statistics("kept") as passes:
+        assert not (group / MOMENTS).exists()
+        passes.measure(SEQUENCE[0], is_first=True, phase=phase())
+        assert stored(tmp_path / "kept", MOMENTS).any()
+    assert (group / DISTANCE).exists()
+    assert not (group / MOMENTS).exists()
+
+
+def test_a_group_too_small_for_any_update_keeps_no_moments(tmp_path: Path, statistics: Open) -> None:
+    with statistics("few", storage=IMAGES) as passes:
+        passes.measure(SEQUENCE[0], is_first=True, phase=phase())
+        assert not (tmp_path / "few" / storage_name(GROUP) / MOMENTS).exists()
+
+
+def test_what_is_published_is_fitted_anew(tmp_path: Path, statistics: Open) -> None:
+    factors = []
+    for name, storage in (("kept", 5), ("anew", NEVER)):
+        model = Directory.at(tmp_path / f"model of {name}")
+        config = tiny_config()
+        create_map(model, MapDescription("run", "digest", config.features, "weights", GEOMETRY, "ridge"))
+        create_group_map(model, GROUP, GEOMETRY, int(SEQUENCE[2].sum()))
+        with statistics(name, storage=storage) as passes:
+            for fitted in SEQUENCE[:3]:
+                passes.measure(fitted, is_first=False, phase=phase())
+            passes.publish(SEQUENCE[2], model, nearest=1.0, phase=phase())
+        root = zarr.open_group(tmp_path / f"model of {name}" / storage_name(GROUP), mode="r")
+        factors.append({key: np.asarray(array) for key, array in root.arrays()})
+    for key, values in factors[0].items():
+        np.testing.assert_array_equal(values, factors[1][key], err_msg=key)

@@ -1,0 +1,247 @@
+"""The backbone's weights: where they come from, what is refused, and that nothing in a file is executed."""
+
+import hashlib
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+
+from schemas.config import FeaturesConfig, parse_config
+from schemas.errors import ConfigError, WeightsError
+from tests.support.web import serving
+from workers.features.weights import build_model
+
+BACKBONE = "squeezenet1_1"
+CACHED_NAME = "squeezenet1_1-b8a52dc0.pth"  # torchvision's name of its ImageNet file
+
+
+def features(weights: str | Path, backbone: str = BACKBONE, seed: int = 0) -> FeaturesConfig:
+    settings = (f"features.backbone={backbone}", f"features.weights={weights}", f"features.seed={seed}")
+    return parse_config(None, settings).features
+
+
+def refusal(weights: str | Path, backbone: str = BACKBONE) -> str:
+    with pytest.raises(WeightsError) as caught:
+        build_model(features(weights, backbone))
+    return str(caught.value)
+
+
+def saved(state: object, path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def assert_same_parameters(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+class Payload:
+    """Pickles as a call that makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture(scope="module")
+def state() -> OrderedDict[str, torch.Tensor]:
+    model, _ = build_model(features("random", seed=42))
+    return OrderedDict(model.state_dict())
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return torch's folder of downloaded weights, empty, with the network down."""
+
+    def fail(url: str, *_: object, **__: object) -> None:
+        raise URLError("the network is down")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_random_weights_are_those_of_their_seed() -> None:
+    first, first_digest = build_model(features("random", seed=7))
+    torch.rand(5)  # another use of the process's generator must not matter
+    second, second_digest = build_model(features("random", seed=7))
+    assert_same_parameters(first, second)
+    assert first_digest == second_digest
+
+
+def test_another_seed_gives_other_weights_and_another_digest() -> None:
+    assert build_model(features("random", seed=7))[1] != build_model(features("random", seed=8))[1]
+
+
+def test_building_leaves_the_processs_random_numbers_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    build_model(features("random", seed=7))
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+def test_a_model_is_ready_for_inference() -> None:
+    model, _ = build_model(features("random"))
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_file_gives_its_weights_and_the_sha256_of_its_bytes(
+    tmp_path: Path, state: OrderedDict[str, torch.Tensor]
+) -> None:
+    path = saved(state, tmp_path / "my weights.pth")
+    model, digest = build_model(features(path))
+    torch.testing.assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_where_a_file_lies_does_not_matter(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
+    path = saved(state, tmp_path / "a.pth")
+    (tmp_path / "b.pth").write_bytes(path.read_bytes())
+    with serving({"/c.pth": path.read_bytes()}, {}) as address:
+        places = [str(path), str(tmp_path / "b.pth"), f"file://{path}", f"{address}/c.pth"]
+        assert len({build_model(features(place))[1] for place in places}) == 1
+
+
+@pytest.mark.parametrize("weights", ["missing.pth", "nosuchprotocol://bucket/a.pth", "."])
+def test_a_file_that_can_not_be_read_is_an_error_that_names_it(weights: str) -> None:
+    message = refusal(weights)
+    assert f"features.weights = {weights!r} can not be read" in message
+    assert "state dict" in message
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
+def test_a_web_server_that_refuses_the_file_is_an_error_that_names_it(status: int) -> None:
+    with serving({}, {"/a.pth": status}) as address:
+        assert f"features.weights = '{address}/a.pth' can not be read" in refusal(f"{address}/a.pth")
+
+
+NOT_WEIGHTS = {
+    "empty": b"",
+    "text": b"hello world\n",
+    "HTML": b"<!DOCTYPE html><html></html>",
+    "NUL": b"\x00" * 100,
+    "pickled dict": pickle.dumps({"a": 1}, protocol=2),
+    "pickle of nothing": b"\x80\x02.",
+    "cut pickle": b"\x80",
+    "half a zip": b"PK\x03\x04abc",
+    "image": b"\x89PNG\r\n\x1a\n",
+}
+
+
+@pytest.mark.parametrize("content", NOT_WEIGHTS.values(), ids=NOT_WEIGHTS)
+def test_a_file_of_something_else_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    message = refusal(tmp_path / "w.pth")
+    assert f"features.weights = {str(tmp_path / 'w.pth')!r}" in message
+    assert "torch.save(model.state_dict(), path)" in message
+
+
+def test_a_truncated_file_is_an_error(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
+    path = saved(state, tmp_path / "w.pth")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "not a plain state dict" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"), [([1, 2], "list"), (torch.zeros(3), "Tensor"), (5, "int")], ids=["list", "tensor", "number"]
+)
+def test_a_file_that_holds_no_dict_is_an_error_that_says_what_it_holds(
+    tmp_path: Path, content: object, what: str
+) -> None:
+    assert f"holds a {what}, not a state dict" in refusal(saved(content, tmp_path / "w.pth"))
+
+
+def test_weights_of_another_backbone_are_an_error_that_names_both(tmp_path: Path) -> None:
+    path = saved(torchvision.models.squeezenet1_0().state_dict(), tmp_path / "w.pth")
+    message = refusal(path)
+    assert str(path) in message
+    assert "does not fit features.backbone = 'squeezenet1_1'" in message
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"model": {"a": torch.zeros(1)}}, {1: torch.zeros(2)}, {"features.0.weight": "text"}, {None: None}],
+    ids=["empty", "nested", "numbered", "text", "none"],
+)
+def test_a_dict_that_is_no_state_dict_is_an_error(tmp_path: Path, wrong: object) -> None:
+    assert "features.backbone = 'squeezenet1_1'" in refusal(saved(wrong, tmp_path / "w.pth"))
+
+
+def test_a_whole_model_is_refused(tmp_path: Path) -> None:
+    assert "not a plain state dict" in refusal(saved(torchvision.models.squeezenet1_1(), tmp_path / "w.pth"))
+
+
+def test_code_in_a_file_is_refused_and_not_executed(tmp_path: Path) -> None:
+    path = saved({"features.0.weight": Payload(tmp_path / "executed")}, tmp_path / "w.pth")
+    assert "not a plain state dict" in refusal(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_code_in_the_download_cache_is_refused_and_not_executed(tmp_path: Path, cache: Path) -> None:
+    # A shared machine's cache may have been written by anyone; a file that is there is not hashed again.
+    saved({"features.0.weight": Payload(tmp_path / "executed")}, cache / CACHED_NAME)
+    with pytest.raises(WeightsError):
+        build_model(features("imagenet"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_backbone_that_torchvision_does_not_have_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match=r"'resnet19' is not a torchvision classification model.*resnet18"):
+        build_model(features("random", "resnet19"))
+
+
+@pytest.mark.parametrize("backbone", ["fasterrcnn_resnet50_fpn", "deeplabv3_resnet50", "raft_small", "list_models"])
+def test_a_torchvision_model_for_another_task_is_a_configuration_error(backbone: str) -> None:
+    with pytest.raises(ConfigError, match="not a torchvision classification model"):
+        build_model(features("random", backbone))
+
+
+def test_imagenet_weights_come_from_torchvisions_cache(cache: Path, state: OrderedDict[str, torch.Tensor]) -> None:
+    path = saved(state, cache / CACHED_NAME)
+    model, digest = build_model(features("imagenet"))
+    torch.testing.assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "url"),
+    [
+        ("squeezenet1_1", "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"),
+        ("resnet50", "https://download.pytorch.org/models/resnet50-0676ba61.pth"),  # the first edition, as in the paper
+    ],
+)
+def test_a_failed_download_is_an_error_that_says_what_to_do(cache: Path, backbone: str, url: str) -> None:
+    message = refusal("imagenet", backbone)
+    assert f"{url} could not be downloaded" in message
+    assert "the network is down" in message
+    assert "--set features.weights=PATH" in message
+    assert str(cache) in message
+    assert "--set features.weights=random" in message
+
+
+@pytest.mark.parametrize("content", NOT_WEIGHTS.values(), ids=NOT_WEIGHTS)
+def test_a_broken_file_in_torchvisions_cache_is_an_error_that_names_it(cache: Path, content: bytes) -> None:
+    (cache / CACHED_NAME).write_bytes(content)
+    assert "features.weights = 'imagenet'" in refusal("imagenet")
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "denied"), TimeoutError("slow"), RuntimeError("invalid hash")])
+def test_whatever_stops_a_download_is_an_error_that_says_so(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    assert str(error) in refusal("imagenet")

@@ -1,0 +1,325 @@
+"""From pixels to patch features (paper, section 3.1): backbone, resize, concatenate, average-pool, choose channels."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import lru_cache
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own idiom
+from numpy.typing import NDArray
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from schemas.config import FeaturesConfig
+from schemas.errors import ConfigError, FeatureRangeError, WeightsError
+from schemas.stores.features import FeatureGeometry
+from workers.compute import resolve_device, start_in_thread
+from workers.features.weights import build_model
+
+# Normalisation that torchvision's ImageNet weights were trained with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Images that one CPU thread takes through the backbone at once: enough for the convolutions, and at 256 pixels few
+# enough for the outputs of a layer to stay in the heap (see workers.compute). A fixed number, whatever the threads, so
+# that features do not depend on them.
+SLICE_IMAGES = 4
+
+
+class PatchExtractor:
+    """A backbone, cut after its last needed node, and the pooling that makes patch features of its outputs.
+
+    Attributes
+    ----------
+    geometry
+        The grid of positions that an image gives.
+    weights_digest
+        sha256 hex of the weights in use.
+    backbone
+        From (images, 3, image_size, image_size) normalised pixels to a mapping of node to its output.
+    """
+
+    def __init__(self, features: FeaturesConfig) -> None:
+        """Build the backbone on its device.
+
+        Raises
+        ------
+        ConfigError
+            When the backbone or a node does not exist, the grid is smaller than the pooling kernel, or there are
+            fewer channels than are to be chosen.
+        WeightsError
+            When the weights can not be had or do not fit.
+        DeviceError
+            When the device is not there.
+        """
+        self._config = features
+        self._device = resolve_device(features.device)
+        model, self.weights_digest = build_model(features)
+        cut = _fuse_batch_norms(_cut(model, features))
+        self.backbone = cut.to(self._device).to(memory_format=torch.channels_last)
+        if self._device.type == "cuda":
+            # Results must not depend on what cuDNN happens to time as fastest, nor lose digits to TF32.
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+        self._mean = torch.tensor(IMAGENET_MEAN, device=self._device).view(1, 3, 1, 1)
+        self._std = torch.tensor(IMAGENET_STD, device=self._device).view(1, 3, 1, 1)
+        self.geometry, self._chosen, self._poolings = self._measure_geometry()
+
+    def extract(self, pixels: NDArray[np.float32]) -> NDArray[Any]:
+        """Return the patch features of a batch.
+
+        Parameters
+        ----------
+        pixels
+            (images, image_size, image_size, 3) float32, RGB in 0..1.
+
+        Returns
+        -------
+        ndarray
+            (images, rows, columns, channels) in the configured dtype (Eqs. 1-3); the chosen channels only.
+
+        Raises
+        ------
+        FeatureRangeError
+            When a feature is not finite or overflows the dtype.
+        """
+        return self.start(pixels)()
+
+    def start(self, pixels: NDArray[np.float32]) -> Callable[[], NDArray[Any]]:
+        """Start extracting a batch as `extract` does, and return what waits for its features.
+
+        On the CPU the compute threads of this process share the batch, slice by slice; on a GPU it is queued there.
+        Later batches may be started meanwhile. The pixels must not be changed until the features are there.
+        """
+        if self._device.type == "cuda":
+            # From pinned memory the copy runs beside the kernels of the batch before.
+            on_device = torch.from_numpy(pixels).pin_memory().to(self._device, non_blocking=True)
+            features = self._patch_features(on_device)
+            return lambda: self._to_storage(features)
+        slices = [
+            start_in_thread(self._extract_slice, pixels[start : start + SLICE_IMAGES])
+            for start in range(0, len(pixels), SLICE_IMAGES)
+        ]
+        return lambda: np.concatenate([part.result() for part in slices])
+
+    def _extract_slice(self, pixels: NDArray[np.float32]) -> NDArray[Any]:
+        # torch can not wrap read-only memory, and has no use for writing to it either.
+        writable = pixels if pixels.flags.writeable else pixels.copy()
+        return self._to_storage(self._patch_features(torch.from_numpy(writable)))
+
+    @torch.inference_mode()
+    def _patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (images, rows, columns, channels) float32 on the device.
+
+        Resizing to the first node's grid and average pooling are both linear and separable (Eqs. 1-3), so each node
+        goes straight to the positions: one small matrix along its rows, one along its columns.
+        """
+        outputs = self._outputs(pixels)
+        nodes = [_pooled(output, down, across) for output, (down, across) in zip(outputs, self._poolings, strict=True)]
+        features = torch.cat(nodes, dim=-1)
+        return features if self._chosen is None else features.index_select(-1, self._chosen)
+
+    @torch.inference_mode()
+    def _outputs(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Return what the nodes put out for (images, image_size, image_size, 3) pixels, in float32."""
+        autocast = (
+            torch.autocast(self._device.type, dtype=torch.bfloat16)
+            if self._config.precision == "bf16"
+            else nullcontext()
+        )
+        with autocast:
+            outputs = self.backbone((pixels.permute(0, 3, 1, 2) - self._mean) / self._std)
+        return [outputs[node].float() for node in self._config.nodes]
+
+    def _to_storage(self, features: torch.Tensor) -> NDArray[Any]:
+        dtype = torch.float16 if self._config.dtype == "float16" else torch.float32
+        lowest, highest = (float(bound) for bound in torch.aminmax(features))
+        largest = max(-lowest, highest)
+        if not largest <= torch.finfo(dtype).max:  # also true for NaN
+            raise FeatureRangeError(
+                f"A patch feature of backbone {self._config.backbone!r} is {largest:g}, beyond the range of "
+                f"features.dtype = {self._config.dtype!r}. Use --set features.dtype=float32, and if the value is "
+                "not finite, other weights or precision=fp32."
+            )
+        stored: NDArray[Any] = features.to(dtype).cpu().numpy()
+        return stored
+
+    def _measure_geometry(self) -> tuple[FeatureGeometry, torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Return the grid of positions, the indices of the chosen channels, None for all, and each node's pooling."""
+        size, kernel, stride = self._config.image_size, self._config.pool_kernel, self._config.pool_stride
+        try:
+            shapes = [output.shape for output in self._outputs(torch.zeros(1, size, size, 3, device=self._device))]
+            (grid_rows, grid_columns), channels = _grid(shapes)
+        except Exception as error:  # models check their input in ways of their own
+            raise ConfigError(
+                f"features.nodes = {','.join(self._config.nodes)!r} of {self._config.backbone!r} do not give feature "
+                f"maps at features.image_size = {size}: {error} ({type(error).__name__}). "
+                "Name nodes that put out (images, channels, rows, columns)."
+            ) from error
+        if min(grid_rows, grid_columns) < kernel:
+            raise ConfigError(
+                f"features.pool_kernel = {kernel} is larger than the {grid_rows} x {grid_columns} grid of node "
+                f"{self._config.nodes[0]!r}. Use a smaller kernel, an earlier first node or a larger image_size."
+            )
+        chosen = None
+        if self._config.channels is not None:
+            chosen = choose_channels(channels, self._config.channels, self._config.seed)
+        geometry = FeatureGeometry(
+            rows=(grid_rows - kernel) // stride + 1,
+            columns=(grid_columns - kernel) // stride + 1,
+            channels=channels if chosen is None else len(chosen),
+            grid_rows=grid_rows,
+            grid_columns=grid_columns,
+            pool_kernel=kernel,
+            pool_stride=stride,
+        )
+        poolings = [
+            (
+                _pooling(rows, grid_rows, kernel, stride).to(self._device),
+                _pooling(columns, grid_columns, kernel, stride).to(self._device),
+            )
+            for *_, rows, columns in shapes
+        ]
+        return geometry, None if chosen is None else torch.from_numpy(chosen).to(self._device), poolings
+
+
+def _grid(shapes: Sequence[torch.Size]) -> tuple[tuple[int, int], int]:
+    """Return the first node's grid, which is everyone's, and the number of channels of all nodes together.
+
+    Raises
+    ------
+    ValueError
+        When a node does not put out (images, channels, rows, columns).
+    """
+    for shape in shapes:
+        if len(shape) != 4:
+            raise ValueError(f"a node puts out an array of shape {tuple(shape)}")
+    return (shapes[0][2], shapes[0][3]), sum(shape[1] for shape in shapes)
+
+
+def _pooled(output: torch.Tensor, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    """Return a node's output (images, channels, cells down, cells across) as (images, rows, columns, channels)."""
+    by_row = output.permute(0, 2, 3, 1).flatten(2)  # a view: the backbone computes in channels-last order
+    rows = torch.matmul(down, by_row).view(len(output), len(down), output.shape[3], output.shape[1])
+    return torch.matmul(across, rows)
+
+
+def _pooling(cells: int, grid: int, kernel: int, stride: int) -> torch.Tensor:
+    """Return the matrix (positions, cells) that resizes an axis to the grid bilinearly and average-pools it (Eq. 3)."""
+    basis = torch.eye(cells, dtype=torch.float64).unsqueeze(0)
+    resized = F.interpolate(basis, size=grid, mode="linear", align_corners=False)
+    return F.avg_pool1d(resized, kernel, stride)[0].T.float().contiguous()
+
+
+def choose_channels(channels: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Draw a random subset of channels (PaDiM: Defard et al. 2020, arXiv:2011.08785, section III-A).
+
+    The channels are ranked by the raw output of PCG64, which NumPy keeps the same on every platform and in every
+    version, unlike what `numpy.random.Generator` makes of it: a map is scored with the channels that it was fitted on.
+    So the subsets of one seed also lie within one another.
+
+    Parameters
+    ----------
+    channels
+        How many there are.
+    count
+        How many to draw.
+    seed
+        Of the draw.
+
+    Returns
+    -------
+    ndarray
+        (count,) int64, ascending.
+
+    Raises
+    ------
+    ConfigError
+        When there are fewer than are to be drawn.
+    """
+    if count > channels:
+        raise ConfigError(
+            f"features.channels = {count}, but the backbone's nodes have only {channels} channels. Choose {channels} "
+            "or fewer, name more nodes, or leave it out for all channels."
+        )
+    ranks = np.random.PCG64(seed).random_raw(channels)
+    return np.sort(np.argsort(ranks, kind="stable")[:count])
+
+
+def _cut(model: torch.nn.Module, features: FeaturesConfig) -> torch.fx.GraphModule:
+    """Return the part of the model that the nodes need."""
+    try:
+        cut: torch.fx.GraphModule = create_feature_extractor(model, list(features.nodes)).eval()
+    except ValueError as error:
+        names = [name for name in get_graph_node_names(model)[1] if name != "x"]
+        tops = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
+        raise ConfigError(
+            f"features.nodes = {','.join(features.nodes)!r}: not all are nodes of {features.backbone!r}. "
+            f"Choose from: {', '.join(tops[:40])}, ..."
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"features.backbone = {features.backbone!r} can not be cut at nodes: torchvision can not trace it "
+            f"({type(error).__name__}). Choose a convolutional one, like wide_resnet50_2 or resnet18."
+        ) from error
+    return cut
+
+
+def _fuse_batch_norms(cut: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Fold each batch normalisation into the convolution before it, whose output nothing else needs."""
+    modules = dict(cut.named_modules())
+    calls = Counter(node.target for node in cut.graph.nodes if node.op == "call_module")
+    for node in list(cut.graph.nodes):
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        convolution, norm = modules[str(before.target)], modules[str(node.target)]
+        is_used_once = calls[before.target] == 1  # fusing changes it for all its calls
+        if is_used_once and isinstance(convolution, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
+            fused = fuse_conv_bn_eval(convolution, norm)
+            convolution.weight, convolution.bias = fused.weight, fused.bias
+            node.replace_all_uses_with(before)
+            cut.graph.erase_node(node)
+    cut.recompile()
+    return cut
+
+
+_build_lock = Lock()
+
+
+@lru_cache(maxsize=2)
+def _shared(features: FeaturesConfig) -> PatchExtractor:
+    return PatchExtractor(features)
+
+
+def shared_extractor(features: FeaturesConfig, weights_digest: str = "") -> PatchExtractor:
+    """Return this process's extractor for a configuration, building it on first use.
+
+    Parameters
+    ----------
+    features
+        The configuration; it pickles, the extractor does not.
+    weights_digest
+        The digest that the weights must have; empty accepts any.
+
+    Raises
+    ------
+    WeightsError
+        When this machine's weights are others than the run's.
+    """
+    with _build_lock:
+        extractor = _shared(features)
+        if weights_digest and extractor.weights_digest != weights_digest:
+            _shared.cache_clear()  # the file may have been replaced since it was read
+            extractor = _shared(features)
+    if weights_digest and extractor.weights_digest != weights_digest:
+        raise WeightsError(
+            f"features.weights = {features.weights!r} has digest {extractor.weights_digest[:12]} here, but "
+            f"{weights_digest[:12]} is needed. Give every machine the same file."
+        )
+    return extractor

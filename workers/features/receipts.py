@@ -1,0 +1,94 @@
+"""Receipts of extracted blocks: written last, and believed only if what is stored agrees with them.
+
+Until then a block that was begun says so in the place of its receipt, and so tells the next attempt how this one ended.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from schemas.errors import StorageError
+from schemas.records.image import ImageOutcome, ImageRef
+from schemas.records.receipt import BEGUN, BlockReceipt, receipt_name
+from workers.storage.directory import Directory, read_bytes
+
+
+def begin(receipts: Directory, block: Sequence[ImageRef]) -> bool:
+    """Note that a block which is not finished is begun; tell whether an attempt before this one did not come to an end.
+
+    Parameters
+    ----------
+    receipts
+        Those of the block's group.
+    block
+        The images, in row order.
+    """
+    name = receipt_name(block[0].row)
+    try:
+        was_begun = receipts.read(name) == BEGUN
+    except FileNotFoundError:
+        was_begun = False
+    if not was_begun:
+        receipts.write(name, BEGUN)
+    return was_begun
+
+
+def write_receipt(receipts: Directory, outcomes: Sequence[ImageOutcome], features: NDArray[Any]) -> None:
+    """Declare a block finished, whose features are all stored.
+
+    Parameters
+    ----------
+    receipts
+        Those of the block's group.
+    outcomes
+        One for each image, in row order.
+    features
+        (images, rows, columns, channels), as stored.
+    """
+    receipts.write(receipt_name(outcomes[0].row), BlockReceipt.of(outcomes, features).to_bytes())
+
+
+def find_finished(receipts: Directory, block: Sequence[ImageRef], array: zarr.Array[Any]) -> list[ImageOutcome] | None:
+    """Return the outcomes of a block that is finished; None where it is to be extracted.
+
+    It is finished when its receipt and its stored features agree. An image that could not be read, because its file or
+    its store was away, is no lasting fact about it: where it can be read by now, its block is not finished.
+
+    Parameters
+    ----------
+    receipts
+        Those of the block's group.
+    block
+        The images, in row order.
+    array
+        The group's features.
+    """
+    try:
+        receipt = BlockReceipt.from_bytes(receipts.read(receipt_name(block[0].row)))
+    except (FileNotFoundError, ValueError):
+        return None
+    if [outcome.row for outcome in receipt.outcomes] != [image.row for image in block]:
+        return None
+    try:
+        features = np.ascontiguousarray(array[block[0].row : block[-1].row + 1])
+    except StorageError:
+        raise
+    except Exception:  # noqa: BLE001 - torn chunks or metadata, of which Zarr and its codecs raise anything
+        return None
+    if not receipt.agrees_with(features):
+        return None
+    unread = [image for image, outcome in zip(block, receipt.outcomes, strict=True) if not outcome.content_sha256]
+    return None if any(map(_can_be_read, unread)) else list(receipt.outcomes)
+
+
+def _can_be_read(image: ImageRef) -> bool:
+    try:
+        read_bytes(image.path)
+    except StorageError:
+        raise  # of the whole store, not of this image
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The Gaussian at one position: moments, covariance, factor, Mahalanobis distance."""

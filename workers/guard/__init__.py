@@ -1,0 +1,1 @@
+"""Whether a result can be trusted: contamination, structure, findings in words."""

@@ -1,0 +1,236 @@
+"""How much of a group does not follow the law of its clean images, with an interval: what nobody should have to guess.
+
+The clean set alone is no answer: a cautious strategy keeps half of the good images. Here the law of clean scores grows
+out of the clean set along the scores until it settles: the images below its threshold are those it was fitted on.
+What lies beyond, more than the law itself would put there, is contamination (Storey 2002, with the p-values of the
+scores under the law and lambda the rate of false rejects).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.verdict.calibration import Array, ScoreLaw, laws_of_quartiles
+from workers.verdict.selection import smallest
+
+CONFIDENCE = 0.95
+
+# Percentiles of so many replicates at 2.5 % stand on ten of them.
+REPLICATES = 400
+SEED = 0
+
+# More scores than this stand for themselves by their quantiles: a grid far finer than the tail that is judged.
+GRID = 1024
+
+# Between some scores the law goes back and forth for ever; among hundreds of replicates a few do.
+MAX_ROUNDS = 50
+
+# No quartile means anything below this.
+MIN_SCORES = 4
+
+# Gumbel's law is an approximation: the rate at which clean images exceed a threshold in its tail is trusted to a
+# factor of two, between none and twice the nominal one.
+TAIL_FACTOR = 2.0
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """The share of images that do not follow the law of clean scores.
+
+    Images whose scores do not differ from clean ones can not be counted by any score; they are not in the share. Where
+    bad scores join the good ones without a gap, the share is too small and the interval need not cover the truth.
+
+    Attributes
+    ----------
+    share
+        The estimate.
+    lower, upper
+        95 % interval.
+    images
+        How many it is based on.
+    law
+        Of clean scores, where it settled; None where too few images have a score.
+    """
+
+    share: float
+    lower: float
+    upper: float
+    images: int
+    law: ScoreLaw[float] | None
+
+
+def fit_and_estimate(
+    score: Callable[[Mask], Array], clean: Mask, *, false_reject: float = 0.02
+) -> Contamination | None:
+    """Estimate the share of contamination, whatever strategy chose the clean set.
+
+    A cautious clean set, such as half of the good images, leaves the other half far off in the directions that its fit
+    lacks. So all that follows the law of the scores under that fit is fitted in turn, where it is another set, and the
+    estimate is made from the scores under this second fit. It is fitted on the better half of the images at least: a
+    clean set of a tenth may leave all others beyond its law, and that a half is good is supposed of any archive.
+
+    Parameters
+    ----------
+    score
+        Fits on some images (images,) bool and scores all, as `estimate_contamination` expects.
+    clean
+        (images,) bool: the final clean set.
+    false_reject
+        As for `estimate_contamination`.
+
+    Returns
+    -------
+    Contamination or None
+        None where too few images are clean for any estimate.
+    """
+    if int(clean.sum()) < MIN_SCORES:
+        return None
+    scores = score(clean)
+    found = estimate_contamination(scores, clean, false_reject=false_reject)
+    assert found.law is not None
+    # A score that is NaN is below no threshold.
+    following = scores < found.law.threshold(false_reject)
+    half = max(MIN_SCORES, found.images // 2)
+    if int(following.sum()) < half:
+        following = smallest(scores, ~np.isnan(scores), half)
+    if (following == clean).all():
+        return found
+    return estimate_contamination(score(following), following, false_reject=false_reject)
+
+
+def estimate_contamination(
+    scores: Array, clean: Mask, *, false_reject: float = 0.02, seed: int = SEED
+) -> Contamination:
+    """Estimate the share of contamination from the scores under the final fit.
+
+    1. Fit the law's median and lower quartile on the clean images, and find its threshold at ``false_reject``.
+    2. Take all images below the threshold, whether they are in the clean set or not, as the lower ``1 - false_reject``
+       of the law, refit, and repeat until they are unchanged. A clean set that kept only the better half of the good
+       images thus grows to all of them, and not across a gap.
+    3. share = 1 - (images below) / (N (1 - false_reject)).
+    4. Interval: bootstrap of the images below, the law settled anew in each replicate, widened by what the law's tail
+       is trusted to. It is of this archive, not of a line that made it: the images beyond are not drawn anew. Where
+       bad scores join the good ones without a gap the law grows into them, so the upper end also takes the clean set
+       at its word: the images beyond the law of it alone, bootstrapped in the same way.
+
+    Parameters
+    ----------
+    scores
+        (images,) float64: higher is worse, every fitted image measured without itself; NaN where one takes no part.
+    clean
+        (images,) bool: the final clean set.
+    false_reject
+        The rate at which clean images may exceed the threshold; below a quarter.
+    seed
+        Of the bootstrap.
+
+    Raises
+    ------
+    ValueError
+        When the shapes differ or ``false_reject`` is not between 0 and 0.25.
+    """
+    if scores.shape != clean.shape:
+        raise ValueError(f"scores {scores.shape} and clean {clean.shape} must be of the same images")
+    if not 0 < false_reject < 0.25:
+        raise ValueError(
+            f"false_reject = {false_reject} must lie between 0 and 0.25: the law is fitted on what is left"
+        )
+    taking_part = ~np.isnan(scores)
+    ordered = np.sort(scores[taking_part])
+    count, known = len(ordered), scores[clean & taking_part]
+    if len(known) < MIN_SCORES:
+        return Contamination(1.0 - len(known) / count if count else 0.0, 0.0, 1.0, count, None)
+    values = _quantiles(ordered)
+    median, quartile = np.quantile(known, [[0.5], [0.25]])
+    start = laws_of_quartiles(median, quartile).threshold(false_reject)
+    weights = np.full((1, len(values)), count / len(values))
+    settled, below = _settle(values, weights, start, false_reject)
+    law = ScoreLaw(float(settled.location[0]), float(settled.scale[0]))
+    _, replicates = _settle(
+        values,
+        _resample(weights[0], int(np.searchsorted(values, law.threshold(false_reject))), seed),
+        np.array([law.threshold(false_reject)]),
+        false_reject,
+    )
+    fewest, most = np.quantile(replicates, [(1.0 - CONFIDENCE) / 2.0, (1.0 + CONFIDENCE) / 2.0]) / count
+    fewest = min(fewest, _fewest_below(_quantiles(np.sort(known)), values, weights, false_reject, seed) / count)
+    lower, upper = _clip(1.0 - most / (1.0 - TAIL_FACTOR * false_reject)), _clip(1.0 - fewest)
+    share = _clip(1.0 - float(below[0]) / count / (1.0 - false_reject))
+    return Contamination(share, min(lower, share), max(upper, share), count, law)
+
+
+def _quantiles(ordered: Array) -> Array:
+    """Return ascending scores, or so many evenly spaced ones of them as the grid has."""
+    count = len(ordered)
+    return ordered if count <= GRID else ordered[((np.arange(GRID) + 0.5) * count / GRID).astype(np.int64)]
+
+
+def _fewest_below(known: Array, values: Array, weights: Array, false_reject: float, seed: int) -> float:
+    """Return the lower percentile of how many images are below the threshold of the clean set's law, not grown."""
+    drawn = np.random.default_rng(seed).choice(known, (REPLICATES, len(known)))
+    threshold = laws_of_quartiles(*np.quantile(drawn, [0.5, 0.25], axis=1)).threshold(false_reject)
+    padded = np.repeat(np.concatenate([[[0.0]], np.cumsum(weights, axis=1)], axis=1), REPLICATES, axis=0)
+    return float(np.quantile(_count_below(values, padded, threshold), (1.0 - CONFIDENCE) / 2.0))
+
+
+def _resample(weights: Array, below: int, seed: int) -> Array:
+    """Return weights (replicates, scores): a bootstrap of the scores below the threshold, those beyond unchanged."""
+    total = weights[:below].sum()
+    drawn = np.random.default_rng(seed).multinomial(round(total), weights[:below] / total, size=REPLICATES)
+    beyond = np.broadcast_to(weights[below:], (REPLICATES, len(weights) - below))
+    return np.concatenate([drawn * (total / round(total)), beyond], axis=1)
+
+
+def _settle(values: Array, weights: Array, start: Array, false_reject: float) -> tuple[ScoreLaw[Array], Array]:
+    """Grow the law along the scores until it settles, in several weightings of them at once.
+
+    Parameters
+    ----------
+    values
+        (scores,) float64, ascending.
+    weights
+        (weightings, scores) float64: how many images each score stands for.
+    start
+        (1,) float64: the threshold to start from.
+    false_reject
+        The law's rate beyond the threshold.
+
+    Returns
+    -------
+    laws : ScoreLaw
+        One for each weighting.
+    below : ndarray
+        (weightings,) float64: how many images are below their thresholds.
+    """
+    cumulative = np.cumsum(weights, axis=1)
+    padded = np.concatenate([np.zeros((len(weights), 1)), cumulative], axis=1)
+    threshold = np.repeat(start, len(weights))
+    for _ in range(MAX_ROUNDS):
+        below = _count_below(values, padded, threshold)
+        whole = below / (1.0 - false_reject)
+        laws = laws_of_quartiles(_ranked(values, cumulative, 0.5 * whole), _ranked(values, cumulative, 0.25 * whole))
+        threshold = laws.threshold(false_reject)
+        if (_count_below(values, padded, threshold) == below).all():
+            break
+    return laws, _count_below(values, padded, threshold)
+
+
+def _count_below(values: Array, padded: Array, threshold: Array) -> Array:
+    """Return how many images of each weighting lie below its threshold."""
+    index = np.searchsorted(values, threshold)[:, np.newaxis]
+    return np.take_along_axis(padded, index, axis=1)[:, 0]
+
+
+def _ranked(values: Array, cumulative: Array, rank: Array) -> Array:
+    """Return each weighting's smallest score that so many images do not exceed."""
+    index = (cumulative < rank[:, np.newaxis]).sum(axis=1)
+    ranked: Array = values[np.minimum(index, len(values) - 1)]
+    return ranked
+
+
+def _clip(share: float) -> float:
+    return float(min(max(share, 0.0), 1.0))

@@ -1,0 +1,1 @@
+"""The published map of Gaussians: written, read, used for scores."""

@@ -1,0 +1,332 @@
+"""The published Gaussian map, opened by whoever scores new images; `workers.map.writer` writes it.
+
+A map that was altered scores otherwise and looks as good as before. So whoever scores compares what is read with the
+checksums that were kept when it was written, see ``schemas.stores.gaussian_map``.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from schemas.config import FeaturesConfig
+from schemas.errors import GaussianMapError, StorageError
+from schemas.names import storage_name
+from schemas.records.run import SUCCESS
+from schemas.stores.features import FeatureGeometry
+from schemas.stores.gaussian_map import (
+    CHECKSUM,
+    CHECKSUMS,
+    CHUNK_ROWS,
+    FACTOR,
+    FORMAT,
+    FORMAT_VERSION,
+    GROUPS,
+    MEAN,
+    NEAREST,
+    PRIMAL,
+    RIDGE,
+    ROWS,
+    SMOOTHING,
+    THRESHOLDS,
+    VARIANCE,
+    attributes_checksum,
+    checksum,
+)
+from workers.gaussian.fit import DualGaussian, Gaussian, PrimalGaussian
+from workers.storage.directory import Directory
+
+# The largest map of a group that a scorer keeps in memory; larger ones are streamed row by row.
+CACHED_BYTES = 2 * 1024**3
+
+_Read = TypeVar("_Read")
+
+
+@dataclass(frozen=True)
+class MapDescription:
+    """What a map says of itself: the attributes of its Zarr group.
+
+    Attributes
+    ----------
+    run_id, config_digest
+        The run that published it.
+    features
+        The configuration of the patch features it was fitted on.
+    weights_digest
+        sha256 of the backbone's weights.
+    geometry
+        The grid of positions.
+    estimator
+        The covariance estimator.
+    sixteen_bit_white
+        The value of a 16-bit grey image that was shown as white.
+    """
+
+    run_id: str
+    config_digest: str
+    features: FeaturesConfig
+    weights_digest: str
+    geometry: FeatureGeometry
+    estimator: str
+    sixteen_bit_white: int = 65535
+
+    def to_attributes(self) -> dict[str, Any]:
+        """Return JSON-ready attributes."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "run_id": self.run_id,
+            "config_digest": self.config_digest,
+            "features": self.features.model_dump(mode="json", exclude={"device"}),
+            "weights_digest": self.weights_digest,
+            "geometry": dataclasses.asdict(self.geometry),
+            "estimator": self.estimator,
+            "sixteen_bit_white": self.sixteen_bit_white,
+        }
+
+    @classmethod
+    def from_attributes(cls, attributes: dict[str, Any]) -> "MapDescription":
+        """Read the attributes back; raises KeyError, TypeError or ValueError when they are not a map's."""
+        if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"format {attributes.get('format')!r} version {attributes.get('format_version')!r}")
+        return cls(
+            run_id=str(attributes["run_id"]),
+            config_digest=str(attributes["config_digest"]),
+            features=FeaturesConfig.model_validate(attributes["features"]),
+            weights_digest=str(attributes["weights_digest"]),
+            geometry=FeatureGeometry(**attributes["geometry"]),
+            estimator=str(attributes["estimator"]),
+            sixteen_bit_white=int(attributes["sixteen_bit_white"]),
+        )
+
+
+class GaussianMap:
+    """A published map of Gaussians, opened for scoring.
+
+    Attributes
+    ----------
+    url
+        Where it was opened.
+    description
+        The features it was fitted on.
+    groups
+        The product groups it can score.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        description: MapDescription,
+        groups: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self.url = directory.url
+        self.description = description
+        self.groups = tuple(sorted(groups))
+        self._attributes = groups
+        self._directory = directory
+        # As many rows as one group has: blocks arrive sorted by group.
+        self._cached_rows = lru_cache(maxsize=description.geometry.rows)(self._read_rows)
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str], *, published_only: bool = True) -> "GaussianMap":
+        """Open the map at ``RUN/model``.
+
+        Parameters
+        ----------
+        url
+            Path or fsspec URL of the run's ``model`` directory.
+        published_only
+            Refuse the map of a run that is not published. Whoever passes False has seen that the map is complete, and
+            does not score with it what others rely on.
+
+        Raises
+        ------
+        GaussianMapError
+            When there is no map, its run is not published though it has to be, it is of an unknown format, or it is
+            not as its run has written it.
+        """
+        directory = Directory.at(url)
+        try:
+            root = directory.zarr_group("")
+        except StorageError:
+            raise
+        except Exception as error:  # whatever lies there instead
+            raise GaussianMapError(
+                f"{directory.url} holds no Gaussian map ({type(error).__name__}). Give the 'model' directory of a "
+                "finished run, like runs/bottle/model."
+            ) from error
+        if published_only and not Directory.at(directory.url.rsplit("/", 1)[0]).exists(SUCCESS):
+            raise GaussianMapError(
+                f"{directory.url} belongs to a run that is not finished or not to be trusted (no {SUCCESS} beside it). "
+                "Run the same 'paire clean' command again first: it finishes the run, or says why it is not published."
+            )
+        attributes = root.attrs.asdict()
+        try:
+            description = MapDescription.from_attributes(attributes)
+        except Exception as error:
+            raise GaussianMapError(
+                f"{directory.url} is not a Gaussian map that this version reads (expected {FORMAT} version "
+                f"{FORMAT_VERSION}; {type(error).__name__}: {error}). Use the version of paire that wrote it."
+            ) from error
+        if attributes_checksum(attributes) != attributes.get(CHECKSUM):
+            raise _damaged(directory, "its attributes")
+        return cls(directory, description, _read_whole(directory, "its groups", lambda: _groups(root, attributes)))
+
+    def require_group(self, group: str | None) -> str:
+        """Return the group to score under; None is the only one there is.
+
+        Raises
+        ------
+        GaussianMapError
+            When there is no such group, or several to choose from.
+        """
+        if group in self.groups:
+            return str(group)
+        known = ", ".join(repr(name) for name in self.groups[:10]) or "none"
+        if group is None and len(self.groups) == 1:
+            return self.groups[0]
+        if group is None:
+            problem = "several groups" if self.groups else "no groups, because its run could judge none of its images"
+        else:
+            problem = f"no group {group!r}"
+        raise GaussianMapError(f"the map {self.url} has {problem}. Groups: {known}. Name one of them.")
+
+    def thresholds(self, group: str) -> NDArray[np.float64]:
+        """Return the thresholds (rows, columns) float64 of a group."""
+        return _read_whole(self._directory, f"the thresholds of group {group!r}", lambda: self._read_thresholds(group))
+
+    def smoothing(self, group: str) -> int:
+        """Return the side of the square of positions that a group's distances are averaged over before thresholds."""
+        return int(self._attributes[group][SMOOTHING])
+
+    def nearest(self, group: str) -> float:
+        """Return the share of the images that each position of a group was fitted on: those nearest there."""
+        return float(self._attributes[group][NEAREST])
+
+    def distances(self, group: str, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the Mahalanobis distances of patch features to a group's map.
+
+        Parameters
+        ----------
+        group
+            Product group.
+        features
+            (images, rows, columns, channels), any floating dtype.
+
+        Returns
+        -------
+        ndarray
+            (images, rows, columns) float64.
+
+        Raises
+        ------
+        GaussianMapError
+            When the map is not as its run has written it.
+        """
+        distances = np.empty(features.shape[:3])
+        for row, gaussians in enumerate(self._rows(group)):
+            for column, gaussian in enumerate(gaussians):
+                distances[:, row, column] = gaussian.mahalanobis(features[:, row, column])
+        return distances
+
+    def _rows(self, group: str) -> Iterator[tuple[Gaussian, ...]]:
+        geometry, together = self.description.geometry, int(self._attributes[group].get(CHUNK_ROWS, 1))
+        byte_count = geometry.rows * geometry.columns * byte_count_of(self._shapes(group)[FACTOR])
+        read = self._cached_rows if byte_count <= CACHED_BYTES else self._read_rows
+        for start in range(0, geometry.rows, together):
+            yield from read(group, start, min(start + together, geometry.rows))
+
+    def _read_rows(self, group: str, start: int, stop: int) -> list[tuple[Gaussian, ...]]:
+        numbers = f"row {start}" if stop - start == 1 else f"rows {start} to {stop - 1}"
+        what = f"{numbers} of group {group!r}"
+        arrays = _read_whole(self._directory, what, lambda: self._read_arrays(group, start, stop))
+        return [_gaussians({name: values[row] for name, values in arrays.items()}) for row in range(stop - start)]
+
+    def _read_arrays(self, group: str, start: int, stop: int) -> dict[str, NDArray[np.float64]]:
+        node, geometry = self._node(group), self.description.geometry
+        arrays = {
+            name: np.ascontiguousarray(array_of(node, name, (geometry.rows, geometry.columns, *position))[start:stop])
+            for name, position in self._shapes(group).items()
+        }
+        found = [checksum(values[row] for values in arrays.values()) for row in range(stop - start)]
+        _compare(found, self._attributes[group][CHECKSUMS][ROWS][start:stop])
+        return arrays
+
+    def _read_thresholds(self, group: str) -> NDArray[np.float64]:
+        geometry = self.description.geometry
+        array = array_of(self._node(group), THRESHOLDS, (geometry.rows, geometry.columns))
+        thresholds: NDArray[np.float64] = np.ascontiguousarray(array[:])
+        _compare(checksum([thresholds]), self._attributes[group][CHECKSUMS][THRESHOLDS])
+        return thresholds
+
+    def _shapes(self, group: str) -> dict[str, tuple[int, ...]]:
+        attributes = self._attributes[group]
+        return position_shapes(self.description.geometry, attributes["form"], attributes["fitted"])
+
+    def _node(self, group: str) -> zarr.Group:
+        return self._directory.zarr_group(storage_name(group))
+
+
+def _gaussians(arrays: Mapping[str, NDArray[np.float64]]) -> tuple[Gaussian, ...]:
+    """Return the Gaussians of a row of positions, of which each array has one part a column."""
+    if VARIANCE not in arrays:
+        return tuple(PrimalGaussian(*pair) for pair in zip(arrays[MEAN], arrays[FACTOR], strict=True))
+    parts = (arrays[MEAN], arrays[FACTOR], arrays[VARIANCE], arrays[RIDGE].tolist())
+    return tuple(DualGaussian(*each) for each in zip(*parts, strict=True))
+
+
+def position_shapes(geometry: FeatureGeometry, form: str, fitted: int) -> dict[str, tuple[int, ...]]:
+    """Return what each array of a row has of a position."""
+    if form == PRIMAL:
+        return {MEAN: (geometry.channels,), FACTOR: (geometry.channels, geometry.channels)}
+    rank = max(fitted - 1, 1)
+    return {MEAN: (geometry.channels,), FACTOR: (rank, geometry.channels), VARIANCE: (rank,), RIDGE: ()}
+
+
+def byte_count_of(shape: tuple[int, ...]) -> int:
+    """Return the bytes of an array of float64 of some shape."""
+    return math.prod(shape) * np.dtype(np.float64).itemsize
+
+
+def _groups(root: zarr.Group, attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the attributes of every product group; raises ValueError where they are not those that were completed."""
+    found = {str(node.attrs["group"]): node.attrs.asdict() for _, node in root.groups()}
+    _compare({group: attributes_checksum(each) for group, each in found.items()}, attributes[GROUPS])
+    return found
+
+
+def _read_whole(directory: Directory, what: str, read: Callable[[], _Read]) -> _Read:
+    """Return what is read from a map; whatever is wrong with it is one error."""
+    try:
+        return read()
+    except StorageError:
+        raise
+    except Exception as error:  # Zarr and its codecs raise anything on damaged files
+        raise _damaged(directory, what) from error
+
+
+def _damaged(directory: Directory, what: str) -> GaussianMapError:
+    return GaussianMapError(
+        f"{what} in the Gaussian map {directory.url} can not be read, or not as they were written: a file is damaged, "
+        "missing, or of another map. Restore the map from a copy, or make it anew with 'paire recut' or 'paire clean'."
+    )
+
+
+def _compare(found: object, expected: object) -> None:
+    if found != expected:
+        raise ValueError(f"checksum {found}, expected {expected}")
+
+
+def array_of(node: zarr.Group, name: str, shape: tuple[int, ...] | None = None) -> zarr.Array[Any]:
+    """Return an array of a group; raises ValueError where it is not of float64 and the shape that it must have."""
+    array = node[name]
+    if not isinstance(array, zarr.Array) or array.dtype != np.float64 or array.shape != (shape or array.shape):
+        raise ValueError(f"{name} is no array of float64 {shape or ''}")
+    return array

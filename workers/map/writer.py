@@ -1,0 +1,153 @@
+"""Writing the Gaussian map: some rows of positions at a time, by different tasks.
+
+Whoever writes rows returns their checksums, and the last to write keeps them all, see ``schemas.stores.gaussian_map``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from schemas.names import storage_name
+from schemas.stores.features import FeatureGeometry
+from schemas.stores.gaussian_map import (
+    CHECKSUM,
+    CHECKSUMS,
+    CHUNK_ROWS,
+    DUAL,
+    FACTOR,
+    GROUPS,
+    MEAN,
+    NEAREST,
+    PRIMAL,
+    RIDGE,
+    ROWS,
+    SMOOTHING,
+    THRESHOLDS,
+    VARIANCE,
+    attributes_checksum,
+    checksum,
+)
+from workers.gaussian.fit import DualGaussian, FittedGaussian, uses_dual
+from workers.map.reader import MapDescription, array_of, byte_count_of, position_shapes
+from workers.passes.by_products import SMALL_GROUP
+from workers.storage.directory import Directory
+
+# Chunks up to a size that object stores like.
+CHUNK_BYTES = 16 * 1024**2
+
+
+def create_map(directory: Directory, description: MapDescription) -> None:
+    """Create an empty map, replacing one that is there."""
+    directory.zarr_group("", "w").attrs.update(description.to_attributes())
+
+
+def chunk_rows(geometry: FeatureGeometry, *, measured: int, fitted: int) -> int:
+    """Return how many rows of positions of a product group's map share a chunk, and are written by one task.
+
+    Of a small group as many as are not too large together: ten thousand groups would be as many times fifty objects.
+
+    Parameters
+    ----------
+    geometry
+        The grid of positions.
+    measured, fitted
+        Images of the group that take part, and those that each position is fitted on.
+    """
+    if measured > SMALL_GROUP:
+        return 1
+    shapes = position_shapes(geometry, _form(geometry, fitted), fitted)
+    return max(1, min(geometry.rows, CHUNK_BYTES // (geometry.columns * byte_count_of(shapes[FACTOR]))))
+
+
+def array_chunks(
+    geometry: FeatureGeometry, *, fitted: int, rows_together: int
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return the shape and the chunks of each array of a product group's Gaussians."""
+    found = {}
+    for name, position in position_shapes(geometry, _form(geometry, fitted), fitted).items():
+        # Rows are written by different tasks and streamed by scorers.
+        columns = min(geometry.columns, max(1, CHUNK_BYTES // byte_count_of(position)))
+        found[name] = ((geometry.rows, geometry.columns, *position), (rows_together, columns, *position))
+    return found
+
+
+def create_group_map(
+    directory: Directory, group: str, geometry: FeatureGeometry, fitted: int, *, rows_together: int = 1
+) -> None:
+    """Create the arrays of one product group, to be filled by `write_rows`, so many rows of positions at a time."""
+    form = _form(geometry, fitted)
+    node = directory.zarr_group("", "r+").create_group(storage_name(group), overwrite=True)
+    node.attrs.update({"group": group, "form": form, "fitted": fitted, CHUNK_ROWS: rows_together})
+    for name, (shape, chunks) in array_chunks(geometry, fitted=fitted, rows_together=rows_together).items():
+        _create(node, name, shape, chunks)
+    _create(node, THRESHOLDS, (geometry.rows, geometry.columns), (geometry.rows, geometry.columns))
+
+
+def write_rows(directory: Directory, group: str, first: int, rows: Sequence[Sequence[FittedGaussian]]) -> list[int]:
+    """Write the Gaussians of some rows of positions that share chunks; returns the checksum of each row."""
+    node = directory.zarr_group(storage_name(group), "r+")
+    is_dual = isinstance(rows[0][0].gaussian, DualGaussian)
+    arrays = {name: array_of(node, name) for name in (MEAN, FACTOR, *((VARIANCE, RIDGE) if is_dual else ()))}
+    values = {name: np.zeros((len(rows), *array.shape[1:])) for name, array in arrays.items()}
+    for place in np.ndindex(values[MEAN].shape[:2]):
+        gaussian = rows[place[0]][place[1]].gaussian
+        # Adding nothing makes -0 of 0: a chunk of zeros is not stored, and read as 0.
+        values[MEAN][place] = gaussian.mean + 0.0
+        if isinstance(gaussian, DualGaussian):
+            values[FACTOR][place][: len(gaussian.directions)] = gaussian.directions
+            values[VARIANCE][place][: len(gaussian.variances)] = gaussian.variances
+            values[RIDGE][place] = gaussian.ridge
+        else:
+            values[FACTOR][place] = gaussian.cholesky
+    for name, array in arrays.items():
+        array[first : first + len(rows)] = values[name]
+    return [checksum(each[row] for each in values.values()) for row in range(len(rows))]
+
+
+def write_thresholds(
+    directory: Directory,
+    group: str,
+    thresholds: NDArray[np.float64],
+    *,
+    checksums: Sequence[int],
+    smoothing: int,
+    nearest: float = 1.0,
+) -> None:
+    """Write a product group's thresholds, which completes its part of the map.
+
+    Parameters
+    ----------
+    directory, group
+        The map and the product group.
+    thresholds
+        (rows, columns) float64.
+    checksums
+        Those of the group's rows, as `write_rows` has returned them.
+    smoothing
+        Side of the square of positions that log distances are averaged over before they meet the thresholds.
+    nearest
+        Share of the images that each position was fitted on: those nearest there.
+    """
+    node = directory.zarr_group(storage_name(group), "r+")
+    array_of(node, THRESHOLDS)[:] = thresholds
+    kept: dict[str, Any] = {ROWS: list(checksums), THRESHOLDS: checksum([np.ascontiguousarray(thresholds)])}
+    node.attrs.update({SMOOTHING: smoothing, NEAREST: nearest, CHECKSUMS: kept})
+
+
+def complete_map(directory: Directory) -> None:
+    """Complete a map all of whose groups are written: none is believed before."""
+    root = directory.zarr_group("", "r+")
+    groups = {str(node.attrs["group"]): attributes_checksum(node.attrs.asdict()) for _, node in root.groups()}
+    attributes = {**root.attrs.asdict(), GROUPS: groups}
+    root.attrs.update({GROUPS: groups, CHECKSUM: attributes_checksum(attributes)})
+
+
+def _form(geometry: FeatureGeometry, fitted: int) -> str:
+    return DUAL if uses_dual(fitted, geometry.channels) else PRIMAL
+
+
+def _create(node: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+    node.create_array(name, shape=shape, chunks=chunks, dtype="float64", compressors=None, fill_value=0.0)

@@ -1,0 +1,261 @@
+"""Directories on any fsspec file system, as a recipe: pickles as its URL, opens its file system where it is used."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+import zarr
+from fsspec.implementations.local import LocalFileSystem
+from zarr.core.buffer import Buffer
+from zarr.storage import FsspecStore, LocalStore
+
+from schemas.credentials import refuse_credentials
+from schemas.errors import StorageError
+from workers.storage.local_files import create_file, replace_file
+from workers.storage.settings import storage_in_use
+
+# Of URLs that the settings of object stores are for.
+S3_PROTOCOLS = ("s3", "s3a")
+
+
+def is_url(location: str) -> bool:
+    """Tell whether a location names a protocol, like ``s3://bucket/key``; anything else is a local path."""
+    return "://" in location
+
+
+def split_location(location: str | os.PathLike[str]) -> tuple[Any, str]:
+    """Return the file system of a location and the path on it; a local path becomes absolute.
+
+    Raises
+    ------
+    ValueError
+        When the protocol is unknown or its package is not installed.
+    ConfigError
+        When a URL carries credentials.
+    """
+    text = os.fspath(location)
+    if not is_url(text):
+        # Not through url_to_fs: local names may hold '::' or '~', which mean something to it.
+        return LocalFileSystem(), os.path.abspath(text)  # noqa: PTH100 - resolve() would follow links
+    refuse_credentials(text, "the URL")
+    if _is_s3(text):
+        store = _object_store()
+        return store, store._strip_protocol(text)
+    try:
+        if "::" in text:  # part of a name; url_to_fs would take it for a chain of file systems
+            fs = fsspec.filesystem(text.partition("://")[0])
+            return fs, fs._strip_protocol(text)
+        fs, path = fsspec.core.url_to_fs(text)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    return fs, path
+
+
+def read_bytes(location: str) -> bytes:
+    """Return a whole file.
+
+    Raises
+    ------
+    OSError
+        When it can not be read, whatever its file system raises.
+    ValueError
+        When the location's protocol can not be used.
+    """
+    fs, path = split_location(location)
+    try:
+        content: bytes = fs.cat_file(path)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        # Clients of remote stores have errors of their own, such as an HTTP client's for status 403.
+        raise OSError(" ".join(f"{type(error).__name__}: {error}".split())) from error
+    return content
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory on disk or in an object store.
+
+    Attributes
+    ----------
+    url
+        Absolute path or URL, without a trailing slash.
+    """
+
+    url: str
+
+    @classmethod
+    def at(cls, location: str | os.PathLike[str]) -> "Directory":
+        """Return the directory at a path or URL; nothing is created.
+
+        Raises
+        ------
+        ConfigError
+            When a URL carries credentials.
+        """
+        text = os.fspath(location)
+        if is_url(text):
+            return cls(refuse_credentials(text, "the URL").rstrip("/"))
+        return cls(split_location(text)[1])
+
+    def __truediv__(self, name: str) -> "Directory":
+        return Directory(f"{self.url}/{name}")
+
+    def exists(self, name: str = "") -> bool:
+        """Tell whether a file or directory is there."""
+        fs, path = self._locate(name)
+        with self._reading(name):
+            return bool(fs.exists(path))
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing is in it, or it is not there."""
+        fs, path = self._locate("")
+        with self._reading(""):
+            return not fs.exists(path) or not fs.ls(path, detail=False)
+
+    def read(self, name: str) -> bytes:
+        """Return a whole file."""
+        fs, path = self._locate(name)
+        with self._reading(name):
+            content: bytes = fs.cat_file(path)
+            return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a whole file, replacing it; it is never there in part, even if this process is killed.
+
+        Raises
+        ------
+        StorageError
+            When it can not be written, as where a disk is full or read-only.
+        """
+        fs, path = self._locate(name)
+        with _writing(path):
+            fs.makedirs(fs._parent(path), exist_ok=True)
+            if is_url(self.url):
+                fs.pipe_file(path, content)
+            else:
+                replace_file(path, content)
+
+    def create(self, name: str, content: bytes) -> None:
+        """Write a file that must not be there yet.
+
+        Raises
+        ------
+        FileExistsError
+            When it is; then it is left as it is.
+        StorageError
+            When it can not be written.
+        """
+        fs, path = self._locate(name)
+        with _writing(path):
+            fs.makedirs(fs._parent(path), exist_ok=True)
+            if _is_s3(self.url):
+                fs.pipe_file(path, content, mode="create")
+            elif is_url(self.url):
+                with fs.open(path, "xb") as file:
+                    file.write(content)
+            else:
+                create_file(path, content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a directory tree, if it is there."""
+        fs, path = self._locate(name)
+        if fs.exists(path):
+            with _writing(path):
+                fs.rm(path, recursive=True)
+
+    def zarr_group(self, name: str, mode: Literal["r", "r+", "a", "w"] = "r") -> zarr.Group:
+        """Open the Zarr v3 group below this directory.
+
+        Raises
+        ------
+        FileNotFoundError
+            When it is to be read and is not there.
+        ValueError
+            When the location's protocol can not be used.
+        StorageError
+            When it can not be written, here or by whoever writes to the group.
+        """
+        self._locate(name)  # refuses a protocol that can not be used, in our words
+        url = f"{self.url}/{name}" if name else self.url
+        store: FsspecStore | LocalStore
+        if _is_s3(url):
+            client = _object_store(asynchronous=True)
+            store = FsspecStore(client, path=client._strip_protocol(url), read_only=mode == "r")
+        elif is_url(url):
+            store = FsspecStore.from_url(url, read_only=mode == "r")
+        else:
+            store = _LocalFiles(Path(url), read_only=mode == "r")
+        return zarr.open_group(store=store, mode=mode, zarr_format=3, use_consolidated=False)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Say that a store denies access, which on disk the errors themselves say well enough."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except PermissionError as error:
+            if not is_url(self.url):
+                raise
+            raise StorageError(
+                f"{self.url}/{name}: access is denied. Grant the credentials in use GetObject and ListBucket, or use "
+                "others: storage.profile, or AWS_ACCESS_KEY_ID and its like."
+            ) from error
+
+    def _locate(self, name: str) -> tuple[Any, str]:
+        return split_location(f"{self.url}/{name}" if name else self.url)
+
+
+@contextmanager
+def _writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say what can not be written and what to do, whatever it is that the file system reports."""
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError, StorageError):
+        raise
+    except OSError as error:
+        reason = " ".join((error.strerror or str(error)).split())
+        raise StorageError(
+            f"{os.fspath(path)} can not be written: {reason} ({type(error).__name__}). Make space or grant access "
+            "there, then run the same command again, which goes on with what is finished."
+        ) from error
+
+
+class _LocalFiles(LocalStore):
+    """Zarr's files on a disk, with errors of ours where they can not be written."""
+
+    async def _open(self, *, mode: Literal["r", "r+", "a", "w", "w-"] | None = None) -> None:
+        with _writing(self.root):
+            await super()._open(mode=mode)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        with _writing(self.root / key):
+            await super().set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        with _writing(self.root / key):
+            await super().set_if_not_exists(key, value)
+
+    async def delete(self, key: str) -> None:
+        with _writing(self.root / key):
+            await super().delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        with _writing(self.root / prefix):
+            await super().delete_dir(prefix)
+
+
+def _is_s3(url: str) -> bool:
+    return url.partition("://")[0].lower() in S3_PROTOCOLS and is_url(url)
+
+
+def _object_store(*, asynchronous: bool = False) -> Any:
+    # Not at the top: its client takes long to load, which only those who need it shall wait for.
+    from workers.storage.object_store import open_store
+
+    return open_store(storage_in_use(), asynchronous=asynchronous)

@@ -1,0 +1,1 @@
+"""The trust test: plant defects, find them again, count."""

@@ -1,0 +1,203 @@
+"""One task of a trust test: images out of an archive, each with many planted defects, under one Gaussian map.
+
+A planted image exists only between its planting and its forward pass; what is kept of it are its features, and those
+for one task.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.config import Config
+from schemas.errors import StorageError
+from workers.features.extractor import PatchExtractor
+from workers.images.decode import DecodedImage, UndecodableError, decode_image
+from workers.map.reader import GaussianMap
+from workers.map.scorer import score_features
+from workers.storage.directory import read_bytes
+from workers.trust.planting import Defect, Pixels, Planting, Scene, plant, planted_view
+
+
+class Subject(NamedTuple):
+    """An image of the archive, as the manifest knows it."""
+
+    sample_id: str
+    path: str
+    content_sha256: str
+
+
+class LeftOutError(Exception):
+    """An image can not take part; the message says why."""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What became of some images, untouched and with each defect.
+
+    Attributes
+    ----------
+    untouched
+        (images,) float64: the margin, the largest distance / threshold, of each image as it is; NaN where it did not
+        take part.
+    planted
+        (images, defects) float64: its margin with each defect.
+    contrast
+        (images, defects) float64: the contrast that was reached.
+    reasons
+        Why an image did not take part; empty for the others.
+    """
+
+    untouched: NDArray[np.float64]
+    planted: NDArray[np.float64]
+    contrast: NDArray[np.float64]
+    reasons: tuple[str, ...]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Trials"]) -> "Trials":
+        """Return the trials of several sets of images together, in order."""
+        return cls(
+            np.concatenate([part.untouched for part in parts]),
+            np.concatenate([part.planted for part in parts]),
+            np.concatenate([part.contrast for part in parts]),
+            tuple(reason for part in parts for reason in part.reasons),
+        )
+
+
+@dataclass(frozen=True)
+class PlantingGround:
+    """An image that defects are planted into.
+
+    Attributes
+    ----------
+    scene
+        The image at its original size.
+    view
+        (image_size, image_size, 3) float32: as the run saw it.
+    """
+
+    scene: Scene
+    view: Pixels
+
+    def plant(self, subject: Subject, defect: Defect, seed: int) -> tuple[Planting, Pixels]:
+        """Return a defect in its place, and the backbone's view of the image with it."""
+        # Defects that differ in contrast share a place and a shape.
+        rng = seeded_generator(seed, subject.sample_id, defect.kind, defect.size)
+        planting = plant(self.scene, defect, rng)
+        height, width = self.scene.grey.shape
+        return planting, planted_view(self.view, planting, height=height, width=width)
+
+
+def read_ground(subject: Subject, config: Config) -> PlantingGround:
+    """Read an image of the archive again.
+
+    Raises
+    ------
+    LeftOutError
+        When it can not be read, or is not what the run read.
+    """
+    try:
+        content = read_bytes(subject.path)
+    except StorageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise LeftOutError(f"can not be read any more ({type(error).__name__})") from error
+    if hashlib.sha256(content).hexdigest() != subject.content_sha256:
+        raise LeftOutError("has changed since the run read it (content_sha256 differs)")
+    try:
+        original, view = (_decode(content, config, size) for size in (None, config.features.image_size))
+    except UndecodableError as error:
+        raise LeftOutError(str(error)) from error
+    return PlantingGround(Scene.of(original.pixels), view.pixels)
+
+
+def run_trials(
+    subjects: Sequence[Subject],
+    defects: Sequence[Defect],
+    group: str,
+    gaussian_map: GaussianMap,
+    extractor: PatchExtractor,
+    config: Config,
+    *,
+    seed: int,
+) -> Trials:
+    """Score some images of a group as they are and with each defect, one at a time.
+
+    Parameters
+    ----------
+    subjects
+        The images.
+    defects
+        What to plant, one after the other, into each of them.
+    group
+        Their product group.
+    gaussian_map
+        Scores them; they should not be among those that it was fitted on.
+    extractor
+        This process's extractor.
+    config
+        That of the run.
+    seed
+        Of places and shapes.
+    """
+    shape = len(subjects), 1 + len(defects)
+    margin, contrast = np.full(shape, np.nan), np.full(shape, np.nan)
+    reasons = [""] * len(subjects)
+    features: list[NDArray[Any]] = []
+    for index, subject in enumerate(subjects):
+        try:
+            ground = read_ground(subject, config)
+        except LeftOutError as error:
+            reasons[index] = str(error)
+            continue
+        features.append(_extract(ground, subject, defects, contrast[index], extractor, config, seed))
+    if features:
+        took_part = np.array([not reason for reason in reasons])
+        scores = score_features(gaussian_map, group, np.concatenate(features))
+        margin[took_part] = scores.margin.reshape(-1, shape[1])
+    return Trials(margin[:, 0], margin[:, 1:], contrast[:, 1:], tuple(reasons))
+
+
+def _extract(
+    ground: PlantingGround,
+    subject: Subject,
+    defects: Sequence[Defect],
+    contrast: NDArray[np.float64],
+    extractor: PatchExtractor,
+    config: Config,
+    seed: int,
+) -> NDArray[Any]:
+    """Return the features (1 + defects, rows, columns, channels) of one image, and fill in the contrasts reached."""
+
+    def views() -> Iterator[Pixels]:
+        yield ground.view
+        for number, defect in enumerate(defects, start=1):
+            planting, view = ground.plant(subject, defect, seed)
+            contrast[number] = planting.contrast
+            yield view
+
+    parts, batch = [], []
+    for view in views():
+        batch.append(view)
+        if len(batch) == config.features.batch_size:
+            parts.append(extractor.extract(np.stack(batch)))
+            batch = []
+    if batch:
+        parts.append(extractor.extract(np.stack(batch)))
+    return np.concatenate(parts)
+
+
+def _decode(content: bytes, config: Config, image_size: int | None) -> DecodedImage:
+    inputs = config.input
+    return decode_image(
+        content, image_size=image_size, max_pixels=inputs.max_pixels, sixteen_bit_white=inputs.sixteen_bit_white
+    )
+
+
+def seeded_generator(*names: object) -> np.random.Generator:
+    """Return a generator of its own for what is named, wherever and in whatever order it is asked for."""
+    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))

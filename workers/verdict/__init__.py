@@ -1,0 +1,1 @@
+"""From distances to a verdict: thresholds, scores, the clean set."""

@@ -1,0 +1,121 @@
+"""Near-duplicates: images so alike that they are copies of one another, though not byte for byte.
+
+A part photographed twice, or one picture saved twice as JPEG, counts as several images in a fit, and a defect in it
+supports itself: in a fit on n images, k of them copies, each copy measured without itself still has
+d^2 < n / (k - 1), however far all of them lie from the rest. So only the first of them, the representative, is fitted.
+
+Whole images are compared, not single positions: a recurring variant is alike at some positions, a copy at all.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.stores.features import CHUNK_IMAGES
+from workers.features.arrays import ArrayRef, Segment, read_features
+
+# Positions in each direction that stand for the image: the distances between images are the same to a few percent.
+POSITIONS = 4
+
+# Length of a sketch: distances are right to sqrt(1 / (2 * 256)) = 4 % (Achlioptas 2003).
+SKETCH = 256
+SEED = 0
+
+# The nearest quarter of the other images says how near independent images are; copies are fewer than that.
+QUARTER = 0.25
+
+# With fewer distinct images there is nothing to fit a half of.
+MIN_DISTINCT = 8
+
+# Distances held at once.
+BLOCK_BYTES = 8 * 1024**2
+
+Sketches = NDArray[np.float32]
+
+
+def sketch_segment(features: ArrayRef, segment: Segment) -> Sketches:
+    """Return the sketches (images, 256) of a segment's masked images, in order; reads a few rows of positions.
+
+    Parameters
+    ----------
+    features
+        (images, rows, columns, channels) to read.
+    segment
+        The images, masked to those that are wanted.
+    """
+    array = features.open()
+    rows = lattice(array.shape[1])
+    parts = [np.empty((0, SKETCH), np.float32)]
+    for start in range(segment.start, segment.stop, CHUNK_IMAGES):
+        stop = min(start + CHUNK_IMAGES, segment.stop)
+        mask = segment.mask[start - segment.start : stop - segment.start]
+        if mask.any():
+            parts.append(sketch(np.stack([read_features(array, start, stop, row)[mask] for row in rows], axis=1)))
+    return np.concatenate(parts)
+
+
+def sketch(values: NDArray[np.floating]) -> Sketches:
+    """Return random projections (images, 256) of features (images, lattice rows, columns, channels)."""
+    chosen = values[:, :, lattice(values.shape[2])].reshape(len(values), -1).astype(np.float32)
+    projections: Sketches = chosen @ _signs(chosen.shape[1])
+    return projections
+
+
+def find_representatives(parts: list[Sketches], closeness: float) -> NDArray[np.int64]:
+    """Return for each image the first that it is a near-duplicate of, itself where there is none.
+
+    Two images are near-duplicates when their distance is less than ``closeness`` times that within which each of them
+    has the nearest quarter of the others. A representative is no near-duplicate of another one. Where only a handful
+    would be left, the images are what there is, and none is anybody's near-duplicate.
+
+    Parameters
+    ----------
+    parts
+        The sketches (images, 256) of all images, segment by segment.
+    closeness
+        0 finds none.
+
+    Returns
+    -------
+    ndarray
+        (images,) int64.
+    """
+    sketches = np.concatenate(parts).astype(np.float64)
+    count = len(sketches)
+    representative = np.arange(count)
+    if count < 2:
+        return representative
+    squares = np.einsum("ij,ij->i", sketches, sketches)
+    limits, size = np.empty(count), max(1, BLOCK_BYTES // (8 * count))
+    quarter = math.ceil(QUARTER * (count - 1)) - 1
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        # Euclidean distances by one matrix product; scikit-learn, which has them, takes a second to load.
+        products = sketches[start:stop] @ sketches.T
+        distances = np.sqrt(np.maximum(squares[start:stop, np.newaxis] + squares - 2.0 * products, 0.0))
+        own = np.arange(len(distances))
+        distances[own, start + own] = np.inf
+        limit = closeness * np.partition(distances, quarter, axis=1)[:, quarter]
+        limits[start:stop] = limit
+        # Rows come in order: those before each one are settled, and their limits known.
+        for place, earlier in np.argwhere(distances < limit[:, np.newaxis]):
+            later = start + place
+            is_near = earlier < later and distances[place, earlier] < limits[earlier]
+            if is_near and representative[earlier] == earlier and representative[later] == later:
+                representative[later] = earlier
+    return representative if len(np.unique(representative)) >= MIN_DISTINCT else np.arange(count)
+
+
+def lattice(count: int) -> NDArray[np.int64]:
+    """Return which of some rows or columns stand for all: evenly spread, away from the border."""
+    return np.unique(((np.arange(POSITIONS) + 0.5) * count / POSITIONS).astype(np.int64))
+
+
+@lru_cache(maxsize=1)
+def _signs(length: int) -> NDArray[np.float32]:
+    """Return the projection (length, 256): random signs, scaled to keep distances."""
+    signs = np.random.default_rng(SEED).integers(0, 2, size=(length, SKETCH), dtype=np.int8)
+    projection: NDArray[np.float32] = (2 * signs - 1).astype(np.float32) / np.float32(math.sqrt(SKETCH))
+    return projection

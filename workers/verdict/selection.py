@@ -1,0 +1,182 @@
+"""From distances and thresholds to the clean set, as pure functions (Eqs. 12 and 13)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.config import TrimConfig
+from workers.verdict.smoothing import smooth
+
+# A covariance of fewer samples is no estimate of anything.
+MIN_FITTED = 3
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A clean set.
+
+    Attributes
+    ----------
+    clean
+        (images,) bool.
+    floor_applied
+        Fewer images than the floor were below all thresholds, so the smallest margins were taken.
+    """
+
+    clean: NDArray[np.bool_]
+    floor_applied: bool
+
+
+def margins(distances: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return distance / threshold: below 1 exactly where the distance is below the threshold.
+
+    Parameters
+    ----------
+    distances
+        (images, positions) float64.
+    thresholds
+        (positions,) float64; infinite gives a margin of 0.
+    """
+    ratios: NDArray[np.float64] = distances / thresholds
+    return ratios
+
+
+def select(margin: NDArray[np.float64], measured: NDArray[np.bool_], trim: TrimConfig) -> Selection:
+    """Choose the clean set: every image below the threshold at every position (Eq. 12).
+
+    Floor: the union over all positions can exclude nearly everything. When fewer than ``min_clean_fraction`` of
+    the images pass (or fewer than 3), that many with the smallest margins are clean, earlier rows first among equals.
+
+    Parameters
+    ----------
+    margin
+        (images,) float64: the largest margin of each image over all positions.
+    measured
+        (images,) bool: the images that take part.
+    trim
+        Holds ``min_clean_fraction``.
+    """
+    clean = measured & (margin < 1.0)
+    count = int(measured.sum())
+    # Rounded first: 0.1 * 70 is a little more than 7 in floating point.
+    floor = min(count, max(MIN_FITTED, math.ceil(round(trim.min_clean_fraction * count, 9))))
+    if int(clean.sum()) >= floor:
+        return Selection(clean, floor_applied=False)
+    return Selection(smallest(margin, measured, floor), floor_applied=True)
+
+
+def smallest(values: NDArray[np.float64], candidates: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+    """Return which ``count`` of the candidates have the smallest values, earlier rows first among equals.
+
+    Parameters
+    ----------
+    values
+        (images,) float64.
+    candidates
+        (images,) bool: the images to choose among.
+    count
+        How many of them; all where there are fewer.
+
+    Returns
+    -------
+    ndarray
+        (images,) bool.
+    """
+    rows = np.flatnonzero(candidates)
+    chosen = np.zeros_like(candidates)
+    chosen[rows[np.argsort(values[rows], kind="stable")[:count]]] = True
+    return chosen
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why each image was judged as it was, folded over rows of positions.
+
+    All arrays are (images,). ``score`` is the largest distance as it was measured (paper, section 3.4), whatever the
+    distances are averaged over before they meet the thresholds. ``row`` and ``column`` name the position with the
+    largest margin, or with the largest distance where no position has a threshold; the first in row-major order among
+    equals.
+    """
+
+    score: NDArray[np.float64]
+    margin: NDArray[np.float64]
+    row: NDArray[np.int16]
+    column: NDArray[np.int16]
+    distance: NDArray[np.float64]
+    threshold: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, score: NDArray[np.float64]) -> "Evidence":
+        """Return the evidence of images with these scores (images,) before the first row of positions."""
+        images = len(score)
+        nothing = np.full(images, -np.inf)
+        nowhere = np.full(images, -1, np.int16)
+        return cls(score, nothing, nowhere, nowhere, nothing, np.full(images, np.inf))
+
+    def with_row(self, row: int, distances: NDArray[np.float64], thresholds: NDArray[np.float64]) -> "Evidence":
+        """Return the evidence with one more row of positions.
+
+        Parameters
+        ----------
+        row
+            Its index.
+        distances
+            (images, columns) float64.
+        thresholds
+            (columns,) float64.
+        """
+        images = np.arange(len(distances))
+        ratio = margins(distances, thresholds)
+        # The margin decides; the distance only where no position has a margin.
+        column = np.where(ratio.max(axis=1) > 0, ratio.argmax(axis=1), distances.argmax(axis=1))
+        margin, distance = ratio[images, column], distances[images, column]
+        no_margin = np.maximum(margin, self.margin) <= 0
+        worse = (margin > self.margin) | (no_margin & (distance > self.distance))
+        return Evidence(
+            score=self.score,
+            margin=np.where(worse, margin, self.margin),
+            row=np.where(worse, np.int16(row), self.row),
+            column=np.where(worse, column.astype(np.int16), self.column),
+            distance=np.where(worse, distance, self.distance),
+            threshold=np.where(worse, thresholds[column], self.threshold),
+        )
+
+    def shared(self, representative: NDArray[np.int64]) -> "Evidence":
+        """Return the evidence with every image no better than its representative.
+
+        Parameters
+        ----------
+        representative
+            (images,) int64: indices into the evidence.
+        """
+        source = np.where(self.margin[representative] > self.margin, representative, np.arange(len(representative)))
+        shared = {field.name: getattr(self, field.name)[source] for field in fields(self)}
+        return Evidence(**shared | {"score": np.maximum(self.score, self.score[representative])})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Evidence"]) -> "Evidence":
+        """Return the evidence of several sets of images together, in order."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def gather_evidence(distances: NDArray[np.float64], thresholds: NDArray[np.float64], *, smoothing: int = 1) -> Evidence:
+    """Return the evidence of whole distance maps.
+
+    Parameters
+    ----------
+    distances
+        (images, rows, columns) float64.
+    thresholds
+        (rows, columns) float64.
+    smoothing
+        Side of the square of positions that distances are averaged over before they meet the thresholds.
+    """
+    smoothed = smooth(distances, smoothing)
+    evidence = Evidence.empty(distances.max(axis=(1, 2)))
+    for row in range(thresholds.shape[0]):
+        evidence = evidence.with_row(row, smoothed[:, row], thresholds[row])
+    return evidence
