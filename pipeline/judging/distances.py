@@ -5,17 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
+from schemas.arrays import Floats, Indices, Mask
 from schemas.records.run import CLEAN_SETS, DISTANCE, REPRESENTATIVE, THRESHOLD
 from schemas.stores.features import FeatureGeometry
 from workers.features.arrays import ArrayRef, Segment, cut_segments, read_distances
 from workers.passes.by_products import band_rows, uses_products
 from workers.storage.directory import Directory
 from workers.verdict.selection import Evidence, gather_evidence
-
-Mask = NDArray[np.bool_]
 
 # The array of distances that decide nothing, beside those that do.
 SCRATCH = "scratch"
@@ -42,9 +40,7 @@ class GroupDistances:
     geometry: FeatureGeometry
     segment_images: int
 
-    def store_verdict(
-        self, thresholds: NDArray[np.float64], history: Mask, representative: NDArray[np.int64], *, smoothing: int
-    ) -> None:
+    def store_verdict(self, thresholds: Floats, history: Mask, representative: Indices, *, smoothing: int) -> None:
         """Keep, beside the distances, what else the verdicts follow from.
 
         Parameters
@@ -65,9 +61,7 @@ class GroupDistances:
             node.create_array(name, data=values, compressors=Crc32cCodec(), overwrite=True)
         node.attrs["smoothing"] = smoothing
 
-    def evidence(
-        self, thresholds: NDArray[np.float64], representative: NDArray[np.int64], *, smoothing: int
-    ) -> Evidence:
+    def evidence(self, thresholds: Floats, representative: Indices, *, smoothing: int) -> Evidence:
         """Return each image's evidence from the stored distances, read one segment of images at a time.
 
         The parameters are those of `store_verdict`.

@@ -13,14 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.cluster.cluster import Cluster
 from pipeline.cluster.progress import Reporter
 from pipeline.cluster.tasks import Window, open_window
 from pipeline.judging.statistics import GroupStatistics
-from pipeline.judging.strategies.paire import Mask, Trimming
+from pipeline.judging.strategies.paire import Trimming
+from schemas.arrays import Floats, Mask
 from schemas.config import Config
 from schemas.names import storage_name
 from schemas.records.run import DISTANCE, DISTANCES
@@ -120,7 +118,7 @@ class Examiner:
     def _estimate(self, group: str, clean: Mask, statistics: GroupStatistics) -> Contamination | None:
         """Estimate the contamination under fits of the guard's own."""
 
-        def score(fitted: Mask) -> NDArray[np.float64]:
+        def score(fitted: Mask) -> Floats:
             with self.reporter.phase(f"{group}: examine", self.geometry.rows, "rows", brief=True) as phase:
                 smoothing = self.config.trim.smoothing
                 return statistics.score_apart(fitted, smoothing=smoothing, phase=phase, estimator=ESTIMATOR)

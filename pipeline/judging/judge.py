@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from pipeline.cluster.cluster import Cluster
 from pipeline.cluster.progress import Phase, Reporter
@@ -26,10 +25,11 @@ from pipeline.judging.manifest import Census, GroupVerdict, Judgement, build_man
 from pipeline.judging.near_duplicates import find_near_duplicates
 from pipeline.judging.result import Ending, digest_outcomes
 from pipeline.judging.statistics import GroupStatistics, PassResult
-from pipeline.judging.strategies.grow import Scores, concentrate, grow
-from pipeline.judging.strategies.paire import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Mask, Trimming, trim
+from pipeline.judging.strategies.grow import concentrate, grow
+from pipeline.judging.strategies.paire import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Trimming, trim
 from pipeline.run_directory.journal import Journal, StaleJournalError
 from pipeline.run_directory.tables import write_iterations, write_ledger, write_manifest
+from schemas.arrays import Floats, Indices, Mask
 from schemas.config import Config
 from schemas.errors import DamagedArrayError
 from schemas.names import storage_name
@@ -207,7 +207,7 @@ class Judge:
         )
 
     def _find_clean_set(
-        self, group: str, measured: Mask, representative: NDArray[np.int64], statistics: GroupStatistics
+        self, group: str, measured: Mask, representative: Indices, statistics: GroupStatistics
     ) -> Trimming:
         """Run the passes of the configured strategy."""
         options, grid = self.config.trim, (self.geometry.rows, self.geometry.columns)
@@ -216,11 +216,11 @@ class Judge:
             with self._rows_phase(f"{group}: pass {number}") as phase:
                 return statistics.measure(fitted, is_first=number == 1, phase=phase)
 
-        def score(fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Scores:
+        def score(fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Floats:
             with self._rows_phase(f"{group}: pass {number}") as phase:
                 return statistics.score(fitted, smoothing=smoothing, nearest=nearest, phase=phase)
 
-        def deviate(fitted: Mask, number: int) -> Scores:
+        def deviate(fitted: Mask, number: int) -> Floats:
             with self._rows_phase(f"{group}: pass {number}") as phase:
                 return statistics.score(fitted, smoothing=None, phase=phase)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from schemas.arrays import Indices, Mask
 from schemas.records.image import ImageOutcome
 from schemas.stores.features import FeatureGeometry
 from schemas.tables.manifest import ANOMALOUS, CLEAN, COLUMNS, DUPLICATE, SKIPPED, UNREADABLE
@@ -25,8 +26,8 @@ class Census:
         (images,) int64: the row of the first copy; an image's own row where it has none before it.
     """
 
-    measured: NDArray[np.bool_]
-    representative: NDArray[np.int64]
+    measured: Mask
+    representative: Indices
 
 
 def take_census(outcomes: Sequence[ImageOutcome]) -> Census:
@@ -56,10 +57,10 @@ class Judgement:
         (images,) int64: the row of the image that this one is a near-duplicate of; its own where there is none.
     """
 
-    clean: NDArray[np.bool_]
+    clean: Mask
     last_changed: NDArray[np.int16]
     evidence: Evidence
-    representative: NDArray[np.int64]
+    representative: Indices
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _candidate_rows(candidates: pd.DataFrame, verdict: GroupVerdict, geometry: F
     return rows.assign(decision=decision, reason=reason).pipe(_mark_duplicates, census, readable)
 
 
-def _mark_duplicates(rows: pd.DataFrame, census: Census, readable: NDArray[np.bool_]) -> pd.DataFrame:
+def _mark_duplicates(rows: pd.DataFrame, census: Census, readable: Mask) -> pd.DataFrame:
     """Return the rows with duplicates decided as such, each naming its representative."""
     duplicate = np.flatnonzero(readable & ~census.measured)
     first = rows.iloc[census.representative[duplicate]]
@@ -187,7 +188,7 @@ def _evidence_rows(
 
 
 def _name_near_duplicates(
-    rows: pd.DataFrame, candidates: pd.DataFrame, census: Census, representative: NDArray[np.int64]
+    rows: pd.DataFrame, candidates: pd.DataFrame, census: Census, representative: Indices
 ) -> pd.DataFrame:
     """Return the evidence, each near-duplicate naming the image that it was judged with."""
     near = (representative != np.arange(len(representative)))[census.measured]

@@ -3,10 +3,10 @@
 import logging
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.cluster.cluster import Cluster
 from pipeline.cluster.tasks import open_window
+from schemas.arrays import Indices, Mask
 from schemas.config import Config
 from schemas.names import storage_name
 from workers.features.arrays import ArrayRef, cut_segments
@@ -20,8 +20,8 @@ MOST_IMAGES = 100_000
 
 
 def find_near_duplicates(
-    cluster: Cluster | None, group: str, measured: NDArray[np.bool_], config: Config, features: Directory
-) -> NDArray[np.int64]:
+    cluster: Cluster | None, group: str, measured: Mask, config: Config, features: Directory
+) -> Indices:
     """Return for each image of a group the first that it is a near-duplicate of, itself where there is none.
 
     Parameters

@@ -11,12 +11,11 @@ of workers nor who finishes first.
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 
 from pipeline.cluster.tasks import Window
 from pipeline.judging.row_tasks import PassPlan, RowTasks, rows_of, submit_row
+from schemas.arrays import Mask
 from schemas.config import Config, TrimConfig
 from schemas.stores.features import FeatureGeometry
 from workers.features.arrays import ArrayRef
@@ -33,8 +32,6 @@ from workers.passes.by_products import (
 )
 from workers.passes.kept_moments import Change, KeptMoments, kept_values, pays_to_keep, pays_to_update
 from workers.storage.directory import Directory
-
-Mask = NDArray[np.bool_]
 
 # The array of inner products beside a group's distances, there while the group is judged.
 PRODUCTS = "products"

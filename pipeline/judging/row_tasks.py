@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.cluster.tasks import Here, Window
+from schemas.arrays import Mask
 from schemas.config import GaussianConfig, TrimConfig
 from schemas.stores.features import FeatureGeometry
 from workers.features.arrays import ArrayRef, HeldFeatures, OpenedFeatures, Segment, cut_segments, is_whole_row
@@ -32,8 +30,6 @@ from workers.passes.by_features import (
 )
 from workers.passes.kept_moments import Change, KeptMoments, fit_row_whitening, update_row
 from workers.storage.directory import Directory
-
-Mask = NDArray[np.bool_]
 
 
 class PassPlan(NamedTuple):

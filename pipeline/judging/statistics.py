@@ -19,6 +19,7 @@ from pipeline.judging.distances import GroupDistances
 from pipeline.judging.passes import plan_passes
 from pipeline.judging.row_tasks import rows_of, submit_publication
 from pipeline.run_directory.journal import Arrays, Journal
+from schemas.arrays import Floats, Mask
 from schemas.config import Config
 from schemas.names import storage_name
 from schemas.records.run import DISTANCE
@@ -31,8 +32,6 @@ from workers.passes.by_features import RowVerdict, nearest_images, row_threshold
 from workers.storage.directory import Directory
 from workers.verdict.calibration import fit_score_law
 from workers.verdict.selection import MIN_FITTED
-
-Mask = NDArray[np.bool_]
 
 # In the journal, the writing of the map.
 PUBLISH = "publish"
@@ -50,8 +49,8 @@ class PassResult:
         (images,) float64: each image's largest distance / threshold; NaN where it does not take part.
     """
 
-    thresholds: NDArray[np.float64]
-    margin: NDArray[np.float64]
+    thresholds: Floats
+    margin: Floats
 
 
 class GroupStatistics:
@@ -154,7 +153,7 @@ class GroupStatistics:
         nearest: float = 1.0,
         estimator: str | None = None,
         into: str = DISTANCE,
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         """Fit on some images, measure all that take part, the fitted ones without themselves, and score each image.
 
         Parameters
@@ -189,7 +188,7 @@ class GroupStatistics:
 
     def _score(
         self, distances: ArrayRef, fitted: Mask, fit: Fit, chosen: int | None, smoothing: int | None, phase: Phase
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         """Run a pass and score its distances, see `score`; ``chosen`` is how many images each position is fitted on."""
         window = open_window(self._cluster)
         segments = list(self.distances.segments())
@@ -216,24 +215,24 @@ class GroupStatistics:
 
     def score_apart(
         self, fitted: Mask, *, smoothing: int, phase: Phase, nearest: float = 1.0, estimator: str | None = None
-    ) -> NDArray[np.float64]:
+    ) -> Floats:
         """Return scores as `score` does, leaving the stored distances as they are."""
         with self.distances.scratch() as into:
             return self.score(fitted, smoothing=smoothing, phase=phase, nearest=nearest, estimator=estimator, into=into)
 
-    def thresholds_at(self, score: float) -> NDArray[np.float64]:
+    def thresholds_at(self, score: float) -> Floats:
         """Return the distances (rows, columns) that a score in robust deviations means in the stored distances."""
         distances, window = self.distances.array(DISTANCE), open_window(self._cluster)
         all_rows = range(self._geometry.rows)
         rows = [window.submit(row_thresholds, distances, row, self._measured, score) for row in all_rows]
         return np.stack(window.gather(rows))
 
-    def calibrate(self, fitted: Mask, *, phase: Phase) -> NDArray[np.float64]:
+    def calibrate(self, fitted: Mask, *, phase: Phase) -> Floats:
         """Return the thresholds under Gaussians fitted on some images, leaving the stored distances as they are."""
         with self.distances.scratch() as into:
             return self.measure(fitted, is_first=False, phase=phase, into=into).thresholds
 
-    def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float, phase: Phase) -> NDArray[np.float64]:
+    def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float, phase: Phase) -> Floats:
         """Return, as `calibrate` does, the thresholds that clean images exceed at ``trim.target_false_reject``.
 
         ``smoothing`` and ``nearest`` are as for `score`.

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.judging.strategies.grow import MIN_START, concentrate, grow
-from pipeline.judging.strategies.paire import Mask, Trimming, trim
+from pipeline.judging.strategies.paire import Trimming, trim
+from schemas.arrays import Mask
 from schemas.config import Config
 from studies.cleaning.gram import Gram, Rows
 from workers.gaussian.fit import Fit

@@ -19,13 +19,12 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from schemas.arrays import Floats, Mask
 from schemas.config import GaussianConfig
 from schemas.errors import SingularCovarianceError
 from workers.gaussian.lapack import factorise, invert_diagonal_blocks, invert_factor, multiply_triangle, whiten
 from workers.gaussian.moments import Moments, finalize
 from workers.gaussian.shrinkage import Shrinkage, Spectrum, shrink
-
-Array = NDArray[np.float64]
 
 
 class Fit(NamedTuple):
@@ -52,12 +51,12 @@ class DualGaussian:
         The variance in the orthogonal complement.
     """
 
-    mean: Array
-    directions: Array
-    variances: Array
+    mean: Floats
+    directions: Floats
+    variances: Floats
     ridge: float
 
-    def mahalanobis(self, samples: NDArray[np.floating]) -> Array:
+    def mahalanobis(self, samples: NDArray[np.floating]) -> Floats:
         """Return the distances (images,) float64 of samples (images, channels): Eq. 6.
 
         M^2 = sum_k (v_k . u)^2 / (e_k + ridge) + |u - V^T V u|^2 / ridge, with u = x - mean.
@@ -67,7 +66,7 @@ class DualGaussian:
         centred -= along @ self.directions
         inside = np.einsum("ik,ik,k->i", along, along, 1.0 / (self.variances + self.ridge))
         outside = np.einsum("ij,ij->i", centred, centred)
-        distances: Array = np.sqrt(inside + outside / self.ridge)
+        distances: Floats = np.sqrt(inside + outside / self.ridge)
         return distances
 
 
@@ -83,23 +82,23 @@ class PrimalGaussian:
         (channels, channels) float64: lower triangular L with L L^T = Sigma.
     """
 
-    mean: Array
-    cholesky: Array
+    mean: Floats
+    cholesky: Floats
 
-    def mahalanobis(self, samples: NDArray[np.floating]) -> Array:
+    def mahalanobis(self, samples: NDArray[np.floating]) -> Floats:
         """Return the distances (images,) float64 of samples (images, channels): |L^-1 (x - mean)|, Eq. 6."""
         whitened = samples.astype(np.float64, order="C")
         whitened -= self.mean
         whiten(self._factor, self._inverses, whitened)
-        distances: Array = np.sqrt(np.einsum("ij,ij->i", whitened, whitened))
+        distances: Floats = np.sqrt(np.einsum("ij,ij->i", whitened, whitened))
         return distances
 
     @cached_property
-    def _factor(self) -> Array:
+    def _factor(self) -> Floats:
         return np.asfortranarray(self.cholesky)
 
     @cached_property
-    def _inverses(self) -> tuple[Array, ...]:
+    def _inverses(self) -> tuple[Floats, ...]:
         return invert_diagonal_blocks(self._factor)
 
 
@@ -118,15 +117,15 @@ class WhiteningGaussian:
         (channels, channels) float64, Fortran order: L^-1, lower triangular, with L L^T = Sigma.
     """
 
-    mean: Array
-    whitening: Array
+    mean: Floats
+    whitening: Floats
 
-    def mahalanobis(self, samples: NDArray[np.floating]) -> Array:
+    def mahalanobis(self, samples: NDArray[np.floating]) -> Floats:
         """Return the distances (images,) float64 of samples (images, channels): |L^-1 (x - mean)|, Eq. 6."""
         whitened = samples.astype(np.float64, order="C")
         whitened -= self.mean
         multiply_triangle(self.whitening, whitened)
-        distances: Array = np.sqrt(np.einsum("ij,ij->i", whitened, whitened))
+        distances: Floats = np.sqrt(np.einsum("ij,ij->i", whitened, whitened))
         return distances
 
 
@@ -148,7 +147,7 @@ class FittedGaussian:
     count: int
     weight: float
 
-    def leave_one_out(self, samples: NDArray[np.floating], is_fitted: NDArray[np.bool_]) -> Array:
+    def leave_one_out(self, samples: NDArray[np.floating], is_fitted: Mask) -> Floats:
         """Return the distances (images,) of samples, each fitted one's to the fit without it.
 
         With q = u^T B^-1 u and c = weight n / ((n - 1)(n - 2)), Sherman and Morrison give for a fitted sample
@@ -165,7 +164,7 @@ class FittedWhitening:
     count: int
     weight: float
 
-    def leave_one_out(self, samples: NDArray[np.floating], is_fitted: NDArray[np.bool_]) -> Array:
+    def leave_one_out(self, samples: NDArray[np.floating], is_fitted: Mask) -> Floats:
         """Return what `FittedGaussian.leave_one_out` does."""
         return _leave_one_out(self.gaussian.mahalanobis(samples), is_fitted, self.count, self.weight)
 
@@ -244,7 +243,7 @@ def fit_primal(
     config: GaussianConfig,
     estimator: str,
     *,
-    fourth_moments: NDArray[np.float64] | None = None,
+    fourth_moments: Floats | None = None,
     leaves_one_out: bool = False,
 ) -> tuple[FittedGaussian, ...]:
     """Fit the primal form at every position of some moments.
@@ -283,14 +282,14 @@ def fit_primal(
     return tuple(fitted)
 
 
-def _leave_one_out(distances: Array, is_fitted: NDArray[np.bool_], count: int, weight: float) -> Array:
+def _leave_one_out(distances: Floats, is_fitted: Mask, count: int, weight: float) -> Floats:
     """Return distances (images,), each fitted one's to the fit on the other samples of ``count``."""
     squared = distances**2
     leverage = weight * count / ((count - 1) * (count - 2)) * squared
     # Below 1 in exact arithmetic; a sample that alone spans a direction comes as close as rounding allows.
     remaining = np.maximum(1.0 - leverage, np.finfo(np.float64).eps)
     without = (count / (count - 1)) ** 2 * squared / remaining
-    left_out: Array = np.sqrt(np.where(is_fitted, without, squared))
+    left_out: Floats = np.sqrt(np.where(is_fitted, without, squared))
     return left_out
 
 
@@ -299,7 +298,7 @@ def _rescaling(count: int, leaves_one_out: bool) -> float:
     return (count - 1) / (count - 2) if leaves_one_out else 1.0
 
 
-def _cholesky(covariance: Array, shrinkage: Shrinkage, count: int) -> Array:
+def _cholesky(covariance: Floats, shrinkage: Shrinkage, count: int) -> Floats:
     """Return the lower factor, overwriting the covariance."""
     try:
         factor = factorise(covariance.T)

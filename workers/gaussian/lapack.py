@@ -13,10 +13,9 @@ from types import ModuleType
 
 import numpy as np
 import scipy
-from numpy.typing import NDArray
 from scipy.linalg import cython_blas, cython_lapack
 
-Array = NDArray[np.float64]
+from schemas.arrays import Floats
 
 # Channels in one block of a triangular solve: as few as multiplications are fast with, since blocks are inverted.
 BLOCK = 64
@@ -51,7 +50,7 @@ _RIGHT = ctypes.addressof(_LETTERS[b"R"])
 _PLAIN = ctypes.addressof(_LETTERS[b"N"])
 
 
-def add_products(total: Array, samples: Array, sign: float = 1.0) -> None:
+def add_products(total: Floats, samples: Floats, sign: float = 1.0) -> None:
     """Add the sum of x x^T over samples (images, channels), C order, to the lower triangle of a matrix.
 
     With ``sign`` -1 it is taken off.
@@ -68,7 +67,7 @@ def add_products(total: Array, samples: Array, sign: float = 1.0) -> None:
         )
 
 
-def mirror(matrix: Array) -> None:
+def mirror(matrix: Floats) -> None:
     """Copy the lower triangle of a matrix to the upper one, by blocks that stay in the cache."""
     for start in range(0, _order(matrix), BLOCK):
         stop = start + BLOCK
@@ -78,7 +77,7 @@ def mirror(matrix: Array) -> None:
             matrix[start:stop, below : below + BLOCK] = matrix[below : below + BLOCK, start:stop].T
 
 
-def factorise(matrix: Array) -> Array:
+def factorise(matrix: Floats) -> Floats:
     """Turn the lower triangle of a positive definite matrix into its Cholesky factor L; returns the same array.
 
     Raises
@@ -98,7 +97,7 @@ def factorise(matrix: Array) -> Array:
     return matrix
 
 
-def invert_triangle(factor: Array) -> Array:
+def invert_triangle(factor: Floats) -> Floats:
     """Turn a lower triangular matrix into its inverse; returns the same array."""
     n, info = ctypes.c_int(_order(factor)), ctypes.c_int(0)
     _dtrtri(_LOWER, _PLAIN, _at(n), factor.ctypes.data, _at(n), _at(info))
@@ -106,7 +105,7 @@ def invert_triangle(factor: Array) -> Array:
     return factor
 
 
-def invert_factor(factor: Array) -> Array:
+def invert_factor(factor: Floats) -> Floats:
     """Turn a lower triangular matrix into its inverse, by halves; returns the same array.
 
     Nearly all of it is products of large triangles, four times as fast as LAPACK's dtrtri here.
@@ -116,7 +115,7 @@ def invert_factor(factor: Array) -> Array:
     return factor
 
 
-def multiply_triangle(triangle: Array, samples: Array) -> None:
+def multiply_triangle(triangle: Floats, samples: Floats) -> None:
     """Turn samples (images, channels), C order, into T x for a lower triangular T, in place."""
     assert samples.flags.c_contiguous
     assert samples.shape[1] == _order(triangle)
@@ -124,7 +123,7 @@ def multiply_triangle(triangle: Array, samples: Array) -> None:
         _dtrmm_of(_LEFT, 1.0, triangle, samples.T)
 
 
-def _invert_part(factor: Array, start: int, stop: int) -> None:
+def _invert_part(factor: Floats, start: int, stop: int) -> None:
     """Invert the rows and columns from ``start`` to ``stop`` of a lower triangular matrix, in place."""
     if stop - start <= SMALL_TRIANGLE:
         n, stride, info = ctypes.c_int(stop - start), ctypes.c_int(len(factor)), ctypes.c_int(0)
@@ -139,7 +138,7 @@ def _invert_part(factor: Array, start: int, stop: int) -> None:
     _dtrmm_of(_RIGHT, 1.0, factor[start:middle, start:middle], between)
 
 
-def _dtrmm_of(side: int, sign: float, triangle: Array, matrix: Array) -> None:
+def _dtrmm_of(side: int, sign: float, triangle: Floats, matrix: Floats) -> None:
     """Multiply a matrix by a lower triangular one from the left or the right, in place; both with unit row stride."""
     rows, columns = ctypes.c_int(matrix.shape[0]), ctypes.c_int(matrix.shape[1])
     # NumPy leaves open what the stride over a single column is.
@@ -151,7 +150,7 @@ def _dtrmm_of(side: int, sign: float, triangle: Array, matrix: Array) -> None:
     )
 
 
-def invert_diagonal_blocks(factor: Array) -> tuple[Array, ...]:
+def invert_diagonal_blocks(factor: Floats) -> tuple[Floats, ...]:
     """Return the inverses of the blocks of `BLOCK` channels along the diagonal of a lower triangular matrix."""
     starts = range(0, len(factor), BLOCK)
     return tuple(
@@ -159,7 +158,7 @@ def invert_diagonal_blocks(factor: Array) -> tuple[Array, ...]:
     )
 
 
-def whiten(factor: Array, inverses: tuple[Array, ...], samples: Array) -> None:
+def whiten(factor: Floats, inverses: tuple[Floats, ...], samples: Floats) -> None:
     """Turn samples (images, channels) into L^-1 x for a lower triangular L, in place.
 
     Forward substitution by halves: the first half of the channels is solved, what it explains is taken off the second,
@@ -180,7 +179,7 @@ def whiten(factor: Array, inverses: tuple[Array, ...], samples: Array) -> None:
         _whiten_blocks(factor, inverses, samples, 0, len(inverses))
 
 
-def _whiten_blocks(factor: Array, inverses: tuple[Array, ...], samples: Array, first: int, last: int) -> None:
+def _whiten_blocks(factor: Floats, inverses: tuple[Floats, ...], samples: Floats, first: int, last: int) -> None:
     """Whiten the channels of some blocks, from which those before are taken off already."""
     if last - first == 1:
         block = samples[:, first * BLOCK : last * BLOCK]
@@ -199,7 +198,7 @@ def _whiten_blocks(factor: Array, inverses: tuple[Array, ...], samples: Array, f
     _whiten_blocks(factor, inverses, samples, middle, last)
 
 
-def _order(matrix: Array) -> int:
+def _order(matrix: Floats) -> int:
     """Return n of an n x n matrix that the routines can work on."""
     assert matrix.dtype == np.float64
     assert matrix.flags.f_contiguous

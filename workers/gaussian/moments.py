@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.arrays import Floats
 from workers.gaussian.lapack import add_products, mirror
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -39,8 +40,8 @@ class Moments:
     """
 
     count: int
-    mean: NDArray[np.float64]
-    scatter: NDArray[np.float64]
+    mean: Floats
+    scatter: Floats
     error: float = 0.0
 
     @classmethod
@@ -159,7 +160,7 @@ def error_anew(count: int, block: int, trace: float) -> float:
     return _ROUNDED * _EPS * (block + -(-count // block)) * trace
 
 
-def finalize(moments: Moments) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def finalize(moments: Moments) -> tuple[Floats, Floats]:
     """Return the mean and the covariance with 1 / (n - 1) (Eqs. 4 and 5, without the ridge).
 
     Returns

@@ -32,12 +32,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.arrays import Floats, Indices
 from workers.gaussian.fit import Fit
 from workers.gaussian.lapack import factorise, invert_triangle
 from workers.gaussian.shrinkage import Shrinkage, Spectrum, shrink
-
-Array = NDArray[np.float64]
-Rows = NDArray[np.int64]
 
 # The bound on the relative error above which distances are taken from the features themselves: what two forms of one
 # distance must agree to. On real features the bound is three to four decades above the error.
@@ -52,15 +50,15 @@ _TINY = float(np.finfo(np.float64).tiny)
 class Measured(NamedTuple):
     """Distances (images,) float64, and a bound on the relative error that rounded inner products mean for them."""
 
-    distances: Array
+    distances: Floats
     error: float
 
 
 class _Squared(NamedTuple):
     """Squared distances (images,) float64, and bounds (images,) on their errors."""
 
-    values: Array
-    errors: Array
+    values: Floats
+    errors: Floats
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,15 @@ class _Resolvent:
         A bound on H's relative error.
     """
 
-    inverse: Array
+    inverse: Floats
     scale: float
     offset: float
     along_ones: float
     error: float
 
-    def diagonal(self) -> Array:
+    def diagonal(self) -> Floats:
         """Return the diagonal (n,) of c H."""
-        diagonal: Array = np.einsum("ki,ki->i", self.inverse, self.inverse) - 1.0 / self.along_ones
+        diagonal: Floats = np.einsum("ki,ki->i", self.inverse, self.inverse) - 1.0 / self.along_ones
         return self.offset * diagonal
 
 
@@ -109,14 +107,14 @@ class _Kernel:
         Weight and ridge of the estimator.
     """
 
-    centred: Array
-    to_mean: Array
+    centred: Floats
+    to_mean: Floats
     mean_square: float
     rounding: float
     shrinkage: Shrinkage
 
     @classmethod
-    def of(cls, products: Array, channels: int, fitted: Rows, fit: Fit) -> "_Kernel":
+    def of(cls, products: Floats, channels: int, fitted: Indices, fit: Fit) -> "_Kernel":
         """Centre the inner products of some images, and ask the estimator."""
         centred = products[np.ix_(fitted, fitted)]
         rounding = _EPS * float(np.trace(centred))
@@ -149,18 +147,18 @@ class _Kernel:
         return _Resolvent(inverse, scale, offset, count * (mean_eigenvalue + offset), self.rounding * norm)
 
 
-def inner_products(samples: NDArray[np.floating]) -> Array:
+def inner_products(samples: NDArray[np.floating]) -> Floats:
     """Return the inner products (images, images) float64 of samples (images, channels) about their mean.
 
     About the mean, so that little is lost when a fit subtracts its own.
     """
     values = samples.astype(np.float64)
     values -= values.mean(axis=0)
-    products: Array = values @ values.T  # NumPy turns A A^T into a symmetric rank-k update
+    products: Floats = values @ values.T  # NumPy turns A A^T into a symmetric rank-k update
     return products
 
 
-def measure(products: Array, channels: int, fitted: Rows, measured: Rows, fit: Fit) -> Measured:
+def measure(products: Floats, channels: int, fitted: Indices, measured: Indices, fit: Fit) -> Measured:
     """Fit on some images and measure others, which may be among them: Eq. 6.
 
     Parameters
@@ -189,7 +187,7 @@ def measure(products: Array, channels: int, fitted: Rows, measured: Rows, fit: F
     return Measured(np.sqrt(squared), float((errors / squared).max(initial=0.0)) / 2.0)
 
 
-def _measure(products: Array, channels: int, fitted: Rows, measured: Rows, fit: Fit) -> _Squared:
+def _measure(products: Floats, channels: int, fitted: Indices, measured: Indices, fit: Fit) -> _Squared:
     """Measure fitted and other images each by their own form."""
     count = len(fitted)
     kernel = _Kernel.of(products, channels, fitted, fit)
@@ -228,12 +226,14 @@ def _without_themselves(kernel: _Kernel, resolvent: _Resolvent | None) -> _Squar
     return _Squared(squared, (_EPS + resolvent.error) * inverses / resolvent.scale)
 
 
-def _others(kernel: _Kernel, resolvent: _Resolvent | None, products: Array, fitted: Rows, others: Rows) -> _Squared:
+def _others(
+    kernel: _Kernel, resolvent: _Resolvent | None, products: Floats, fitted: Indices, others: Indices
+) -> _Squared:
     """Measure samples that were not fitted: (1)."""
     to_fitted = products[np.ix_(others, fitted)]
     to_mean = to_fitted.mean(axis=1)
     norms = products[others, others]
-    squared: Array = norms - 2.0 * to_mean + kernel.mean_square
+    squared: Floats = norms - 2.0 * to_mean + kernel.mean_square
     errors = _EPS * norms
     if resolvent is not None:
         to_fitted -= (to_mean - kernel.mean_square)[:, np.newaxis]

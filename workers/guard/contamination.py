@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from workers.verdict.calibration import Array, ScoreLaw, laws_of_quartiles
+from schemas.arrays import Floats, Mask
+from workers.verdict.calibration import ScoreLaw, laws_of_quartiles
 from workers.verdict.selection import smallest
 
 CONFIDENCE = 0.95
@@ -33,8 +33,6 @@ MIN_SCORES = 4
 # Gumbel's law is an approximation: the rate at which clean images exceed a threshold in its tail is trusted to a
 # factor of two, between none and twice the nominal one.
 TAIL_FACTOR = 2.0
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Contamination:
 
 
 def fit_and_estimate(
-    score: Callable[[Mask], Array], clean: Mask, *, false_reject: float = 0.02
+    score: Callable[[Mask], Floats], clean: Mask, *, false_reject: float = 0.02
 ) -> Contamination | None:
     """Estimate the share of contamination, whatever strategy chose the clean set.
 
@@ -103,7 +101,7 @@ def fit_and_estimate(
 
 
 def estimate_contamination(
-    scores: Array, clean: Mask, *, false_reject: float = 0.02, seed: int = SEED
+    scores: Floats, clean: Mask, *, false_reject: float = 0.02, seed: int = SEED
 ) -> Contamination:
     """Estimate the share of contamination from the scores under the final fit.
 
@@ -163,13 +161,13 @@ def estimate_contamination(
     return Contamination(share, min(lower, share), max(upper, share), count, law)
 
 
-def _quantiles(ordered: Array) -> Array:
+def _quantiles(ordered: Floats) -> Floats:
     """Return ascending scores, or so many evenly spaced ones of them as the grid has."""
     count = len(ordered)
     return ordered if count <= GRID else ordered[((np.arange(GRID) + 0.5) * count / GRID).astype(np.int64)]
 
 
-def _fewest_below(known: Array, values: Array, weights: Array, false_reject: float, seed: int) -> float:
+def _fewest_below(known: Floats, values: Floats, weights: Floats, false_reject: float, seed: int) -> float:
     """Return the lower percentile of how many images are below the threshold of the clean set's law, not grown."""
     drawn = np.random.default_rng(seed).choice(known, (REPLICATES, len(known)))
     threshold = laws_of_quartiles(*np.quantile(drawn, [0.5, 0.25], axis=1)).threshold(false_reject)
@@ -177,7 +175,7 @@ def _fewest_below(known: Array, values: Array, weights: Array, false_reject: flo
     return float(np.quantile(_count_below(values, padded, threshold), (1.0 - CONFIDENCE) / 2.0))
 
 
-def _resample(weights: Array, below: int, seed: int) -> Array:
+def _resample(weights: Floats, below: int, seed: int) -> Floats:
     """Return weights (replicates, scores): a bootstrap of the scores below the threshold, those beyond unchanged."""
     total = weights[:below].sum()
     drawn = np.random.default_rng(seed).multinomial(round(total), weights[:below] / total, size=REPLICATES)
@@ -185,7 +183,7 @@ def _resample(weights: Array, below: int, seed: int) -> Array:
     return np.concatenate([drawn * (total / round(total)), beyond], axis=1)
 
 
-def _settle(values: Array, weights: Array, start: Array, false_reject: float) -> tuple[ScoreLaw[Array], Array]:
+def _settle(values: Floats, weights: Floats, start: Floats, false_reject: float) -> tuple[ScoreLaw[Floats], Floats]:
     """Grow the law along the scores until it settles, in several weightings of them at once.
 
     Parameters
@@ -219,16 +217,16 @@ def _settle(values: Array, weights: Array, start: Array, false_reject: float) ->
     return laws, _count_below(values, padded, threshold)
 
 
-def _count_below(values: Array, padded: Array, threshold: Array) -> Array:
+def _count_below(values: Floats, padded: Floats, threshold: Floats) -> Floats:
     """Return how many images of each weighting lie below its threshold."""
     index = np.searchsorted(values, threshold)[:, np.newaxis]
     return np.take_along_axis(padded, index, axis=1)[:, 0]
 
 
-def _ranked(values: Array, cumulative: Array, rank: Array) -> Array:
+def _ranked(values: Floats, cumulative: Floats, rank: Floats) -> Floats:
     """Return each weighting's smallest score that so many images do not exceed."""
     index = (cumulative < rank[:, np.newaxis]).sum(axis=1)
-    ranked: Array = values[np.minimum(index, len(values) - 1)]
+    ranked: Floats = values[np.minimum(index, len(values) - 1)]
     return ranked
 
 

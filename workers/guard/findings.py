@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from schemas.arrays import Floats, Indices
 from workers.features.arrays import ArrayRef, Segment, read_distances
 from workers.guard.contamination import Contamination
 from workers.guard.structure import LEADING_SHARE, Structure
@@ -83,7 +83,7 @@ class Exclusions:
     """
 
     images: int
-    by_position: NDArray[np.int64]
+    by_position: Indices
     by_any: int
 
     def __add__(self, other: "Exclusions") -> "Exclusions":
@@ -91,7 +91,7 @@ class Exclusions:
         return Exclusions(self.images + other.images, self.by_position + other.by_position, self.by_any + other.by_any)
 
 
-def count_exclusions(distances: NDArray[np.float64], thresholds: NDArray[np.float64], *, smoothing: int) -> Exclusions:
+def count_exclusions(distances: Floats, thresholds: Floats, *, smoothing: int) -> Exclusions:
     """Count what each position excludes among some images.
 
     Parameters
@@ -107,9 +107,7 @@ def count_exclusions(distances: NDArray[np.float64], thresholds: NDArray[np.floa
     return Exclusions(len(distances), beyond.sum(axis=0, dtype=np.int64), int(beyond.any(axis=(1, 2)).sum()))
 
 
-def count_segment(
-    distances: ArrayRef, segment: Segment, thresholds: NDArray[np.float64], *, smoothing: int
-) -> Exclusions:
+def count_segment(distances: ArrayRef, segment: Segment, thresholds: Floats, *, smoothing: int) -> Exclusions:
     """Count what each position excludes among a segment's images: one task.
 
     Parameters

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.arrays import Floats, Indices, Mask
 from workers.features.arrays import ArrayRef
 
 # A sample of this size knows a share of the images to 2 %, and its Gram matrix has 2 MiB.
@@ -25,8 +26,6 @@ MAX_LEADING = 3
 
 # The leading components are those that together carry half of the variance: more than all others.
 LEADING_SHARE = 0.5
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Structure:
     kept_minority: float
 
 
-def sample_images(measured: NDArray[np.bool_], *, seed: int = SEED) -> NDArray[np.int64]:
+def sample_images(measured: Mask, *, seed: int = SEED) -> Indices:
     """Return the rows (sample,) int64, ascending, of at most 512 random images that take part, kept or not.
 
     Parameters
@@ -82,7 +81,7 @@ def sample_images(measured: NDArray[np.bool_], *, seed: int = SEED) -> NDArray[n
     return np.sort(np.random.default_rng(seed).choice(rows, SAMPLE, replace=False))
 
 
-def gram_row(features: ArrayRef, row: int, sample: NDArray[np.int64]) -> Array:
+def gram_row(features: ArrayRef, row: int, sample: Indices) -> Floats:
     """Return the sample's Gram matrix at one row of positions: one task. Those of all rows are summed in order.
 
     Parameters
@@ -103,7 +102,7 @@ def gram_row(features: ArrayRef, row: int, sample: NDArray[np.int64]) -> Array:
     return gram(np.asarray(chosen)[:, 0])
 
 
-def gram(values: NDArray[np.floating]) -> Array:
+def gram(values: NDArray[np.floating]) -> Floats:
     """Return the Gram matrix (images, images) of images about their mean, every position at the same weight.
 
     Parameters
@@ -122,7 +121,7 @@ def gram(values: NDArray[np.floating]) -> Array:
     return total
 
 
-def describe_structure(products: Array, kept: NDArray[np.bool_]) -> Structure | None:
+def describe_structure(products: Floats, kept: Mask) -> Structure | None:
     """Describe a sample by its Gram matrix; None where it is too small, or all images are the same.
 
     Parameters
@@ -159,13 +158,13 @@ def describe_structure(products: Array, kept: NDArray[np.bool_]) -> Structure | 
     )
 
 
-def _smaller(is_high: NDArray[np.bool_]) -> float:
+def _smaller(is_high: Mask) -> float:
     """Return the share of the smaller of two parts; 0 of nothing."""
     high = int(is_high.sum())
     return min(high, len(is_high) - high) / max(len(is_high), 1)
 
 
-def _relative_kurtosis(whitened: Array) -> float:
+def _relative_kurtosis(whitened: Floats) -> float:
     """Return Mardia's kurtosis mean |z|^4 of m components, from 0 at its minimum m^2 to 1 for the normal m (m + 2)."""
     dimensions = whitened.shape[1]
     fourth = float((np.square(whitened).sum(axis=1) ** 2).mean())
@@ -173,7 +172,7 @@ def _relative_kurtosis(whitened: Array) -> float:
     return excess
 
 
-def _split(coordinate: Array) -> tuple[float, float]:
+def _split(coordinate: Floats) -> tuple[float, float]:
     """Return the largest share of variance between two parts of a coordinate (Otsu 1979), and where it is split."""
     ordered = np.sort(coordinate) - coordinate.mean()
     count, lower = len(ordered), np.arange(1, len(ordered))

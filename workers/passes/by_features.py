@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.arrays import Floats, Mask
 from schemas.config import TrimConfig
 from workers.compute import map_in_threads
 from workers.features.arrays import ArrayRef, Segment, read_chunks, read_distances
@@ -31,15 +32,15 @@ RowMoments = tuple[Moments, ...]
 class RowVerdict(NamedTuple):
     """What a pass found at one row of positions: thresholds (columns,), and each image's largest margin (images,)."""
 
-    thresholds: NDArray[np.float64]
-    margin: NDArray[np.float64]
+    thresholds: Floats
+    margin: Floats
 
 
 def accumulate_segment(
     features: ArrayRef,
     row: int,
     segment: Segment,
-    chosen: NDArray[np.bool_] | None = None,
+    chosen: Mask | None = None,
     columns: Sequence[int] | None = None,
 ) -> RowMoments:
     """Return the moments of a segment's fitted images at one row of positions, chunk by chunk in order.
@@ -62,7 +63,7 @@ def accumulate_segment(
     for start, values in read_chunks(features, row, segment, used):
         mask = used[start - segment.start : start - segment.start + len(values)]
 
-        def add(pair: tuple[int, Accumulator], values: Any = values, mask: NDArray[np.bool_] = mask) -> None:
+        def add(pair: tuple[int, Accumulator], values: Any = values, mask: Mask = mask) -> None:
             pair[1].add(fitted_at(values, mask, pair[0]))
 
         map_in_threads(add, zip(places, accumulators, strict=True))
@@ -74,9 +75,7 @@ def merge_rows(left: RowMoments, right: RowMoments) -> RowMoments:
     return tuple(merge(*pair) for pair in zip(left, right, strict=True))
 
 
-def fit_row_dual(
-    features: ArrayRef, row: int, segment: Segment, fit: Fit, chosen: NDArray[np.bool_] | None = None
-) -> RowGaussians:
+def fit_row_dual(features: ArrayRef, row: int, segment: Segment, fit: Fit, chosen: Mask | None = None) -> RowGaussians:
     """Fit one row of positions on the masked or chosen images (see `accumulate_segment`), at most one a channel."""
     used = segment.mask if chosen is None else chosen
     parts: list[list[NDArray[Any]]] = [[] for _ in range(features.open().shape[2])]
@@ -92,13 +91,13 @@ def fit_row_dual(
     )
 
 
-def fitted_at(values: NDArray[Any], mask: NDArray[np.bool_], column: int) -> NDArray[Any]:
+def fitted_at(values: NDArray[Any], mask: Mask, column: int) -> NDArray[Any]:
     """Return the features (fitted, channels) at a column; ``mask`` is (images,) or (images, columns)."""
     fitted: NDArray[Any] = values[mask if mask.ndim == 1 else mask[:, column], column]
     return fitted
 
 
-def fit_row_primal(moments: RowMoments, fit: Fit, fourth_moments: list[NDArray[np.float64]]) -> RowGaussians:
+def fit_row_primal(moments: RowMoments, fit: Fit, fourth_moments: list[Floats]) -> RowGaussians:
     """Fit one row of positions from its moments; the segments' fourth moments are empty unless they are needed."""
     fourth = sum(fourth_moments[1:], fourth_moments[0]) if fourth_moments else None
 
@@ -116,8 +115,8 @@ def fit_moments(moments: Moments, fit: Fit, fourth_moment: float | None = None) 
 
 
 def accumulate_fourth(
-    features: ArrayRef, row: int, segment: Segment, moments: RowMoments, chosen: NDArray[np.bool_] | None = None
-) -> NDArray[np.float64]:
+    features: ArrayRef, row: int, segment: Segment, moments: RowMoments, chosen: Mask | None = None
+) -> Floats:
     """Return the sum of |x - mean|^4 (columns,) over a segment's fitted images."""
     used = segment.mask if chosen is None else chosen
     total = np.zeros(len(moments))
@@ -129,9 +128,7 @@ def accumulate_fourth(
     return total
 
 
-def nearest_images(
-    distances: ArrayRef, row: int, candidates: NDArray[np.bool_], count: int, receipts: list[int]
-) -> NDArray[np.bool_]:
+def nearest_images(distances: ArrayRef, row: int, candidates: Mask, count: int, receipts: list[int]) -> Mask:
     """Return which images are nearest at each column of a row, earlier ones first among equals.
 
     Parameters
@@ -159,7 +156,7 @@ def nearest_images(
     return np.stack([smallest(column, candidates, count) for column in values.T], axis=1)
 
 
-def take_images(chosen: NDArray[np.bool_], start: int, stop: int) -> NDArray[np.bool_]:
+def take_images(chosen: Mask, start: int, stop: int) -> Mask:
     """Return a segment's part (stop - start, columns) of the chosen images (images, columns)."""
     return chosen[start:stop]
 
@@ -170,7 +167,7 @@ def measure_segment(
     distances: ArrayRef,
     row: int,
     segment: Segment,
-    left_out: NDArray[np.bool_] | None = None,
+    left_out: Mask | None = None,
 ) -> int:
     """Write a segment's distances at one row of positions; NaN where an image does not take part.
 
@@ -205,11 +202,11 @@ def measure_segment(
 
 
 def _measure_columns(
-    gaussians: RowGaussians | RowWhitenings, samples: NDArray[Any], left_out: NDArray[np.bool_] | None
-) -> list[NDArray[np.float64]]:
+    gaussians: RowGaussians | RowWhitenings, samples: NDArray[Any], left_out: Mask | None
+) -> list[Floats]:
     """Return the distances (images,) of samples (images, columns, channels) at each column, the columns at once."""
 
-    def measure(column: int) -> NDArray[np.float64]:
+    def measure(column: int) -> Floats:
         fitted, values = gaussians[column], samples[:, column]
         if left_out is None:
             return fitted.gaussian.mahalanobis(values)
@@ -221,7 +218,7 @@ def _measure_columns(
 def judge_row(
     distances: ArrayRef,
     row: int,
-    measured: NDArray[np.bool_],
+    measured: Mask,
     trim: TrimConfig,
     fitted: int,
     is_first: bool,
@@ -251,9 +248,7 @@ def judge_row(
     return judge_values(values, measured, trim, fitted, is_first)
 
 
-def judge_values(
-    values: NDArray[np.float64], measured: NDArray[np.bool_], trim: TrimConfig, fitted: int, is_first: bool
-) -> RowVerdict:
+def judge_values(values: Floats, measured: Mask, trim: TrimConfig, fitted: int, is_first: bool) -> RowVerdict:
     """Find the thresholds and margins of one row of positions from its distances (taking part, columns)."""
     thresholds = np.array([position_threshold(column, trim, fitted=fitted, is_first=is_first) for column in values.T])
     margin = np.full(len(measured), np.nan)
@@ -261,7 +256,7 @@ def judge_values(
     return RowVerdict(thresholds, margin)
 
 
-def score_segment(distances: ArrayRef, segment: Segment, smoothing: int, receipts: list[int]) -> NDArray[np.float64]:
+def score_segment(distances: ArrayRef, segment: Segment, smoothing: int, receipts: list[int]) -> Floats:
     """Return each image's largest smoothed log distance (segment's images,); NaN where it does not take part.
 
     Parameters
@@ -282,7 +277,7 @@ def score_segment(distances: ArrayRef, segment: Segment, smoothing: int, receipt
     return scores
 
 
-def score_row(distances: ArrayRef, row: int, measured: NDArray[np.bool_], receipts: list[int]) -> NDArray[np.float64]:
+def score_row(distances: ArrayRef, row: int, measured: Mask, receipts: list[int]) -> Floats:
     """Return each image's largest log distance at one row of positions, in robust deviations at each position.
 
     Returns
@@ -297,15 +292,13 @@ def score_row(distances: ArrayRef, row: int, measured: NDArray[np.bool_], receip
     return scores
 
 
-def row_thresholds(distances: ArrayRef, row: int, measured: NDArray[np.bool_], score: float) -> NDArray[np.float64]:
+def row_thresholds(distances: ArrayRef, row: int, measured: Mask, score: float) -> Floats:
     """Return the distances (columns,) at which `score_row` gives a score."""
     _, median, spread = _standardisation(distances, row, measured)
     return np.asarray(np.exp(median + score * spread))
 
 
-def _standardisation(
-    distances: ArrayRef, row: int, measured: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _standardisation(distances: ArrayRef, row: int, measured: Mask) -> tuple[Floats, Floats, Floats]:
     """Return the log distances (images, columns) of a row, their medians and robust deviations (columns,)."""
     stored = read_distances(distances, Segment(0, len(measured), measured), row)
     logs = np.log(np.maximum(stored, SMALLEST))

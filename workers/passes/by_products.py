@@ -13,16 +13,14 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from schemas.arrays import Floats, Indices, Mask
 from schemas.config import TrimConfig
 from workers.compute import map_in_threads
 from workers.features.arrays import ArrayRef, OpenedFeatures, Segment, read_row
 from workers.gaussian.fit import Fit, fit_dual, uses_dual
-from workers.gaussian.products import TOLERANCE, Rows, inner_products, measure
+from workers.gaussian.products import TOLERANCE, inner_products, measure
 from workers.passes.by_features import RowVerdict, judge_values
 from workers.verdict.selection import smallest
-
-Mask = NDArray[np.bool_]
-Array = NDArray[np.float64]
 
 # A group of so many images is judged in one task, all rows of positions at once: a pass over 14 x 14 positions takes a
 # tenth of a second then, and its products have 6 MB.
@@ -35,7 +33,7 @@ _ITEM_BYTES = np.dtype(np.float64).itemsize
 
 
 class Band(NamedTuple):
-    """Rows of positions ``start`` to ``stop``."""
+    """Indices of positions ``start`` to ``stop``."""
 
     start: int
     stop: int
@@ -160,11 +158,11 @@ def judge_rows(
 class _Position:
     """One position's products (taking part, taking part), and how to get its features (taking part, channels)."""
 
-    products: Array
+    products: Floats
     features: Callable[[], NDArray[Any]]
     channels: int
 
-    def measure(self, fitted: Rows, fit: Fit, nearest: int | None) -> Array:
+    def measure(self, fitted: Indices, fit: Fit, nearest: int | None) -> Floats:
         """Return all distances (taking part,), after a second fit where one is asked for."""
         distances = self._measure(fitted, fit)
         if nearest is None:
@@ -173,7 +171,7 @@ class _Position:
         candidates[fitted] = True
         return self._measure(np.flatnonzero(smallest(distances, candidates, nearest)), fit)
 
-    def _measure(self, fitted: Rows, fit: Fit) -> Array:
+    def _measure(self, fitted: Indices, fit: Fit) -> Floats:
         found = measure(self.products, self.channels, fitted, np.arange(len(self.products)), fit)
         if found.error <= TOLERANCE:
             return found.distances
@@ -186,7 +184,7 @@ class _Position:
         return one.leave_one_out(samples, is_fitted)
 
 
-def _measure(group: GramGroup, band: Band, fitted: Mask, fit: Fit, nearest: int | None) -> Array:
+def _measure(group: GramGroup, band: Band, fitted: Mask, fit: Fit, nearest: int | None) -> Floats:
     """Return the distances (taking part, rows, columns) at a band."""
     products, rows = group.products.open(), np.flatnonzero(fitted[group.measured])
     parts = []
@@ -197,7 +195,7 @@ def _measure(group: GramGroup, band: Band, fitted: Mask, fit: Fit, nearest: int 
     return np.concatenate(parts, axis=2)
 
 
-def _positions(group: GramGroup, band: Band, columns: slice, products: Array) -> list[_Position]:
+def _positions(group: GramGroup, band: Band, columns: slice, products: Floats) -> list[_Position]:
     """Return the positions of a chunk of products (rows, columns, taking part, taking part)."""
     everything = Segment(0, len(group.measured), group.measured)
     channels = int(group.features.open().shape[3])
@@ -215,7 +213,7 @@ def _positions(group: GramGroup, band: Band, columns: slice, products: Array) ->
     ]
 
 
-def _store(group: GramGroup, distances: ArrayRef, band: Band, measured: Array) -> None:
+def _store(group: GramGroup, distances: ArrayRef, band: Band, measured: Floats) -> None:
     """Write the distances (taking part, rows, columns) of a band."""
     values = np.full((len(group.measured), *measured.shape[1:]), np.nan)
     values[group.measured] = measured

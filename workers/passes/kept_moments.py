@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.arrays import Floats, Mask
 from schemas.errors import DamagedArrayError, SingularCovarianceError
 from schemas.stores.features import CHUNK_IMAGES
 from workers.compute import map_in_threads
@@ -21,7 +22,6 @@ from workers.gaussian.fit import Fit, FittedWhitening, invert
 from workers.gaussian.moments import Accumulator, Moments, error_anew
 from workers.passes.by_features import RowMoments, RowWhitenings, accumulate_segment, fit_moments
 
-Mask = NDArray[np.bool_]
 # Reading and writing the moments of a position, 16 D^2 bytes, takes as long as accumulating so many images, D^2
 # operations each: at 1 GB/s and 60 GFLOP/s.
 STORAGE_IMAGES = 1000
@@ -117,7 +117,7 @@ def pays_to_update(changed: int, fitted: int) -> bool:
 def fit_row_whitening(
     moments: RowMoments,
     fit: Fit,
-    fourth_moments: list[NDArray[np.float64]],
+    fourth_moments: list[Floats],
     row: int,
     kept: KeptMoments | None = None,
     number: int = 0,

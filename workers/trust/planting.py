@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
+from schemas.arrays import Floats
+
 Pixels = NDArray[np.float32]
-Floats = NDArray[np.float64]
 
 CUT_PASTE: Final = "cut-paste"
 SCRATCH: Final = "scratch"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Value = TypeVar("Value", float, Array)
+from schemas.arrays import Floats
+
+Value = TypeVar("Value", float, Floats)
 
 # Scores that agree to this relative spread are equal.
 RESOLUTION = 1e-9
@@ -50,13 +50,13 @@ class ScoreLaw(Generic[Value]):
         return -math.expm1(-math.exp(-(score - self.location) / self.scale))
 
 
-def laws_of_quartiles(median: Array, quartile: Array) -> ScoreLaw[Array]:
+def laws_of_quartiles(median: Floats, quartile: Floats) -> ScoreLaw[Floats]:
     """Return the laws with these medians and lower quartiles (laws,); equal scores have a spread of rounding."""
     scale = np.maximum((median - quartile) / _LOWER_DEVIATION, RESOLUTION * np.maximum(1.0, np.abs(median)))
     return ScoreLaw(median - scale * _MEDIAN, scale)
 
 
-def fit_score_law(scores: Array) -> ScoreLaw[float]:
+def fit_score_law(scores: Floats) -> ScoreLaw[float]:
     """Fit the law on the lower half of some scores: the line of least squares in their probability plot.
 
     Ascending scores lie at the law's quantiles of (i - 0.44) / (n + 0.12), which is unbiased for Gumbel's (Gringorten
@@ -79,7 +79,7 @@ def fit_score_law(scores: Array) -> ScoreLaw[float]:
     return ScoreLaw(level - scale * centre, scale)
 
 
-def count_borderline(law: ScoreLaw[float], scores: Array, false_reject: float) -> float:
+def count_borderline(law: ScoreLaw[float], scores: Floats, false_reject: float) -> float:
     """Return how many images too many lie just above the threshold.
 
     Just above is as far above the threshold as the law's median lies below it. If the scores of anomalies have one

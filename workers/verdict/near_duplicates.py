@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.arrays import Indices
 from schemas.stores.features import CHUNK_IMAGES
 from workers.features.arrays import ArrayRef, Segment, read_features
 
@@ -63,7 +64,7 @@ def sketch(values: NDArray[np.floating]) -> Sketches:
     return projections
 
 
-def find_representatives(parts: list[Sketches], closeness: float) -> NDArray[np.int64]:
+def find_representatives(parts: list[Sketches], closeness: float) -> Indices:
     """Return for each image the first that it is a near-duplicate of, itself where there is none.
 
     Two images are near-duplicates when their distance is less than ``closeness`` times that within which each of them
@@ -108,7 +109,7 @@ def find_representatives(parts: list[Sketches], closeness: float) -> NDArray[np.
     return representative if len(np.unique(representative)) >= MIN_DISTINCT else np.arange(count)
 
 
-def lattice(count: int) -> NDArray[np.int64]:
+def lattice(count: int) -> Indices:
     """Return which of some rows or columns stand for all: evenly spread, away from the border."""
     return np.unique(((np.arange(POSITIONS) + 0.5) * count / POSITIONS).astype(np.int64))
 

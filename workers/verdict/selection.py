@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.arrays import Floats, Indices, Mask
 from schemas.config import TrimConfig
 from workers.verdict.smoothing import smooth
 
@@ -26,11 +27,11 @@ class Selection:
         Fewer images than the floor were below all thresholds, so the smallest margins were taken.
     """
 
-    clean: NDArray[np.bool_]
+    clean: Mask
     floor_applied: bool
 
 
-def margins(distances: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+def margins(distances: Floats, thresholds: Floats) -> Floats:
     """Return distance / threshold: below 1 exactly where the distance is below the threshold.
 
     Parameters
@@ -40,11 +41,11 @@ def margins(distances: NDArray[np.float64], thresholds: NDArray[np.float64]) -> 
     thresholds
         (positions,) float64; infinite gives a margin of 0.
     """
-    ratios: NDArray[np.float64] = distances / thresholds
+    ratios: Floats = distances / thresholds
     return ratios
 
 
-def select(margin: NDArray[np.float64], measured: NDArray[np.bool_], trim: TrimConfig) -> Selection:
+def select(margin: Floats, measured: Mask, trim: TrimConfig) -> Selection:
     """Choose the clean set: every image below the threshold at every position (Eq. 12).
 
     Floor: the union over all positions can exclude nearly everything. When fewer than ``min_clean_fraction`` of
@@ -68,7 +69,7 @@ def select(margin: NDArray[np.float64], measured: NDArray[np.bool_], trim: TrimC
     return Selection(smallest(margin, measured, floor), floor_applied=True)
 
 
-def smallest(values: NDArray[np.float64], candidates: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:
+def smallest(values: Floats, candidates: Mask, count: int) -> Mask:
     """Return which ``count`` of the candidates have the smallest values, earlier rows first among equals.
 
     Parameters
@@ -101,22 +102,22 @@ class Evidence:
     equals.
     """
 
-    score: NDArray[np.float64]
-    margin: NDArray[np.float64]
+    score: Floats
+    margin: Floats
     row: NDArray[np.int16]
     column: NDArray[np.int16]
-    distance: NDArray[np.float64]
-    threshold: NDArray[np.float64]
+    distance: Floats
+    threshold: Floats
 
     @classmethod
-    def empty(cls, score: NDArray[np.float64]) -> "Evidence":
+    def empty(cls, score: Floats) -> "Evidence":
         """Return the evidence of images with these scores (images,) before the first row of positions."""
         images = len(score)
         nothing = np.full(images, -np.inf)
         nowhere = np.full(images, -1, np.int16)
         return cls(score, nothing, nowhere, nowhere, nothing, np.full(images, np.inf))
 
-    def with_row(self, row: int, distances: NDArray[np.float64], thresholds: NDArray[np.float64]) -> "Evidence":
+    def with_row(self, row: int, distances: Floats, thresholds: Floats) -> "Evidence":
         """Return the evidence with one more row of positions.
 
         Parameters
@@ -144,7 +145,7 @@ class Evidence:
             threshold=np.where(worse, thresholds[column], self.threshold),
         )
 
-    def shared(self, representative: NDArray[np.int64]) -> "Evidence":
+    def shared(self, representative: Indices) -> "Evidence":
         """Return the evidence with every image no better than its representative.
 
         Parameters
@@ -163,7 +164,7 @@ class Evidence:
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def gather_evidence(distances: NDArray[np.float64], thresholds: NDArray[np.float64], *, smoothing: int = 1) -> Evidence:
+def gather_evidence(distances: Floats, thresholds: Floats, *, smoothing: int = 1) -> Evidence:
     """Return the evidence of whole distance maps.
 
     Parameters

@@ -1,14 +1,15 @@
 """Averaging distances over neighbouring positions: overlapping patches see the same defect, noise they do not share."""
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
+
+from schemas.arrays import Floats
 
 # A distance of zero has no logarithm; this is far below any distance between different images.
 SMALLEST = 1e-12
 
 
-def smooth(distances: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+def smooth(distances: Floats, side: int) -> Floats:
     """Return each position's geometric mean of the distances in a square around it.
 
     Parameters
@@ -26,5 +27,5 @@ def smooth(distances: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     if side == 1:
         return distances
     logs = np.log(np.maximum(distances, SMALLEST))
-    smoothed: NDArray[np.float64] = np.exp(uniform_filter(logs, size=(1, side, side), mode="nearest"))
+    smoothed: Floats = np.exp(uniform_filter(logs, size=(1, side, side), mode="nearest"))
     return smoothed

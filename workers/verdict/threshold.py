@@ -6,8 +6,8 @@ Every step that the paper leaves open is fixed here and marked *Reading*.
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from schemas.arrays import Floats
 from schemas.config import TrimConfig
 
 NO_TRIMMING = np.inf
@@ -17,7 +17,7 @@ NO_TRIMMING = np.inf
 RESOLUTION = 1e-9
 
 
-def position_threshold(distances: NDArray[np.float64], trim: TrimConfig, *, fitted: int, is_first: bool) -> float:
+def position_threshold(distances: Floats, trim: TrimConfig, *, fitted: int, is_first: bool) -> float:
     """Return the threshold at one position, +inf where nothing is to be trimmed.
 
     Parameters
@@ -52,7 +52,7 @@ def position_threshold(distances: NDArray[np.float64], trim: TrimConfig, *, fitt
     return float(ordered[window : window + length].mean())  # Eq. 11
 
 
-def _slope_multiplier(tail: NDArray[np.float64], trim: TrimConfig) -> float | None:
+def _slope_multiplier(tail: Floats, trim: TrimConfig) -> float | None:
     """Return v (Eq. 15), or None when the tail is too short or close to a straight line.
 
     Reading: for a straight line the paper takes the endpoint as threshold, which with Eq. 12's strict inequality
@@ -71,7 +71,7 @@ def _slope_multiplier(tail: NDArray[np.float64], trim: TrimConfig) -> float | No
 
 
 def _first_target_window(
-    scaled: NDArray[np.float64], start: int, length: int, step: int, consecutive: int, multiplier: float
+    scaled: Floats, start: int, length: int, step: int, consecutive: int, multiplier: float
 ) -> int | None:
     """Return where the first of enough consecutive target windows begins.
 

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.commands.evaluate.evaluation import AnomalyMaps, Evaluation, Mask, evaluate_comparison
+from pipeline.commands.evaluate.evaluation import AnomalyMaps, Evaluation, evaluate_comparison
 from pipeline.commands.evaluate.truth import compare
 from pipeline.run_directory.finished import require_judged, warn_if_untrustworthy
 from pipeline.run_directory.tables import read_table
+from schemas.arrays import Mask
 from schemas.errors import SourceError
 from schemas.names import storage_name
 from schemas.records import run as layout

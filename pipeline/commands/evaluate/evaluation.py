@@ -31,6 +31,7 @@ from pipeline.commands.evaluate.metrics import (
     roc,
 )
 from pipeline.commands.evaluate.truth import Comparison, Coverage, normal_mask, read_mask
+from schemas.arrays import Mask
 from workers.map.scorer import upsample
 
 logger = logging.getLogger("paire")
@@ -45,7 +46,6 @@ SAMPLE_SEED: Final = 0
 CURVE_POINTS: Final = 200
 
 AnomalyMaps = Callable[[int], "NDArray[np.float64] | None"]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

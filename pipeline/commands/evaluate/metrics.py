@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
+from schemas.arrays import Floats, Mask
+
 # Integration limit of the per-region overlap (Bergmann et al., "Uninformed Students", CVPR 2020).
 AUPRO_LIMIT = 0.3
 
@@ -20,9 +22,6 @@ PIXEL_THRESHOLDS = 10_000
 
 # Pixels that touch at an edge or a corner are one region.
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
-
-Mask = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

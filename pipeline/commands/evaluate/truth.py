@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from PIL import Image
 
+from schemas.arrays import Mask
 from schemas.errors import SourceError
 from schemas.tables.manifest import SKIPPED, UNREADABLE
 from workers.images.decode import FORMATS
@@ -24,8 +24,6 @@ logger = logging.getLogger("paire")
 
 # The plain name comes last: where masks lie beside the images, it is the image itself.
 MASK_ENDINGS: Final = ("_mask.png", "_GT.png", ".png")
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

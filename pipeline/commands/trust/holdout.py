@@ -16,20 +16,18 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.cluster.cluster import Cluster
 from pipeline.cluster.progress import Phase, Reporter
 from pipeline.judging.statistics import GroupStatistics
 from pipeline.judging.strategies.grow import robust_limit
+from schemas.arrays import Floats, Mask
 from schemas.config import Config
 from schemas.errors import SourceError
 from schemas.records import run as layout
 from workers.map.reader import GaussianMap
 from workers.map.writer import complete_map, create_map, write_thresholds
 from workers.storage.directory import Directory
-
-Mask = NDArray[np.bool_]
 
 # Strategies with a rule that can be tried; `none` keeps everything.
 RULES: Final = ("paire", "trim-once", "concentrate", "grow")
@@ -125,7 +123,7 @@ def fit_holdout(
 
 def _thresholds(
     statistics: GroupStatistics, fitted: Mask, config: Config, phase: Phase, *, smoothing: int, nearest: float
-) -> NDArray[np.float64]:
+) -> Floats:
     """Return the thresholds (rows, columns) of the strategy's rule under a fit on some images."""
     match config.trim.strategy:
         case "paire" | "trim-once":

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.run_directory.finished import FinishedRun
+from schemas.arrays import Mask
 from schemas.errors import SourceError
 from schemas.tables.manifest import ANOMALOUS, CLEAN
 from workers.trust.trial import Subject, seeded_generator
@@ -19,8 +20,6 @@ logger = logging.getLogger("paire")
 MAX_HELD_OUT: Final = 0.2
 # The recall of fewer images than this says nothing.
 MIN_IMAGES: Final = 5
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

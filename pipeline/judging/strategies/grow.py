@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.judging.strategies.paire import AMBIGUOUS, CYCLE, MAX_ITERATIONS, UNCHANGED, Mask, PassLog, Trimming
+from pipeline.judging.strategies.paire import AMBIGUOUS, CYCLE, MAX_ITERATIONS, UNCHANGED, PassLog, Trimming
+from schemas.arrays import Floats, Indices, Mask
 from schemas.config import TrimConfig
 from workers.passes.by_features import NORMAL_DEVIATION
 from workers.verdict.calibration import count_borderline, fit_score_law
 from workers.verdict.selection import MIN_FITTED, smallest
-
-Scores = NDArray[np.float64]
-Rows = NDArray[np.int64]
 
 # Admission to the fit is on trial, so it is this much more generous than the final verdict.
 ADMISSION = 0.02
@@ -40,7 +37,7 @@ MIN_START = MIN_FITTED + 1
 class Scorer(Protocol):
     """Fits on some images and scores all."""
 
-    def __call__(self, fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Scores:
+    def __call__(self, fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Floats:
         """Return the scores (images,) of a pass.
 
         Parameters
@@ -62,7 +59,7 @@ def grow(
     config: TrimConfig,
     *,
     grid: tuple[int, int],
-    representative: Rows | None = None,
+    representative: Indices | None = None,
     name: str = "",
 ) -> Trimming:
     """Keep nearly every clean image and no bad one.
@@ -96,7 +93,7 @@ def grow(
         Holds ``target_false_reject``, ``smoothing`` and ``max_iterations``, the bound on the passes of growth and of
         pruning.
     grid
-        Rows and columns of positions.
+        Indices and columns of positions.
     representative
         (images,) int64: for each image the earlier one that it is a near-duplicate of, itself where there is none; None
         for no near-duplicates.
@@ -147,7 +144,7 @@ class _Passes:
     """Passes that fit one of several near-duplicates only, and give none a better score than that one."""
 
     run: Scorer
-    representative: Rows
+    representative: Indices
 
     @property
     def distinct(self) -> Mask:
@@ -155,20 +152,20 @@ class _Passes:
         is_own: Mask = self.representative == np.arange(len(self.representative))
         return is_own
 
-    def score(self, clean: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Scores:
+    def score(self, clean: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Floats:
         """Return the scores (images,) of a pass fitted on the distinct ones of the clean images."""
         scores = self.run(clean & self.distinct, number, smoothing=smoothing, nearest=nearest)
-        shared: Scores = np.fmax(scores, scores[self.representative])
+        shared: Floats = np.fmax(scores, scores[self.representative])
         return shared
 
-    def start(self, measured: Mask, number: int) -> Scores:
+    def start(self, measured: Mask, number: int) -> Floats:
         """Return the scores of the pass that needs no clean set: every position fitted on the images nearest there."""
         return self.score(measured, number, smoothing=1, nearest=NEAREST)
 
 
 def concentrate(
-    score: Callable[[Mask, int], Scores],
-    thresholds: Callable[[float], NDArray[np.float64]],
+    score: Callable[[Mask, int], Floats],
+    thresholds: Callable[[float], Floats],
     measured: Mask,
     config: TrimConfig,
     *,
@@ -203,12 +200,12 @@ def concentrate(
     return log.result(thresholds(threshold), reason)
 
 
-def _better_half(scores: Scores, measured: Mask) -> Mask:
+def _better_half(scores: Floats, measured: Mask) -> Mask:
     """Return the half of the images with the smallest scores, earlier rows first among equals."""
     return smallest(scores, measured, max(MIN_START, int(measured.sum()) // 2))
 
 
-def robust_limit(scores: Scores, deviations: float) -> float:
+def robust_limit(scores: Floats, deviations: float) -> float:
     """Return the median plus some robust deviations of the scores below it."""
     median = float(np.median(scores))
     lower = float(np.median(median - scores[scores <= median]))

@@ -14,12 +14,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.arrays import Floats, Mask
 from schemas.config import TrimConfig
 from workers.verdict.selection import select
 
 logger = logging.getLogger("paire")
 
-Mask = NDArray[np.bool_]
 
 UNCHANGED = "unchanged"
 MAJORITY = "majority clean"
@@ -34,11 +34,11 @@ class Measurement(Protocol):
     """What the iteration needs to know of a pass."""
 
     @property
-    def thresholds(self) -> NDArray[np.float64]:
+    def thresholds(self) -> Floats:
         """(rows, columns) float64."""
 
     @property
-    def margin(self) -> NDArray[np.float64]:
+    def margin(self) -> Floats:
         """(images,) float64."""
 
 
@@ -88,7 +88,7 @@ class Trimming:
     fitted: Mask
     published: Mask
     last_changed: NDArray[np.int16]
-    thresholds: NDArray[np.float64]
+    thresholds: Floats
     history: Mask
     iterations: tuple[Iteration, ...]
     stop_reason: str
@@ -180,7 +180,7 @@ class PassLog:
 
     def result(
         self,
-        thresholds: NDArray[np.float64],
+        thresholds: Floats,
         stop_reason: str,
         *,
         published: Mask | None = None,

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from workers.guard.contamination import Contamination, Mask, estimate_contamination, fit_and_estimate
+from schemas.arrays import Mask
+from workers.guard.contamination import Contamination, estimate_contamination, fit_and_estimate
 
 REPEATS = 10
 
