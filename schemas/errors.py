@@ -53,8 +53,11 @@ class ClusterError(PaireError, RuntimeError):
     exit_code = EXIT_USAGE
 
 
-class StorageError(PaireError, OSError):
-    """An object store can not be used: it does not answer, or it refuses the credentials, the bucket or the access."""
+class StorageError(PaireError):
+    """A store cannot be used: it does not answer, it is full, or it refuses the credentials, the bucket or the access.
+
+    Not an `OSError`: what is wrong with one file must not hide what is wrong with the whole store.
+    """
 
     exit_code = EXIT_USAGE
 

@@ -6,6 +6,7 @@ A block that an earlier command finished has a receipt, and is checked instead o
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from threading import BoundedSemaphore
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from pipeline.cluster.cluster import Cluster
 from pipeline.cluster.progress import Phase
 from pipeline.cluster.tasks import TaskWindow
 from schemas.config import Config
-from schemas.errors import EXIT_UNEXPECTED, DecoderError, PaireError, StorageError
+from schemas.errors import EXIT_UNEXPECTED, DamagedArrayError, DecoderError, PaireError
 from schemas.names import storage_name
 from schemas.records.image import ImageOutcome, ImageRef
 from schemas.stores.features import CHUNK_IMAGES, FeatureGeometry
@@ -28,7 +29,7 @@ from workers.features.block import NO_POISON, extract_block
 from workers.features.extractor import PatchExtractor, shared_extractor
 from workers.features.receipts import begin, find_finished, write_receipt
 from workers.images.quarantine import find_poison
-from workers.storage.directory import Directory, is_url
+from workers.storage.directory import Directory, damage_as, is_url
 
 logger = logging.getLogger("paire")
 
@@ -131,10 +132,9 @@ def extract_features(
 def _open_store(store: Directory, *, keeps: bool) -> zarr.Group:
     """Open the feature store, with what an interrupted command left in it if that is to be kept."""
     try:
-        return store.zarr_group("", "a" if keeps else "w")
-    except StorageError:
-        raise
-    except Exception:  # noqa: BLE001 - its metadata is torn, of which Zarr raises anything; then so may be all of it
+        with damage_as(DamagedArrayError):
+            return store.zarr_group("", "a" if keeps else "w")
+    except DamagedArrayError:  # its metadata is torn, and then so may be all of it
         return store.zarr_group("", "w")
 
 
@@ -149,12 +149,9 @@ def _require_array(
 ) -> None:
     """Create a group's array, unless there is just such a one."""
     shape, chunks = geometry.array_shape(images), geometry.chunk_shape(images)
-    try:
-        there: Any = root.get(name)
-    except StorageError:
-        raise
-    except Exception:  # noqa: BLE001 - as above, of one array
-        there = None
+    there: Any = None
+    with suppress(DamagedArrayError), damage_as(DamagedArrayError):
+        there = root.get(name)
     if isinstance(there, zarr.Array) and (there.shape, there.chunks, there.dtype.name) == (shape, chunks, dtype):
         return
     root.create_array(

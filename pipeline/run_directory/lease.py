@@ -53,7 +53,7 @@ class Lease:
         self._run, self._leases = run, run / LEASE
         self._record = LeaseRecord(owner=uuid4().hex, **asdict(ProcessId.own()))
         self._number, self._is_last = 0, False
-        self._failure: OSError | None = None
+        self._failure: OSError | StorageError | None = None
         self._ended, self._lost = threading.Event(), threading.Event()
         self._renewing = threading.Thread(target=self._renew_until_ended, name="renew-lease", daemon=True)
 
@@ -75,7 +75,7 @@ class Lease:
                 self._run.remove(LEASE)
             else:
                 self._leases.write(lease_name(self._number), replace(self._record, released=True).to_bytes())
-        except OSError as failure:
+        except (OSError, StorageError) as failure:
             logger.warning("%s: the lease could not be given back (%s); it runs out by itself", self._run.url, failure)
 
     def end_for_good(self) -> None:
@@ -162,7 +162,7 @@ class Lease:
                     self._leases.write(lease_name(self._number), self._record.to_bytes())
                     renewed = time.monotonic()
                     continue
-            except OSError as error:
+            except (OSError, StorageError) as error:
                 logger.warning("%s: the lease could not be renewed (%s)", self._run.url, error)
                 if time.monotonic() - renewed < TAKEOVER_S - 2 * BEAT_S:
                     continue

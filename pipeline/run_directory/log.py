@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from schemas.credentials import redacted
+from schemas.errors import StorageError
 from schemas.records.run import LOG
 from workers.storage.directory import Directory
 
@@ -108,7 +109,7 @@ def recorded(directory: Directory) -> Iterator[None]:
         yield
     except BaseException as error:
         handler.note("error", str(error), traceback=traceback.format_exc())
-        with suppress(OSError):  # where the disk is full, what the command ends with says so
+        with suppress(OSError, StorageError):  # where the disk is full, what the command ends with says so
             handler.write(directory)
         raise
     else:

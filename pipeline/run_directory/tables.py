@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from schemas.errors import SourceError, StorageError
+from schemas.errors import SourceError
 from schemas.records.ledger import parse_ledger
 from schemas.records.run import CHANGES, CHANGES_LIST, CHANGES_SUMMARY, CLEAN_LIST, ITERATIONS, LEDGER, MANIFEST
 from schemas.tables import changes as changes_table
@@ -82,8 +82,6 @@ def read_table(
     """
     try:
         return from_parquet(directory.read(name), columns)
-    except StorageError:
-        raise
     except (OSError, ValueError) as error:
         detail = type(error).__name__ if isinstance(error, OSError) else error
         raise SourceError(f"{directory.url}/{name} can not be read ({detail}). {advice}") from error
@@ -99,8 +97,6 @@ def read_ledger(run: Directory) -> dict[str, Any]:
     """
     try:
         return parse_ledger(run.read(LEDGER))
-    except StorageError:
-        raise
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{run.url}/{LEDGER} can not be read ({error}). Restore it, or clean the archive anew."

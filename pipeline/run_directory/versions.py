@@ -7,7 +7,7 @@ its record, so of two commands that want it at the same time only one gets it.
 import posixpath
 
 from pipeline.run_directory.record import create_record, read_record
-from schemas.errors import RunConflictError, StorageError
+from schemas.errors import RunConflictError
 from schemas.records import run as layout
 from schemas.records.run import RunRecord
 from workers.storage.directory import Directory, split_location
@@ -69,7 +69,5 @@ def claim_version(run: Directory, record: RunRecord) -> int:
 def _record_or_none(run: Directory) -> RunRecord | None:
     try:
         return read_record(run)
-    except StorageError:
-        raise
     except (OSError, ValueError):
         return None

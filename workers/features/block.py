@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.config import FeaturesConfig, InputConfig
-from schemas.errors import DecoderError, StorageError
+from schemas.errors import DecoderError
 from schemas.records.image import ImageOutcome, ImageRef
 from workers.features.extractor import SLICE_IMAGES, PatchExtractor
 from workers.images.decode import DecodedImage, UndecodableError, decode_image
@@ -133,8 +133,6 @@ def read_image(
     """Read and decode one image; whatever is wrong with it becomes the outcome's reason."""
     try:
         content = read_bytes(image.path)
-    except StorageError:
-        raise  # of the whole store, not of this image
     except (OSError, ValueError) as error:
         return ImageOutcome(image.row, reason=f"can not be read: {_in_words(error)}"), None
     digest = hashlib.sha256(content).hexdigest()

@@ -10,10 +10,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from schemas.errors import StorageError
+from schemas.errors import DamagedArrayError
 from schemas.records.image import ImageOutcome, ImageRef
 from schemas.records.receipt import BEGUN, BlockReceipt, receipt_name
-from workers.storage.directory import Directory, read_bytes
+from workers.storage.directory import Directory, damage_as, read_bytes
 
 
 def begin(receipts: Directory, block: Sequence[ImageRef]) -> bool:
@@ -73,10 +73,9 @@ def find_finished(receipts: Directory, block: Sequence[ImageRef], array: zarr.Ar
     if [outcome.row for outcome in receipt.outcomes] != [image.row for image in block]:
         return None
     try:
-        features = np.ascontiguousarray(array[block[0].row : block[-1].row + 1])
-    except StorageError:
-        raise
-    except Exception:  # noqa: BLE001 - torn chunks or metadata, of which Zarr and its codecs raise anything
+        with damage_as(DamagedArrayError):
+            features = np.ascontiguousarray(array[block[0].row : block[-1].row + 1])
+    except DamagedArrayError:
         return None
     if not receipt.agrees_with(features):
         return None
@@ -87,8 +86,6 @@ def find_finished(receipts: Directory, block: Sequence[ImageRef], array: zarr.Ar
 def _can_be_read(image: ImageRef) -> bool:
     try:
         read_bytes(image.path)
-    except StorageError:
-        raise  # of the whole store, not of this image
     except (OSError, ValueError):
         return False
     return True

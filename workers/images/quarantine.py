@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from schemas.config import FeaturesConfig, InputConfig
-from schemas.errors import StorageError
 from schemas.records.image import ImageRef
 from workers.images.decoder_process import DecoderDiedError, DecoderProcess
 from workers.storage.directory import read_bytes
@@ -59,8 +58,6 @@ def _reason(decoder: DecoderProcess, image: ImageRef) -> str:
     """Return why an image can not be decoded; nothing where it can, or can not be read."""
     try:
         content = read_bytes(image.path)
-    except StorageError:
-        raise
     except (OSError, ValueError):
         return ""
     try:

@@ -7,17 +7,17 @@ checksums that were kept when it was written, see ``schemas.stores.gaussian_map`
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from schemas.config import FeaturesConfig
-from schemas.errors import GaussianMapError, StorageError
+from schemas.errors import GaussianMapError
 from schemas.names import storage_name
 from schemas.records.run import SUCCESS
 from schemas.stores.features import FeatureGeometry
@@ -41,12 +41,10 @@ from schemas.stores.gaussian_map import (
     checksum,
 )
 from workers.gaussian.fit import DualGaussian, Gaussian, PrimalGaussian
-from workers.storage.directory import Directory
+from workers.storage.directory import Directory, damage_as
 
 # The largest map of a group that a scorer keeps in memory; larger ones are streamed row by row.
 CACHED_BYTES = 2 * 1024**3
-
-_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -153,15 +151,13 @@ class GaussianMap:
             not as its run has written it.
         """
         directory = Directory.at(url)
-        try:
-            root = directory.zarr_group("")
-        except StorageError:
-            raise
-        except Exception as error:  # whatever lies there instead
-            raise GaussianMapError(
-                f"{directory.url} holds no Gaussian map ({type(error).__name__}). Give the 'model' directory of a "
+        with damage_as(
+            lambda error: GaussianMapError(
+                f"{directory.url} is not a Gaussian map ({type(error).__name__}). Give the 'model' directory of a "
                 "finished run, like runs/bottle/model."
-            ) from error
+            )
+        ):
+            root = directory.zarr_group("")
         if published_only and not Directory.at(directory.url.rsplit("/", 1)[0]).exists(SUCCESS):
             raise GaussianMapError(
                 f"{directory.url} belongs to a run that is not finished or not to be trusted (no {SUCCESS} beside it). "
@@ -177,7 +173,8 @@ class GaussianMap:
             ) from error
         if attributes_checksum(attributes) != attributes.get(CHECKSUM):
             raise _damaged(directory, "its attributes")
-        return cls(directory, description, _read_whole(directory, "its groups", lambda: _groups(root, attributes)))
+        with damage_as(lambda _: _damaged(directory, "its groups")):
+            return cls(directory, description, _groups(root, attributes))
 
     def require_group(self, group: str | None) -> str:
         """Return the group to score under; None is the only one there is.
@@ -200,7 +197,8 @@ class GaussianMap:
 
     def thresholds(self, group: str) -> NDArray[np.float64]:
         """Return the thresholds (rows, columns) float64 of a group."""
-        return _read_whole(self._directory, f"the thresholds of group {group!r}", lambda: self._read_thresholds(group))
+        with damage_as(lambda _: _damaged(self._directory, f"the thresholds of group {group!r}")):
+            return self._read_thresholds(group)
 
     def smoothing(self, group: str) -> int:
         """Return the side of the square of positions that a group's distances are averaged over before thresholds."""
@@ -246,7 +244,8 @@ class GaussianMap:
     def _read_rows(self, group: str, start: int, stop: int) -> list[tuple[Gaussian, ...]]:
         numbers = f"row {start}" if stop - start == 1 else f"rows {start} to {stop - 1}"
         what = f"{numbers} of group {group!r}"
-        arrays = _read_whole(self._directory, what, lambda: self._read_arrays(group, start, stop))
+        with damage_as(lambda _: _damaged(self._directory, what)):
+            arrays = self._read_arrays(group, start, stop)
         return [_gaussians({name: values[row] for name, values in arrays.items()}) for row in range(stop - start)]
 
     def _read_arrays(self, group: str, start: int, stop: int) -> dict[str, NDArray[np.float64]]:
@@ -300,16 +299,6 @@ def _groups(root: zarr.Group, attributes: Mapping[str, Any]) -> dict[str, dict[s
     found = {str(node.attrs["group"]): node.attrs.asdict() for _, node in root.groups()}
     _compare({group: attributes_checksum(each) for group, each in found.items()}, attributes[GROUPS])
     return found
-
-
-def _read_whole(directory: Directory, what: str, read: Callable[[], _Read]) -> _Read:
-    """Return what is read from a map; whatever is wrong with it is one error."""
-    try:
-        return read()
-    except StorageError:
-        raise
-    except Exception as error:  # Zarr and its codecs raise anything on damaged files
-        raise _damaged(directory, what) from error
 
 
 def _damaged(directory: Directory, what: str) -> GaussianMapError:

@@ -12,7 +12,7 @@ from io import StringIO
 
 import pandas as pd
 
-from schemas.errors import SourceError, StorageError
+from schemas.errors import SourceError
 from schemas.tables.columns import from_parquet
 from workers.storage.directory import is_url, read_bytes, split_location
 
@@ -62,8 +62,6 @@ def read_index(location: str, expected: IndexFormat) -> pd.DataFrame:
     """
     try:
         content = read_bytes(location)
-    except StorageError:
-        raise
     except (OSError, ValueError) as error:
         raise SourceError(
             f"the {expected.kind} {location!r} can not be read ({type(error).__name__}). Check the path."

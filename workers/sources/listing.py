@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
-from schemas.errors import SourceError, StorageError
+from schemas.errors import SourceError
 from workers.storage.directory import is_url, split_location
 
 NO_FILE = "neither a file nor a folder, but a pipe, socket or device"
@@ -99,8 +99,6 @@ def _remote_files(fs: Any, root: str) -> Iterator[ListedFile]:
     """
     try:
         paths = sorted(path for path in fs.find(root) if not path.endswith("/"))
-    except StorageError:
-        raise
     except (OSError, ValueError) as error:
         raise _refusal(fs.unstrip_protocol(root), error) from error
     is_disk = isinstance(fs, LocalFileSystem)  # which follows links to folders

@@ -1,7 +1,7 @@
 """Directories on any fsspec file system, as a recipe: pickles as its URL, opens its file system where it is used."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,8 +197,6 @@ class Directory:
         """Say that a store denies access, which on disk the errors themselves say well enough."""
         try:
             yield
-        except StorageError:
-            raise
         except PermissionError as error:
             if not is_url(self.url):
                 raise
@@ -212,11 +210,22 @@ class Directory:
 
 
 @contextmanager
+def damage_as(problem: Callable[[Exception], Exception]) -> Iterator[None]:
+    """Turn whatever Zarr and its codecs raise on damaged files into one error; a `StorageError` is not damage."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        raise problem(error) from error
+
+
+@contextmanager
 def _writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Say what can not be written and what to do, whatever it is that the file system reports."""
     try:
         yield
-    except (FileExistsError, FileNotFoundError, StorageError):
+    except (FileExistsError, FileNotFoundError):
         raise
     except OSError as error:
         reason = " ".join((error.strerror or str(error)).split())

@@ -56,7 +56,9 @@ class LeftBehindError(OSError):
 
 
 def answer_of(error: BaseException) -> tuple[int, str]:
-    """Return the status and code that a store answered with; 0 and '' where there was no answer."""
+    """Return the status and code that a store answered with; 0 and '' without an answer, or where we have said it."""
+    if isinstance(error, StorageError):
+        return 0, ""
     for one in (error, error.__cause__):
         response = getattr(one, "response", None)
         if isinstance(response, dict):

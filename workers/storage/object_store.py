@@ -232,8 +232,6 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
         )
         try:
             return await retrying(call)
-        except StorageError:
-            raise
         except Exception as error:
             attempts, seconds = retrying.statistics["attempt_number"], time.monotonic() - started
             if passing(error):

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.config import Config
-from schemas.errors import StorageError
 from workers.features.extractor import PatchExtractor
 from workers.images.decode import DecodedImage, UndecodableError, decode_image
 from workers.map.reader import GaussianMap
@@ -101,8 +100,6 @@ def read_ground(subject: Subject, config: Config) -> PlantingGround:
     """
     try:
         content = read_bytes(subject.path)
-    except StorageError:
-        raise
     except (OSError, ValueError) as error:
         raise LeftOutError(f"can not be read any more ({type(error).__name__})") from error
     if hashlib.sha256(content).hexdigest() != subject.content_sha256:

@@ -42,7 +42,7 @@ from pipeline.judging.strategies.paire import AMBIGUOUS
 from pipeline.run_directory.finished import FinishedRun, warn_if_untrustworthy
 from pipeline.run_directory.versions import run_of_version
 from schemas.config import Config
-from schemas.errors import ConfigError, RunConflictError, SourceError
+from schemas.errors import ConfigError, RunConflictError, SourceError, StorageError
 from schemas.records import run as layout
 from schemas.tables.columns import csv_for_people
 from workers.features.extractor import shared_extractor
@@ -312,7 +312,7 @@ def _claim_output(finished: FinishedRun, out: str | None) -> Directory:
         raise ConfigError(f"--out {out!r}: {error}. Give a path or URL that can be written to.") from error
     except RunConflictError:
         raise
-    except OSError as error:
+    except (OSError, StorageError) as error:
         raise RunConflictError(
             f"{directory.url} can not be written to ({type(error).__name__}). Give --out a new directory that can."
         ) from error

@@ -398,7 +398,7 @@ def test_a_model_that_is_none_ends_with_2(archive: Path, tmp_path: Path, here: H
     path = archive if model == "archive" else tmp_path / model
     ended = here("score", path, archive, "--out", tmp_path / "scores", "--quiet")
     assert ended.code == EXIT_USAGE
-    assert "holds no Gaussian map" in ended.error
+    assert "is not a Gaussian map" in ended.error
 
 
 def test_a_scheduler_that_is_not_there_ends_with_2(

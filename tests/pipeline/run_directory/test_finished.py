@@ -153,7 +153,7 @@ def of_another_version(run: Path) -> None:
         (with_features_of_another_shape, r"have shape \(260, 1, .*say \(260, 2, 2, 128\)"),
         (with_features_of_fewer_images, r"have shape \(259, .*say \(260, "),
         (without_a_chunk, r"are incomplete: 1 chunks are stored, at least 2 expected"),
-        (without_a_map, r"/model holds no Gaussian map"),
+        (without_a_map, r"/model is not a Gaussian map"),
         (without_a_catalog, r"/catalog\.parquet can not be read \(FileNotFoundError\)"),
         (with_another_catalog, r"is not the catalog that the run was made of"),
         (with_a_torn_manifest, r"/manifest\.parquet can not be read"),

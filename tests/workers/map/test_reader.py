@@ -241,7 +241,7 @@ def test_a_map_in_an_object_store_is_opened() -> None:
 
 def test_no_map_is_an_error_that_says_what_to_give(tmp_path: Path) -> None:
     message = refusal(tmp_path / "nothing")
-    assert f"{tmp_path / 'nothing'} holds no Gaussian map" in message
+    assert f"{tmp_path / 'nothing'} is not a Gaussian map" in message
     assert "'model' directory of a finished run" in message
 
 
