@@ -257,7 +257,7 @@ def _judged(
 
 
 class _Metered(Reporter):
-    """Shows nothing, and takes the CPU seconds of every phase of a group, by the first word after the group's name."""
+    """Shows nothing, and measures the CPU seconds of the phases of each kind."""
 
     def __init__(self, client: Client) -> None:
         super().__init__()
@@ -265,14 +265,15 @@ class _Metered(Reporter):
         self.spent: defaultdict[str, list[float]] = defaultdict(list)
 
     @contextmanager
-    def phase(self, name: str, total: int, unit: str = "images", *, brief: bool = False) -> Iterator[Phase]:
-        """Meter a phase while the block runs."""
+    def phase(
+        self, name: str, total: int, unit: str = "images", *, kind: str = "", brief: bool = False
+    ) -> Iterator[Phase]:
+        """Measure a phase while the block runs."""
         before = results.cpu_seconds(self._client)
-        with super().phase(name, total, unit, brief=brief) as phase:
+        with super().phase(name, total, unit, kind=kind, brief=brief) as phase:
             yield phase
-        _, is_group, kind = name.partition(": ")
-        if is_group:
-            self.spent[kind.split()[0]].append(results.cpu_seconds(self._client) - before)
+        if kind:
+            self.spent[kind].append(results.cpu_seconds(self._client) - before)
 
 
 class _Count:

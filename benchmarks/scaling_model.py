@@ -1,7 +1,7 @@
 """How long archives of any size take on any number of workers, in closed form, and what they wait for.
 
-Every phase takes as long as the scarcest of what it needs: cores, the network of the workers, requests to the object
-store, the driver; and its tasks wait for one another. `benchmarks.simulation` checks the part of the schedule.
+The scarcest resource decides how long a phase takes: cores, the network of the workers, requests to the object store,
+or the driver. Its tasks also wait for one another, which `benchmarks.simulation` checks.
 """
 
 import dataclasses
@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from benchmarks.scaling_constants import Backbone, Constants
 from benchmarks.simulation import PassCosts
 from pipeline.cluster.tasks import TASKS_PER_WORKER
+from pipeline.commands.plan.forecast import kept_images
 from pipeline.costs.footprint import (
+    FLOAT64_BYTES,
+    GUARD_FITS,
+    USUAL_PASSES,
     Layout,
     PassKind,
     by_products,
@@ -28,22 +32,19 @@ from pipeline.costs.footprint import (
     publish_tasks,
 )
 from pipeline.costs.schedule import apart_up_to, schedule_seconds
+from schemas.config import Config
 from schemas.stores.features import FeatureGeometry
 
 FORWARD, ARITHMETIC, NETWORK = "forward pass", "arithmetic", "network"
 REQUESTS, DRIVER, TURNS, MERGES = "requests", "scheduler", "groups in turn", "merges in order"
 
-# Passes of the paper's strategy, the share it keeps, the fits of the breakdown guard: as
-# pipeline.commands.plan.forecast has them.
-PASSES, KEPT, GUARD_FITS = 3, 0.55, 2
-
 # Rows and columns of positions at 256 pixels.
 GRID = 14
 
-# Of a row, unfinished tasks for each segment while its chain goes on: the merge, and half of what comes around it.
+# Unfinished tasks of a row for each segment of its chain: the merge, and half of the tasks around it.
 UNFINISHED = 1.5
 
-# A phase whose tasks keep fewer of the workers busy than this share waits for its own order, not for them.
+# A phase that keeps a smaller share of the workers busy waits for the order of its own tasks, not for workers.
 BUSY = 0.6
 
 
@@ -55,7 +56,7 @@ class Phase:
     waits_for: str
 
     def times(self, count: float) -> "Phase":
-        """Return so many of it, one after another."""
+        """Return ``count`` of these phases, one after another."""
         return Phase(self.seconds * count, self.waits_for)
 
 
@@ -82,13 +83,13 @@ def extraction(images: int, workers: int, backbone: Backbone, constants: Constan
 
 
 def judging(images: int, groups: int, workers: int, backbone: Backbone, constants: Constants) -> list[Phase]:
-    """Return the phases of judging groups of so many images each: one after another, or side by side, one task each."""
-    layout, kept = layout_of(backbone), max(1, round(KEPT * images))
+    """Return the phases of judging groups of ``images`` each: one after another, or side by side in one task each."""
+    layout, kept = layout_of(backbone), kept_images(images, Config())
     is_apart = images <= apart_up_to([images] * groups, layout, workers)
     if not by_products(layout, images):
         together = 1 if is_apart else workers
         one, fit = (work(images, together, backbone, constants) for work in (large_pass, publish_large))
-        phases = [one.times(PASSES + GUARD_FITS), fit]
+        phases = [one.times(USUAL_PASSES + GUARD_FITS), fit]
         if is_apart:
             return [_apart(groups, images, total(phases).seconds, 0.0, workers, backbone, constants)]
         return [phase.times(groups) for phase in phases]
@@ -97,12 +98,12 @@ def judging(images: int, groups: int, workers: int, backbone: Backbone, constant
     first += pass_flop(layout, images, images, PassKind()) / backbone.passes
     publish = publish_flop(layout, kept) / backbone.publish
     scores = pass_flop(layout, images, kept, PassKind(scores=True)) / backbone.passes
-    row_products = layout.geometry.columns * images**2 * 8
+    row_products = layout.geometry.columns * images**2 * FLOAT64_BYTES
     row_features = images * layout.geometry.columns * layout.position_bytes
-    row_map = layout.geometry.columns * kept * layout.geometry.channels * 8
+    row_map = layout.geometry.columns * kept * layout.geometry.channels * FLOAT64_BYTES
     steps = (
         (1, first, row_features + 2 * row_products),
-        (PASSES - 1, later, row_products),
+        (USUAL_PASSES - 1, later, row_products),
         (1, publish, row_features + row_map),
         (GUARD_FITS, scores, row_products),
     )
@@ -117,7 +118,7 @@ def judging(images: int, groups: int, workers: int, backbone: Backbone, constant
 
 
 def _rows(seconds: float, moved: float, workers: int, constants: Constants) -> Phase:
-    """Return a step of one task for each row of positions, of so many seconds and bytes each."""
+    """Return a step of one task for each row of positions; each computes for some seconds and moves some bytes."""
     network = moved / constants.network_bytes_per_second
     taken = schedule_seconds(GRID, seconds + network, workers, submit_seconds=constants.submit_seconds)
     if GRID * (seconds + network) / workers < BUSY * taken:
@@ -134,9 +135,9 @@ def _apart(
     backbone: Backbone,
     constants: Constants,
 ) -> Phase:
-    """Return groups of so many images and of a task each, which computes and moves bytes for so many seconds."""
-    each = computing + moving
-    requests = pass_requests(layout_of(backbone), images, images, PassKind()).times(groups * (PASSES + GUARD_FITS))
+    """Return the phase of judging groups in one task each, which computes and moves bytes for some seconds."""
+    each, passes = computing + moving, USUAL_PASSES + GUARD_FITS
+    requests = pass_requests(layout_of(backbone), images, images, PassKind()).times(groups * passes)
     asking = requests.get / constants.get_per_second + requests.put / constants.put_per_second
     taken = schedule_seconds(groups, each, workers, submit_seconds=constants.submit_seconds)
     if asking > taken:
@@ -147,18 +148,20 @@ def _apart(
 
 
 def large_costs(images: int, workers: int, backbone: Backbone, constants: Constants) -> PassCosts:
-    """Return what the tasks of a pass over a large group cost: a segment of one row of positions each."""
+    """Return the costs of the tasks of a pass over a large group, each of one row of positions and one segment."""
     layout = layout_of(backbone)
     D, columns, segment = backbone.channels, layout.geometry.columns, min(images, layout.segment_images)
     read = segment * columns * layout.position_bytes / constants.network_bytes_per_second
     is_whole = has_whole_rows(layout, images)  # then nothing travels, and features are read once
-    moments = columns * D**2 * 8 / constants.network_bytes_per_second if workers > 1 and not is_whole else 0.0
+    moments = (
+        columns * D**2 * FLOAT64_BYTES / constants.network_bytes_per_second if workers > 1 and not is_whole else 0.0
+    )
     per_core = columns / constants.cores
     return PassCosts(
         accumulate=read + per_core * (segment * D**2 / backbone.accumulate + chunks(segment) * backbone.merge),
         merge=0.0 if is_whole else moments + per_core * backbone.merge,
         fit=moments + per_core * backbone.factor,
-        # Gaussians go to every worker once.
+        # Every worker fetches the Gaussians once.
         measure=(0.0 if is_whole else read) + per_core * measure_flop(D, segment, D + 1) / backbone.measure,
         judge=0.0,
     )
@@ -173,7 +176,7 @@ def large_pass(images: int, workers: int, backbone: Backbone, constants: Constan
     driver = pass_tasks(layout, images, images, PassKind()) * constants.submit_seconds
     needs = {
         TURNS if rows * segments < BUSY * workers else ARITHMETIC: work / min(workers, rows * segments),
-        # The last row begins when all before it are submitted.
+        # The last row starts after all rows before it are submitted.
         MERGES: merge_chain(segments, rows, workers, costs) + driver if segments > 1 else 0.0,
         REQUESTS: requests.get / constants.get_per_second + requests.put / constants.put_per_second,
         DRIVER: driver,
@@ -186,7 +189,7 @@ def large_pass(images: int, workers: int, backbone: Backbone, constants: Constan
 
 
 def merge_chain(segments: int, rows: int, workers: int, costs: PassCosts) -> float:
-    """Return how long the rows' chains of merges take: as many of them side by side as fit into the tasks in flight."""
+    """Return how long the rows' chains of merges take, side by side as far as the bound on tasks in flight allows."""
     chain = costs.accumulate + (segments - 1) * costs.merge + costs.fit + costs.measure + costs.judge
     in_flight = TASKS_PER_WORKER * workers + 1
     together = min(rows, max(1.0, in_flight / (UNFINISHED * segments)))
@@ -194,7 +197,7 @@ def merge_chain(segments: int, rows: int, workers: int, costs: PassCosts) -> flo
 
 
 def publish_large(images: int, workers: int, backbone: Backbone, constants: Constants) -> Phase:
-    """Return the fit that is published, of a group beyond the dual form."""
+    """Return the published fit of a group beyond the dual form."""
     layout, costs = layout_of(backbone), large_costs(images, workers, backbone, constants)
     segments, rows = layout.segments(images), layout.geometry.rows
     return _scarcest(
@@ -209,7 +212,7 @@ def publish_large(images: int, workers: int, backbone: Backbone, constants: Cons
 
 
 def total(phases: list[Phase]) -> Phase:
-    """Return all phases together, and what most of the time waits for."""
+    """Return the sum of all phases, and what most of its time waits for."""
     by_cause: dict[str, float] = {}
     for phase in phases:
         by_cause[phase.waits_for] = by_cause.get(phase.waits_for, 0.0) + phase.seconds

@@ -4,7 +4,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.commands.plan.plan import USABLE_MEMORY, Plan
+from pipeline.commands.plan.plan import Plan
+from pipeline.costs.working_memory import USABLE_MEMORY
 from pipeline.run_directory.log import one_line
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")

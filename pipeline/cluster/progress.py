@@ -74,7 +74,15 @@ class Reporter:
         self._console = console
 
     @contextmanager
-    def phase(self, name: str, total: int, unit: str = "images", *, brief: bool = False) -> Iterator[Phase]:
+    def phase(
+        self,
+        name: str,
+        total: int,
+        unit: str = "images",
+        *,
+        kind: str = "",  # noqa: ARG002
+        brief: bool = False,
+    ) -> Iterator[Phase]:
         """Show a phase while the block runs.
 
         Parameters
@@ -85,6 +93,9 @@ class Reporter:
             How many units there are.
         unit
             What is counted.
+        kind
+            The step of judging a group that the phase is: "pass", "calibrate", "publish" or "examine". Reporters that
+            time phases go by it.
         brief
             Leave no trace of the phase once it is done; for phases that are many.
         """

@@ -1,4 +1,4 @@
-"""Whether the workers have the memory that a run needs, asked before the first image."""
+"""Check before the first image that the workers have the memory a run needs."""
 
 from collections.abc import Sequence
 
@@ -6,40 +6,33 @@ from distributed import Worker
 
 from pipeline.cluster.cluster import Cluster
 from pipeline.costs.footprint import Layout
-from pipeline.costs.working_memory import extraction_memory, judging_memory
+from pipeline.costs.working_memory import USABLE_MEMORY, extraction_memory, judging_memory
 from schemas.config import Config
 from schemas.errors import ClusterError
 from schemas.stores.features import FeatureGeometry
 
-# Dask pauses a worker that holds more than this share of its limit, and kills it soon after.
-USABLE_MEMORY = 0.8
-
 
 def require_memory(cluster: Cluster, sizes: Sequence[int], geometry: FeatureGeometry, config: Config) -> None:
-    """Check that every worker can hold what the largest task needs, beside what it holds already.
+    """Check that every worker can hold what the largest task needs, besides what it holds already.
 
     Parameters
     ----------
     cluster
-        The workers, which have loaded the backbone: that is part of what they hold.
+        Its workers have loaded the backbone, which counts as held already.
     sizes
         Images of each group.
-    geometry
-        The grid of positions.
-    config
-        The configuration.
 
     Raises
     ------
     ClusterError
-        When a worker's limit is too small; it says how much is needed.
+        When a worker's limit is too small. The message says how much it needs.
     """
     layout, largest = Layout.of(geometry, config), max(sizes, default=0)
     needs = {
         f"extracting batches of {config.features.batch_size} images": extraction_memory(
             layout, batch_size=config.features.batch_size, image_size=config.features.image_size
         ),
-        # All images fitted is the worst case; in a mixed archive a medium group can need more than the largest.
+        # Fitting all images is the worst case. A medium group can need more than the largest one.
         f"judging a group of {largest} images": max(
             (judging_memory(layout, size, size, threads=cluster.threads) for size in set(sizes)), default=0
         ),
@@ -49,16 +42,16 @@ def require_memory(cluster: Cluster, sizes: Sequence[int], geometry: FeatureGeom
         wanted = (held + needed) / USABLE_MEMORY
         if limit and limit < wanted:
             raise ClusterError(
-                f"worker {address} may use {_gigabytes(limit)}, of which {_gigabytes(held)} are taken by libraries and "
-                f"backbone; {purpose} on {cluster.threads} threads, {geometry.channels} channels and "
+                f"worker {address} may use {_gigabytes(limit)}, and libraries and backbone take {_gigabytes(held)} of "
+                f"it; {purpose} on {cluster.threads} threads, with {geometry.channels} channels and "
                 f"{geometry.columns} columns of positions, takes {_gigabytes(needed)} more. Give each worker "
-                f"{_gigabytes(wanted)} or more: fewer workers on the machine (--set cluster.workers=1), fewer threads "
-                "of each, a smaller features.batch_size, or features.channels."
+                f"{_gigabytes(wanted)} or more: run fewer workers on the machine (--set cluster.workers=1) or fewer "
+                "threads in each, or set features.batch_size or features.channels lower."
             )
 
 
 def _limit_and_held(dask_worker: Worker) -> tuple[int, int]:
-    """Return a worker's memory limit, 0 for none, and what its process holds now, in bytes."""
+    """Return a worker's memory limit (0 without one) and what its process holds now, in bytes."""
     return int(dask_worker.memory_manager.memory_limit or 0), int(dask_worker.monitor.get_process_memory())
 
 

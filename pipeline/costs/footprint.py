@@ -1,13 +1,15 @@
-"""What a run costs before it runs: bytes, tasks, requests and floating-point operations, as pure functions.
+"""What a run costs: bytes, tasks, requests and floating-point operations, as pure functions.
 
 The plan, the check of the workers' memory (`pipeline.costs.working_memory`), the simulated schedule and
-``docs/scaling.md`` all ask here, so that they can not disagree. Everything follows from a `Layout` and from numbers of
-images: n take part, f of them are fitted. Bytes are exact, and so are numbers of tasks, and of requests where segments
-have whole chunks; operations are those of the leading terms.
+``docs/scaling.md`` all use these formulas, so they cannot disagree. Everything follows from a `Layout` and from numbers
+of images: n take part, f of them are fitted. Bytes and tasks are exact. Requests are exact where segments have whole
+chunks. Operations are those of the leading terms.
 """
 
 import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from schemas.config import Config
 from schemas.stores.features import CHUNK_IMAGES, FeatureGeometry
@@ -16,22 +18,25 @@ from workers.gaussian.fit import uses_dual
 from workers.guard.structure import MIN_SAMPLE, SAMPLE
 from workers.map.reader import byte_count_of
 from workers.map.writer import array_chunks, chunk_rows
-from workers.passes.by_products import SMALL_GROUP, bands, products_chunk, uses_products
+from workers.passes.by_products import SMALL_GROUP, band_rows, products_chunk, uses_products
 from workers.passes.kept_moments import kept_values, pays_to_keep
 from workers.verdict.near_duplicates import lattice
+from workers.verdict.selection import MIN_FITTED
 
-# Distances, products and Gaussians are float64.
-_DOUBLE = 8
+# Passes that the strategy `paire` usually makes over a group (the median of docs/study/results.csv).
+USUAL_PASSES = 3
 
-# Of each chunk of features, distances and moments: CRC-32C.
+# The breakdown guard fits twice, unless its first fit finds the images that the second one would.
+GUARD_FITS = 2
+
+# Bytes of a float64: distances, products and Gaussians.
+FLOAT64_BYTES = 8
+
+# Bytes of the CRC-32C of each chunk of features, distances and moments.
 _CHECKSUM = 4
 
 # Operations of a symmetric eigenproblem with vectors, over n^3 (Golub and Van Loan, Matrix Computations, section 8.3).
 _EIGH = 9.0
-
-# The share of the images that each position is fitted on at the start of `grow`: as in
-# pipeline.judging.strategies.grow, which workers can not import.
-NEAREST = 0.75
 
 # Arrays beside a group's distances: thresholds, clean sets, near-duplicates.
 _VERDICT_ARRAYS = 3
@@ -39,18 +44,17 @@ _VERDICT_ARRAYS = 3
 
 @dataclass(frozen=True)
 class Layout:
-    """What everything follows from besides numbers of images.
+    """What the costs depend on, besides numbers of images.
 
     Attributes
     ----------
-    geometry
-        The grid of positions.
     itemsize
         Bytes of a stored feature.
     segment_images
         Images in one statistics task.
     updates_moments
-        Whether a large group's moments are kept from pass to pass: not where an estimator needs all images anyway.
+        Whether a large group's moments are kept from pass to pass. They are not where the estimator reads all images
+        in every pass.
     """
 
     geometry: FeatureGeometry
@@ -60,10 +64,10 @@ class Layout:
 
     @classmethod
     def of(cls, geometry: FeatureGeometry, config: Config) -> "Layout":
-        """Return the layout that a configuration means."""
+        """Return the layout of a configuration."""
         return cls(
             geometry,
-            itemsize=2 if config.features.dtype == "float16" else 4,
+            itemsize=np.dtype(config.features.dtype).itemsize,
             segment_images=config.gaussian.segment_images,
             updates_moments=config.estimator() != "ledoit-wolf",
         )
@@ -79,7 +83,7 @@ class Layout:
         return self.geometry.channels * self.itemsize
 
     def segments(self, images: int) -> int:
-        """Return how many segments some images are."""
+        """Return the number of segments of a group."""
         return -(-images // self.segment_images)
 
 
@@ -90,21 +94,26 @@ class PassKind:
     Attributes
     ----------
     scores
-        Each fitted image is measured without itself, and images are scored; else positions are given thresholds.
+        The pass measures each fitted image without itself, and scores images. Otherwise it finds thresholds.
     nearest
-        Every position is fitted a second time, on the images nearest there.
+        Below 1, the pass fits every position a second time, on this share of the fitted images: those nearest there.
     by_rows
         Scores are in robust deviations, found row by row.
     """
 
     scores: bool = False
-    nearest: bool = False
+    nearest: float = 1.0
     by_rows: bool = False
+
+    @property
+    def fits(self) -> int:
+        """How many times the pass fits every position."""
+        return 2 if self.nearest < 1.0 else 1
 
 
 @dataclass(frozen=True)
 class Requests:
-    """Requests to a store for chunks: reads and writes."""
+    """Reads and writes of chunks."""
 
     get: int = 0
     put: int = 0
@@ -113,90 +122,86 @@ class Requests:
         return Requests(self.get + other.get, self.put + other.put)
 
     def times(self, count: int) -> "Requests":
-        """Return so many times these."""
+        """Return these requests ``count`` times."""
         return Requests(self.get * count, self.put * count)
 
 
 def chunks(images: int) -> int:
-    """Return how many chunks of the feature store hold one row of positions of some images."""
+    """Return how many chunks of the feature store hold one row of positions: also the blocks that extraction makes."""
     return -(-images // CHUNK_IMAGES)
 
 
 def feature_bytes(layout: Layout, images: int) -> int:
-    """Return the bytes of a group's features, uncompressed: whole chunks, of which the last one is padded."""
+    """Return the bytes of a group's features, uncompressed: whole chunks, the last one padded."""
     held = images if images <= CHUNK_IMAGES else chunks(images) * CHUNK_IMAGES
     return held * layout.positions * layout.position_bytes + chunks(images) * layout.geometry.rows * _CHECKSUM
 
 
 def distance_bytes(layout: Layout, images: int) -> int:
     """Return the bytes of a group's distances: whole chunks, in both directions."""
-    rows = layout.geometry.rows
-    size = band_size(layout, images) if by_products(layout, images) else 1
-    segments, bands = layout.segments(images), -(-rows // size)
-    padded = segments * min(layout.segment_images, images)
-    return padded * bands * size * layout.geometry.columns * _DOUBLE + segments * bands * _CHECKSUM
+    rows_together = _rows_together(layout, images) if by_products(layout, images) else 1
+    count = layout.segments(images) * row_chunks(layout, images)
+    positions = rows_together * layout.geometry.columns
+    return count * (min(layout.segment_images, images) * positions * FLOAT64_BYTES + _CHECKSUM)
 
 
 def products_bytes(layout: Layout, measured: int) -> int:
-    """Return the bytes of the inner products that are there while a group is judged; 0 where it goes without."""
+    """Return the bytes of the inner products that a group has while it is judged; 0 where it has none."""
     if not by_products(layout, measured):
         return 0
-    size, columns, *_ = products_chunk(measured, layout.geometry.rows, layout.geometry.columns)
-    return size * len(_bands(layout, measured)) * columns * _column_chunks(layout, measured) * measured**2 * _DOUBLE
+    rows, columns, *_ = products_chunk(measured, layout.geometry.rows, layout.geometry.columns)
+    count = row_chunks(layout, measured) * _column_chunks(layout, measured)
+    return count * rows * columns * measured**2 * FLOAT64_BYTES
 
 
 def keeps_moments(layout: Layout, fitted: int) -> bool:
-    """Tell whether a pass that fits so many images keeps their moments for the next one."""
+    """Tell whether a pass keeps the moments of the fitted images for the next pass."""
     return layout.updates_moments and not uses_dual(fitted, layout.geometry.channels) and pays_to_keep(fitted)
 
 
 def moments_bytes(layout: Layout, fitted: int) -> int:
-    """Return the bytes of the moments that are there while a group is judged; 0 where none are kept."""
+    """Return the bytes of the moments that a group keeps while it is judged; 0 where it keeps none."""
     if not keeps_moments(layout, fitted):
         return 0
-    return layout.positions * (kept_values(layout.geometry.channels) * _DOUBLE + _CHECKSUM)
+    return layout.positions * (kept_values(layout.geometry.channels) * FLOAT64_BYTES + _CHECKSUM)
 
 
 def map_bytes(layout: Layout, measured: int, fitted: int) -> int:
     """Return the bytes of a group's Gaussians and thresholds: whole chunks."""
     gaussians = sum(count * byte_count_of(chunk) for count, chunk in _map_chunks(layout, measured, fitted))
-    return gaussians + layout.positions * _DOUBLE
+    return gaussians + layout.positions * FLOAT64_BYTES
 
 
 def _map_chunks(layout: Layout, measured: int, fitted: int) -> list[tuple[int, tuple[int, ...]]]:
-    """Return how many chunks each array of a map's Gaussians has, and their shape."""
+    """Return the number of chunks of each array of a map's Gaussians, and their shape."""
     together = chunk_rows(layout.geometry, measured=measured, fitted=fitted)
     arrays = array_chunks(layout.geometry, fitted=fitted, rows_together=together).values()
     return [(math.prod(-(-n // size) for n, size in zip(shape, chunk, strict=True)), chunk) for shape, chunk in arrays]
 
 
 def _map_bands(layout: Layout, measured: int, fitted: int) -> int:
-    """Return how many chunks all rows of positions of an array of a map are."""
+    """Return how many chunks of a map the rows of positions fill: one task writes each."""
     return -(-layout.geometry.rows // chunk_rows(layout.geometry, measured=measured, fitted=fitted))
 
 
 def by_products(layout: Layout, measured: int) -> bool:
-    """Tell whether the passes over a group go by inner products."""
+    """Tell whether the passes over a group use inner products."""
     return uses_products(measured, layout.geometry.channels)
 
 
 def is_small(images: int) -> bool:
-    """Tell whether a group is judged in one task, whatever else there is."""
+    """Tell whether a group is always judged in one task."""
     return images <= SMALL_GROUP
 
 
-def band_size(layout: Layout, measured: int) -> int:
-    """Return the rows of positions of one task of a pass by products."""
-    return products_chunk(measured, layout.geometry.rows, layout.geometry.columns)[0]
-
-
-def extraction_tasks(images: int) -> int:
-    """Return the number of blocks of a group."""
-    return chunks(images)
+def row_chunks(layout: Layout, images: int) -> int:
+    """Return how many chunks of distances the rows of positions fill: a pass by products has one task for each."""
+    rows = layout.geometry.rows
+    return -(-rows // _rows_together(layout, images)) if by_products(layout, images) else rows
 
 
 def fit_tasks(layout: Layout, images: int, fitted: int, *, chosen: bool = False) -> int:
-    """Return the tasks that fit one row of positions to features; ``chosen``: each position on images of its own."""
+    """Return the tasks that fit one row of positions to features; ``chosen``: each position to images of its own."""
     if uses_dual(fitted, layout.geometry.channels):
         return 1
     segments = layout.segments(images)
@@ -204,34 +209,40 @@ def fit_tasks(layout: Layout, images: int, fitted: int, *, chosen: bool = False)
 
 
 def has_whole_rows(layout: Layout, images: int) -> bool:
-    """Tell whether a row of positions of a group is one task, which reads the features once."""
+    """Tell whether one task does all of a row of positions, and reads its features once."""
     return is_whole_row(images, layout.segment_images)
 
 
 def pass_tasks(
     layout: Layout, images: int, fitted: int, kind: PassKind, *, is_first: bool = False, updates: bool = False
 ) -> int:
-    """Return the tasks of one pass; the first one by products also computes those, one that updates moments has fewer.
+    """Return the tasks of one pass.
 
-    Whether a pass updates follows from what it changes, so a run is planned as if none did.
+    Parameters
+    ----------
+    is_first
+        The first pass by products also computes the products.
+    updates
+        The pass updates kept moments, with fewer tasks. This depends on how many images the pass changes, so a plan
+        assumes that no pass does.
     """
     rows, segments = layout.geometry.rows, layout.segments(images)
     closing = 0
     if kind.scores:
         closing = rows if kind.by_rows else segments
     if by_products(layout, images):
-        return len(_bands(layout, images)) * (2 if is_first else 1) + closing
+        return row_chunks(layout, images) * (2 if is_first else 1) + closing
     if has_whole_rows(layout, images):
         return rows + closing
     row = (1 if updates else fit_tasks(layout, images, fitted)) + segments
-    if kind.nearest:
-        row += 1 + segments + fit_tasks(layout, images, nearest_count(fitted), chosen=True) + segments
+    if kind.fits > 1:
+        row += 1 + segments + fit_tasks(layout, images, count_nearest(kind.nearest, fitted), chosen=True) + segments
     return rows * (row + (0 if kind.scores else 1)) + closing
 
 
-def nearest_count(fitted: int) -> int:
-    """Return how many images the second fit of a position has in the start of ``grow``."""
-    return max(1, round(NEAREST * fitted))
+def count_nearest(share: float, fitted: int) -> int:
+    """Return how many of the fitted images a share of them is; leaving one out needs one image more than a fit."""
+    return min(fitted, max(MIN_FITTED + 1, round(share * fitted)))
 
 
 def publish_tasks(layout: Layout, images: int, fitted: int) -> int:
@@ -242,23 +253,22 @@ def publish_tasks(layout: Layout, images: int, fitted: int) -> int:
 
 
 def near_duplicate_tasks(layout: Layout, images: int) -> int:
-    """Return the tasks that look for near-duplicates: a sketch of each segment, and their comparison."""
+    """Return the tasks that find near-duplicates: a sketch of each segment, and one comparison."""
     return layout.segments(images) + 1
 
 
-def examine_tasks(layout: Layout, images: int, fitted: int, *, fits: int) -> int:
-    """Return the tasks of the breakdown guard: one fit or two, what was excluded, and the sample's structure."""
+def examine_tasks(layout: Layout, images: int, fitted: int) -> int:
+    """Return the tasks of the breakdown guard: its fits, the count of exclusions, and the sample's structure."""
     rows, segments = layout.geometry.rows, layout.segments(images)
     structure = 2 * rows - 1 if images >= MIN_SAMPLE else 0
-    return fits * pass_tasks(layout, images, fitted, PassKind(scores=True)) + segments + structure
+    return GUARD_FITS * pass_tasks(layout, images, fitted, PassKind(scores=True)) + segments + structure
 
 
 def pass_flop(layout: Layout, measured: int, fitted: int, kind: PassKind) -> float:
     """Return the operations of one pass over a group, without those of the products."""
-    channels, n, f = layout.geometry.channels, float(measured), float(fitted)
-    repeats = 2.0 if kind.nearest else 1.0
+    channels, n, f, repeats = layout.geometry.channels, float(measured), float(fitted), float(kind.fits)
     if by_products(layout, measured):
-        # Centring; the Cholesky factor and its inverse, n^3 / 3 each; a triangular solve for those not fitted.
+        # Centring; the Cholesky factor and its inverse, f^3 / 3 each; a triangular solve for images not fitted.
         return layout.positions * repeats * (3.0 * f**2 + 2.0 * f**3 / 3.0 + f**2 * (n - f))
     return layout.positions * repeats * (fit_flop(channels, fitted) + measure_flop(channels, measured, fitted))
 
@@ -286,34 +296,34 @@ def measure_flop(channels: int, measured: int, fitted: int) -> float:
 
 
 def publish_flop(layout: Layout, fitted: int) -> float:
-    """Return the operations of the fit that is published."""
+    """Return the operations of the published fit."""
     return layout.positions * fit_flop(layout.geometry.channels, fitted)
 
 
 def pass_requests(
     layout: Layout, images: int, fitted: int, kind: PassKind, *, is_first: bool = False, changed: int | None = None
 ) -> Requests:
-    """Return the requests for chunks of one pass.
+    """Return the requests of one pass, as if each chunk held a fitted image.
 
     Parameters
     ----------
-    layout, images, fitted, kind, is_first
-        As for `pass_tasks`; those fitted lie in all chunks.
+    is_first
+        As for `pass_tasks`.
     changed
-        Chunks of a row with images that are added or removed, where moments are updated; None where they are not.
+        In a pass that updates moments, how many chunks of a row hold images that were added or removed. None: the pass
+        does not update moments.
     """
     rows, segments = layout.geometry.rows, layout.segments(images)
     features = rows * chunks(images)
     if by_products(layout, images):
-        count, wide = len(_bands(layout, images)), _column_chunks(layout, images)
+        count, wide = row_chunks(layout, images), _column_chunks(layout, images)
         multiplied = Requests(get=features, put=count * wide) if is_first else Requests()
         scored = Requests(get=(rows if kind.by_rows else count) * segments if kind.scores else 0)
         return multiplied + Requests(get=count * wide, put=count * segments) + scored
-    # Each fit reads all features, and so do the distances under it, unless one task does it all.
-    fits = 2 if kind.nearest else 1
-    total = Requests(get=features if has_whole_rows(layout, images) else 2 * fits * features)
-    # Distances are read where it is found which of them are nearest, and in the end.
-    total += Requests(get=rows * segments, put=rows * segments).times(fits)
+    # A fit reads all features. Its distances read them again, unless one task does both.
+    total = Requests(get=features if has_whole_rows(layout, images) else 2 * kind.fits * features)
+    # The pass reads distances to find the nearest images, and at its end.
+    total += Requests(get=rows * segments, put=rows * segments).times(kind.fits)
     if keeps_moments(layout, fitted):
         total += Requests(put=layout.positions)
     if changed is not None:
@@ -324,47 +334,44 @@ def pass_requests(
 
 
 def extraction_requests(layout: Layout, images: int) -> Requests:
-    """Return the requests for chunks of extracting a group; its images are read with one each besides."""
+    """Return the requests for chunks of extracting a group; each image is one read more."""
     return Requests(put=layout.geometry.rows * chunks(images))
 
 
 def verdict_requests(layout: Layout, images: int) -> Requests:
-    """Return the requests for chunks of a verdict: the evidence of each image, and the thresholds that it follows from.
+    """Return the requests of a verdict: reading the evidence of each image, writing the thresholds and their arrays.
 
-    Beside the distances of large groups clean sets can be more than the one chunk that is counted for them.
+    The clean sets count as one chunk; in large groups they can be several.
     """
-    evidence = layout.segments(images) * _distance_chunk_rows(layout, images)
+    evidence = layout.segments(images) * row_chunks(layout, images)
     return Requests(get=evidence, put=_VERDICT_ARRAYS + 1)
 
 
 def publish_requests(layout: Layout, images: int, fitted: int) -> Requests:
-    """Return the requests for chunks of publishing a group's Gaussians, without its thresholds."""
+    """Return the requests of publishing a group's Gaussians, without its thresholds."""
     written = sum(count for count, _ in _map_chunks(layout, images, fitted))
     return Requests(get=layout.geometry.rows * chunks(images), put=written)
 
 
 def near_duplicate_requests(layout: Layout, images: int) -> Requests:
-    """Return the requests for chunks of looking for near-duplicates, which reads a few rows of positions."""
+    """Return the requests of finding near-duplicates, which reads a few rows of positions."""
     return Requests(get=len(lattice(layout.geometry.rows)) * chunks(images))
 
 
-def examine_requests(layout: Layout, images: int, fitted: int, *, fits: int) -> Requests:
-    """Return the requests for chunks of the breakdown guard; a sample of a large group has images of each chunk."""
+def examine_requests(layout: Layout, images: int, fitted: int) -> Requests:
+    """Return the requests of the breakdown guard, as if its sample held images of each chunk."""
     rows, count = layout.geometry.rows, chunks(images)
     sampled = rows * min(count, SAMPLE) if images >= MIN_SAMPLE else 0
-    excluded = Requests(get=layout.segments(images) * _distance_chunk_rows(layout, images))
-    return pass_requests(layout, images, fitted, PassKind(scores=True)).times(fits) + excluded + Requests(get=sampled)
+    excluded = layout.segments(images) * row_chunks(layout, images)
+    fits = pass_requests(layout, images, fitted, PassKind(scores=True)).times(GUARD_FITS)
+    return fits + Requests(get=excluded + sampled)
 
 
-def _bands(layout: Layout, measured: int) -> list[object]:
-    return list(bands(measured, layout.geometry.rows, layout.geometry.columns))
+def _rows_together(layout: Layout, measured: int) -> int:
+    """Return how many rows of positions one task of a pass by products has."""
+    return band_rows(measured, layout.geometry.rows, layout.geometry.columns)
 
 
 def _column_chunks(layout: Layout, measured: int) -> int:
     wide = products_chunk(measured, layout.geometry.rows, layout.geometry.columns)[1]
     return -(-layout.geometry.columns // wide)
-
-
-def _distance_chunk_rows(layout: Layout, images: int) -> int:
-    """Return how many chunks of distances all rows of positions of a segment are."""
-    return len(_bands(layout, images)) if by_products(layout, images) else layout.geometry.rows

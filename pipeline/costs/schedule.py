@@ -1,29 +1,33 @@
-"""Who computes what at once: how long equal tasks take, and which groups of an archive are judged side by side."""
+"""How tasks share the workers: how long equal tasks take, and which groups of an archive are judged side by side."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.costs.footprint import Layout, PassKind, by_products, is_small, pass_flop, products_flop
-
-# Passes over a group, as far as it matters for which of its operations count more: `paire` and the breakdown guard.
-PASSES = 5
+from pipeline.costs.footprint import (
+    GUARD_FITS,
+    USUAL_PASSES,
+    Layout,
+    PassKind,
+    by_products,
+    is_small,
+    pass_flop,
+    products_flop,
+)
 
 # The share of the workers' time that is lost where every pass waits for its last row.
 WAITING = 0.1
 
 
 def schedule_seconds(tasks: int, task_seconds: float, workers: int, *, submit_seconds: float = 0.0) -> float:
-    """Return how long equal, independent tasks take: so many rounds, unless submitting them takes longer.
+    """Return how long equal, independent tasks take: their rounds, unless submitting them takes longer.
 
     Parameters
     ----------
-    tasks, task_seconds
-        How many there are, and how long one worker takes for each.
-    workers
-        How many work at once.
+    task_seconds
+        How long one worker takes for one task.
     submit_seconds
-        What submitting one task costs the driver and the scheduler, which do it one after another.
+        How long the driver and the scheduler take to submit one task. They submit one after another.
     """
     if not tasks:
         return 0.0
@@ -32,21 +36,17 @@ def schedule_seconds(tasks: int, task_seconds: float, workers: int, *, submit_se
 
 
 def apart_up_to(sizes: Sequence[int], layout: Layout, workers: int) -> int:
-    """Return the images of the largest groups that are judged side by side, each in one task; 0 where none are.
+    """Return the size of the largest groups that are judged side by side, each in one task; 0 for no groups.
 
-    Small groups are in any case. Others would be judged one after another, a task for each row of positions: no more
-    workers than rows are busy then, and not all of them in the last round. Where it takes less time together, all up
-    to some size are judged side by side; but not groups of several segments of images, which have tasks enough. No
-    result depends on it.
+    Small groups are always judged side by side. Other groups are judged one after another, with a task for each row of
+    positions: no more workers than rows are busy then, and fewer in the last round. Where it saves time, all groups up
+    to some size are judged side by side instead, but never groups of several segments, which have enough tasks. No
+    result depends on this choice.
 
     Parameters
     ----------
     sizes
         Images of each group.
-    layout
-        What is computed.
-    workers
-        How many there are.
     """
     small = Counter(size for size in sizes if is_small(size))
     best = max(small, default=0)
@@ -61,7 +61,7 @@ def apart_up_to(sizes: Sequence[int], layout: Layout, workers: int) -> int:
     least = together / workers + in_turn * left
     for size, each in work.items():
         together, left = together + others[size] * each, left - others[size] * each
-        # Whoever takes the last one began after all others (Graham 1969).
+        # The last group starts after all others have started (Graham 1969).
         seconds = together / workers + (1.0 - 1.0 / workers) * each + in_turn * left
         if seconds < least:
             best, least = size, seconds
@@ -69,6 +69,6 @@ def apart_up_to(sizes: Sequence[int], layout: Layout, workers: int) -> int:
 
 
 def _work(layout: Layout, images: int) -> float:
-    """Return the operations of judging a group, roughly."""
+    """Return the operations of judging a group, roughly: the passes of `paire` and of the breakdown guard."""
     products = products_flop(layout, images) if by_products(layout, images) else 0.0
-    return products + PASSES * pass_flop(layout, images, images, PassKind())
+    return products + (USUAL_PASSES + GUARD_FITS) * pass_flop(layout, images, images, PassKind())

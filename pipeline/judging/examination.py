@@ -119,7 +119,8 @@ class Examiner:
         """Estimate the contamination under fits of the guard's own."""
 
         def score(fitted: Mask) -> Floats:
-            with self.reporter.phase(f"{group}: examine", self.geometry.rows, "rows", brief=True) as phase:
+            name, rows = f"{group}: examine", self.geometry.rows
+            with self.reporter.phase(name, rows, "rows", kind="examine", brief=True) as phase:
                 smoothing = self.config.trim.smoothing
                 return statistics.score_apart(fitted, smoothing=smoothing, phase=phase, estimator=ESTIMATOR)
 

@@ -213,15 +213,15 @@ class Judge:
         options, grid = self.config.trim, (self.geometry.rows, self.geometry.columns)
 
         def measure(fitted: Mask, number: int) -> PassResult:
-            with self._rows_phase(f"{group}: pass {number}") as phase:
+            with self._rows_phase(f"{group}: pass {number}", "pass") as phase:
                 return statistics.measure(fitted, is_first=number == 1, phase=phase)
 
         def score(fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Floats:
-            with self._rows_phase(f"{group}: pass {number}") as phase:
+            with self._rows_phase(f"{group}: pass {number}", "pass") as phase:
                 return statistics.score(fitted, smoothing=smoothing, nearest=nearest, phase=phase)
 
         def deviate(fitted: Mask, number: int) -> Floats:
-            with self._rows_phase(f"{group}: pass {number}") as phase:
+            with self._rows_phase(f"{group}: pass {number}", "pass") as phase:
                 return statistics.score(fitted, smoothing=None, phase=phase)
 
         if options.strategy == "grow":
@@ -235,15 +235,15 @@ class Judge:
         fitted, thresholds, how = trimming.published, trimming.thresholds, {"nearest": trimming.nearest}
         if self.config.trim.strategy in {"paire", "trim-once"} and (fitted != trimming.fitted).any():
             # The paper's thresholds belong to one fit, and the set that is published was not fitted yet.
-            with self._rows_phase(f"{group}: calibrate") as phase:
+            with self._rows_phase(f"{group}: calibrate", "calibrate") as phase:
                 thresholds = statistics.calibrate(fitted, phase=phase)
         elif statistics.count_fitted(fitted, **how) < int(fitted.sum()):
             # New images are judged by the law of distances under this fit.
-            with self._rows_phase(f"{group}: calibrate") as phase:
+            with self._rows_phase(f"{group}: calibrate", "calibrate") as phase:
                 thresholds = statistics.calibrate_law(fitted, smoothing=trimming.smoothing, phase=phase, **how)
         if not statistics.was_published(fitted, **how):
             statistics.create_map(fitted, self._model, **how)
-        with self._rows_phase(f"{group}: publish") as phase:
+        with self._rows_phase(f"{group}: publish", "publish") as phase:
             checksums = statistics.publish(fitted, self._model, phase=phase, **how)
         write_thresholds(self._model, group, thresholds, checksums=checksums, smoothing=trimming.smoothing, **how)
 
@@ -295,8 +295,8 @@ class Judge:
             sixteen_bit_white=self.config.input.sixteen_bit_white,
         )
 
-    def _rows_phase(self, name: str) -> AbstractContextManager[Phase]:
-        return self.reporter.phase(name, self.geometry.rows, "rows", brief=True)
+    def _rows_phase(self, name: str, kind: str) -> AbstractContextManager[Phase]:
+        return self.reporter.phase(name, self.geometry.rows, "rows", kind=kind, brief=True)
 
 
 def _judge_alone(

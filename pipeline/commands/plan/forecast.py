@@ -1,7 +1,7 @@
-"""How long a run takes, from rehearsals: their times scaled by the formulas to an archive's groups and to any cluster.
+"""How long a run takes: the times of rehearsals, scaled to the archive's groups and to any number of workers.
 
-A group's phase takes so many tasks, which the workers share in rounds; small groups are one task each. What was
-rehearsed at another size, or on fewer positions, is scaled by its operations.
+A group's phase is a number of tasks, which the workers share in rounds; a small group is one task. Times of another
+group size, or of fewer positions, are scaled by their operations.
 """
 
 import math
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.commands.plan.rehearsal import Rehearsal
 from pipeline.costs.footprint import (
+    GUARD_FITS,
+    USUAL_PASSES,
     Layout,
     PassKind,
     by_products,
@@ -22,49 +24,45 @@ from pipeline.costs.footprint import (
     pass_flop,
     products_flop,
     publish_flop,
+    row_chunks,
 )
 from pipeline.costs.schedule import apart_up_to, schedule_seconds
+from pipeline.judging.strategies.grow import NEAREST
 from schemas.config import Config
-from workers.passes.by_products import band_rows
+from schemas.stores.features import CHUNK_IMAGES
 
-# What one task costs the driver and the scheduler, measured by benchmarks.scaling: only where tasks are quick or
-# workers are many does it show.
+# What one task costs the driver and the scheduler, measured by benchmarks.scaling. It matters only where tasks are
+# quick or workers are many.
 SUBMIT_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
-class Passes:
-    """How many passes a strategy makes over a group: usually, and from how many to how many in nine of ten cases."""
+class PassCounts:
+    """How many passes a strategy makes over a group: usually, and the range of nine cases in ten."""
 
     usual: int
     fewest: int
     most: int
 
 
-# Of the runs behind docs/study.md (docs/study/results.csv): median, smallest, and 90th percentile.
+# Median, smallest and 90th percentile of the runs behind docs/study.md (docs/study/results.csv).
 _PASSES = {
-    "paire": Passes(3, 2, 12),
-    "grow": Passes(10, 6, 15),
-    "concentrate": Passes(32, 6, 40),
-    "trim-once": Passes(1, 1, 1),
-    "none": Passes(1, 1, 1),
+    "paire": PassCounts(USUAL_PASSES, 2, 12),
+    "grow": PassCounts(10, 6, 15),
+    "concentrate": PassCounts(32, 6, 40),
+    "trim-once": PassCounts(1, 1, 1),
+    "none": PassCounts(1, 1, 1),
 }
 
-# The share of the images that a strategy keeps, of the same runs: where operations depend on it.
+# The share of the images that a strategy keeps, in the same runs.
 _KEPT = {"paire": 0.55, "grow": 0.75, "concentrate": 0.65, "trim-once": 0.1, "none": 1.0}
-
-# The breakdown guard fits twice, unless the first fit has found the images that the second one would have.
-GUARD_FITS = 2
-
-# Strategies that score images, the fitted ones without themselves.
-_SCORING = {"grow", "concentrate"}
 
 
 @dataclass(frozen=True)
 class Seconds:
     """How long each phase takes.
 
-    ``rest``: publishing and examining groups, ``small_groups``: all of judging those that are judged in one task each.
+    ``rest`` is publishing and examining groups; ``small_groups`` is all judging of groups that are one task each.
     """
 
     start: float
@@ -75,26 +73,24 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """Of all phases."""
+        """Seconds of all phases."""
         return self.start + self.extract + self.passes + self.rest + self.small_groups
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured.
+    """What the sample measured.
 
     Attributes
     ----------
     start
-        Seconds until the first image, all processes being new.
+        Seconds until the first image, with new processes.
     first_tasks
         Seconds by which the first tasks of judging took longer than later ones.
     group
-        Seconds of judging a group, beside the passes, that do not depend on its positions.
+        Seconds of judging a group, besides the passes, that do not depend on its positions.
     images_per_second
-        Extracted by one worker.
-    rehearsals
-        Of judging groups.
+        How many images one worker extracts.
     """
 
     start: float
@@ -104,12 +100,12 @@ class Measured:
     rehearsals: tuple[Rehearsal, ...]
 
 
-def expected_passes(config: Config) -> Passes:
+def expected_passes(config: Config) -> PassCounts:
     """Return how many passes the configured strategy makes."""
     known, most = _PASSES[config.trim.strategy], config.trim.max_iterations
     # grow and concentrate iterate twice.
-    bound = 2 * most + 2 if config.trim.strategy in _SCORING else most
-    return Passes(*(min(number, bound) for number in (known.usual, known.fewest, known.most)))
+    bound = 2 * most + 2 if config.trim.strategy in {"grow", "concentrate"} else most
+    return PassCounts(*(min(number, bound) for number in (known.usual, known.fewest, known.most)))
 
 
 def kept_images(images: int, config: Config) -> int:
@@ -121,36 +117,32 @@ def pass_kinds(config: Config) -> tuple[PassKind, PassKind]:
     """Return what the first pass computes, and the later ones."""
     strategy = config.trim.strategy
     if strategy == "grow":
-        return PassKind(scores=True, nearest=True), PassKind(scores=True)
+        return PassKind(scores=True, nearest=NEAREST), PassKind(scores=True)
     if strategy == "concentrate":
         return (PassKind(scores=True, by_rows=True),) * 2
     return (PassKind(),) * 2
 
 
 def publishing_kinds(config: Config) -> tuple[PassKind, ...]:
-    """Return what publishing computes besides the map: where it is fitted on the images nearest there, two passes more.
+    """Return the passes of publishing: two where each position of the map is fitted on the images nearest there.
 
-    One finds the law of the distances under such a fit, and one which images are nearest.
+    One pass finds the law of the distances under such a fit, the other which images are nearest.
     """
-    return (PassKind(scores=True, nearest=True), PassKind(scores=True)) if config.trim.strategy == "grow" else ()
+    return (PassKind(scores=True, nearest=NEAREST), PassKind(scores=True)) if config.trim.strategy == "grow" else ()
 
 
 def mean_block(sizes: Sequence[int]) -> int:
-    """Return the images of a block, as a mean over all blocks of groups of some sizes."""
+    """Return the mean number of images of a block, over all blocks of groups of these sizes."""
     return max(1, round(sum(sizes) / sum(map(chunks, sizes))))
 
 
 def extraction_seconds(sizes: Sequence[int], images_per_second: float, workers: int) -> float:
-    """Return how long the workers extract groups of some sizes, in blocks of whole chunks."""
-    blocks = sum(map(chunks, sizes))
-    busy = min(workers, blocks)
-    # Blocks are taken one after another, so the last round is not full.
-    return max(sum(sizes) / busy, min(256, max(sizes)) * math.ceil(blocks / workers) * _fill(sizes)) / images_per_second
-
-
-def _fill(sizes: Sequence[int]) -> float:
-    """Return how full the blocks are on average."""
-    return sum(sizes) / sum(chunks(size) * min(256, max(sizes)) for size in sizes)
+    """Return how long the workers extract groups of these sizes, in blocks of whole chunks."""
+    blocks, full_block = sum(map(chunks, sizes)), min(CHUNK_IMAGES, max(sizes))
+    fill = sum(sizes) / sum(chunks(size) * full_block for size in sizes)
+    # The last round of blocks keeps some workers idle.
+    rounds = math.ceil(blocks / workers) * full_block * fill
+    return max(sum(sizes) / min(workers, blocks), rounds) / images_per_second
 
 
 def forecast(
@@ -163,18 +155,16 @@ def forecast(
     sizes
         Images of each group.
     measured
-        With at least one rehearsal of each way that groups go.
-    layout, config
-        What is computed.
+        Holds at least one rehearsal of each way that groups go: small, by products, by features.
     workers
-        How many, each as fast as one of those that were measured.
+        Each is as fast as a worker that was measured.
     passes
-        Over each group that is not small; those of small groups are part of what was rehearsed.
+        Over each group that is not small. The rehearsals of small groups include their passes.
     """
     passing = rest = alone = 0.0
     large, largest = [size for size in sizes if not is_small(size)], apart_up_to(sizes, layout, workers)
     for size, count in Counter(large).items():
-        together = 1 if size <= largest else workers  # workers that share a group
+        together = 1 if size <= largest else workers  # how many workers share a group
         first, later, other = _group_seconds(size, measured.rehearsals, layout, config, together, measured.group)
         if size <= largest:
             each = first + (passes - 1) * later + other
@@ -194,13 +184,15 @@ def forecast(
 def _group_seconds(
     size: int, rehearsals: Sequence[Rehearsal], layout: Layout, config: Config, workers: int, fixed: float
 ) -> tuple[float, float, float]:
-    """Return how long a group's first pass, a later one, and all else take, by rehearsals of groups that go its way."""
+    """Return the seconds of a group's first pass, a later pass and all else, from rehearsals of groups like it."""
     same = [
         one
         for one in rehearsals
         if not is_small(one.images) and by_products(layout, one.images) == by_products(layout, size)
     ]
-    tasks, wanted = _row_tasks(layout, size), _operations(layout, config, size)
+    # Tasks of a pass that can run at once.
+    tasks = row_chunks(layout, size) * (1 if by_products(layout, size) else layout.segments(size))
+    wanted = _operations(layout, config, size)
     operations = np.array([_operations(layout, config, one.images) for one in same])
     work = np.array([_whole_work(one, layout, fixed) for one in same])
     first, later, other = (
@@ -211,16 +203,16 @@ def _group_seconds(
 
 
 def _whole_work(rehearsal: Rehearsal, layout: Layout, fixed: float) -> tuple[float, float, float]:
-    """Return the seconds of one worker for the first pass, a later one and all else, at all positions."""
+    """Return the seconds that one worker takes at all positions: first pass, a later pass, all else."""
     share = rehearsal.rows * rehearsal.columns / layout.positions
     scale = min(rehearsal.workers, rehearsal.rows) / share
     return rehearsal.first_pass * scale, rehearsal.next_pass * scale, max(rehearsal.rest - fixed, 0.0) * scale
 
 
 def _by_operations(wanted: float, operations: NDArray[np.float64], seconds: NDArray[np.float64]) -> float:
-    """Return the seconds of some operations, on a line through two rehearsals: so with what tasks cost in any case.
+    """Return the seconds of ``wanted`` operations, on a line through two rehearsals, so with the fixed cost of tasks.
 
-    Beyond the rehearsals the line is at most as steep as one through zero, and at least half as steep.
+    Beyond the rehearsals the line is at most as steep as a line through zero, and at least half as steep.
     """
     order = np.argsort(operations)
     operations, seconds = operations[order], seconds[order]
@@ -233,15 +225,8 @@ def _by_operations(wanted: float, operations: NDArray[np.float64], seconds: NDAr
     return longest + slope * (wanted - most)
 
 
-def _row_tasks(layout: Layout, images: int) -> int:
-    """Return how many tasks of a pass can run at once."""
-    if by_products(layout, images):
-        return -(-layout.geometry.rows // band_rows(images, layout.geometry.rows, layout.geometry.columns))
-    return layout.geometry.rows * layout.segments(images)
-
-
 def _operations(layout: Layout, config: Config, images: int) -> tuple[float, float, float]:
-    """Return the operations of a group's first pass, of a later one, and of publishing and examining it."""
+    """Return the operations of a group's first pass, of a later pass, and of publishing and examining the group."""
     kept, (first, later) = kept_images(images, config), pass_kinds(config)
     products = products_flop(layout, images) if by_products(layout, images) else 0.0
     fitted = kept if by_products(layout, images) else images

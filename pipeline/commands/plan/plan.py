@@ -1,9 +1,9 @@
-"""What a run would cost, before it is started: ``paire plan``.
+"""What a run would cost: ``paire plan``.
 
-The archive is listed as ``clean`` lists it, the backbone gives the grid of positions, and bytes, tasks, requests and
-memory follow by the formulas of `pipeline.costs.footprint`. Times come from a rehearsal on a sample
-(`pipeline.commands.plan.rehearsal`) in a temporary directory of this machine. Neither the archive nor any run directory
-is touched.
+The plan lists the archive as ``clean`` does, and takes the grid of positions from the backbone. The formulas of
+`pipeline.costs.footprint` then give bytes, tasks, requests and memory. Times come from rehearsals on a sample
+(`pipeline.commands.plan.rehearsal`), in a temporary directory of this machine. A plan changes neither the archive nor
+any run directory.
 """
 
 import dataclasses
@@ -20,8 +20,7 @@ import pandas as pd
 
 from pipeline.cluster.cluster import CORES_PER_WORKER, Cluster, open_cluster
 from pipeline.commands.plan.forecast import (
-    GUARD_FITS,
-    Passes,
+    PassCounts,
     Seconds,
     expected_passes,
     forecast,
@@ -34,11 +33,11 @@ from pipeline.commands.plan.sample import Sampled, draw, try_sample
 from pipeline.costs.footprint import (
     Layout,
     Requests,
+    chunks,
     distance_bytes,
     examine_requests,
     examine_tasks,
     extraction_requests,
-    extraction_tasks,
     feature_bytes,
     map_bytes,
     moments_bytes,
@@ -52,7 +51,7 @@ from pipeline.costs.footprint import (
     verdict_requests,
 )
 from pipeline.costs.schedule import apart_up_to
-from pipeline.costs.working_memory import extraction_memory, judging_memory
+from pipeline.costs.working_memory import USABLE_MEMORY, extraction_memory, judging_memory
 from pipeline.intake.catalog import build_catalog
 from pipeline.intake.extract import check_extractor
 from pipeline.intake.locations import absolute_source, with_absolute_weights
@@ -64,9 +63,6 @@ from workers.storage.directory import is_url
 from workers.trust.recall import Share
 from workers.verdict.selection import MIN_FITTED
 
-# Dask pauses a worker that holds more than this share of its limit, and kills it soon after.
-USABLE_MEMORY = 0.8
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -77,29 +73,33 @@ class Plan:
     source
         The archive.
     inputs, images
-        Everything listed; what of it would be read.
+        Everything listed, and how much of it a run would read.
     groups
         ``number``, and images of the ``smallest``, ``median`` and ``largest``.
     sample
         Images that were tried; 0 for none.
     unreadable
-        Share of the sample that can not be read, with its interval; None without a sample.
+        Share of the sample that cannot be read, with its interval; None without a sample.
     archive_bytes
-        Of the images; None where neither listing nor sample tells.
+        Bytes of the images; None where neither the listing nor the sample tells.
     bytes
-        ``features`` and ``distances`` as they are stored, uncompressed; ``map`` at most, were all images kept;
-        ``scratch``: beside them while the largest groups are judged.
-    tasks, requests
-        By stage, for the usual number of passes, ``small groups`` being all that are judged in one task each; requests
-        for chunks, as they matter when the run directory is in an object store, and reads of the archive.
+        ``features`` and ``distances`` as stored, uncompressed; ``map`` if all images are kept, which is the most;
+        ``scratch``: needed besides, while the largest groups are judged.
+    tasks
+        By stage, for the usual number of passes. ``small groups`` are all groups that are judged in one task each.
+    requests
+        ``get`` and ``put`` of chunks, which matter when the run directory is in an object store; ``archive_get``.
     passes
-        How many are assumed.
+        The number of passes over each group that the plan assumes.
     memory
-        ``needed`` bytes of each worker, ``limit`` and whether that is ``enough``; the latter None without a sample.
+        Bytes ``needed`` by each worker, its ``limit``, and whether that is ``enough``. Without a sample the last two
+        are None.
     workers, threads
-        Workers that the times are for; compute threads of each.
-    seconds, range_s
-        Seconds of each phase; of the whole run with the fewest and with the most passes. None without a sample.
+        The workers that the times are for, and the compute threads of each.
+    seconds
+        By phase; None without a sample.
+    range_s
+        Seconds of the whole run with the fewest and with the most passes; None without a sample.
     """
 
     source: str
@@ -112,7 +112,7 @@ class Plan:
     bytes: dict[str, int]
     tasks: dict[str, int]
     requests: dict[str, int]
-    passes: Passes
+    passes: PassCounts
     memory: dict[str, Any]
     workers: int | None
     threads: int | None
@@ -137,33 +137,31 @@ def plan(
     opened: Callable[[], Cluster] | None = None,
     started: float | None = None,
 ) -> Plan:
-    """Say what cleaning an archive would cost.
+    """Plan what cleaning an archive would cost.
 
     Parameters
     ----------
-    source
-        As for ``clean``.
-    config
+    source, config
         As for ``clean``.
     sample
-        Images to try; 0 measures nothing; None is 64, or all of a smaller archive.
+        Images to try; 0 measures nothing; None tries 64, or all of a smaller archive.
     workers
-        How many workers the run would have; None: as many as the local cluster.
+        How many workers the run would have; None for as many as the local cluster has.
     seed
         Draws the sample.
     opened
-        Of `pipeline.cluster.cluster.opening_cluster`, where the caller is opening the cluster already, and closes it.
+        From `pipeline.cluster.cluster.opening_cluster`: returns a cluster that the caller is opening and will close.
     started
-        When the command was started, by `time.monotonic`; not given, what it has loaded is left out of the times.
+        When the command started, by `time.monotonic`. None leaves the time of loading out of the plan.
 
     Raises
     ------
     ConfigError
-        When there are fewer images than the sample is to have, or no workers.
+        When the archive has fewer images than ``sample``, or when ``workers`` is below 1.
     UnreadableBudgetError
-        When so many images of the sample are unreadable that nothing can be tried.
+        When too few images of the sample can be read to try anything.
     PaireError
-        Whatever else ``clean`` would refuse at its start.
+        When ``clean`` would refuse to start.
     """
     started = time.monotonic() if started is None else started
     _check_counts(sample, workers)
@@ -212,9 +210,11 @@ def plan(
 
 def _check_counts(sample: int | None, workers: int | None) -> None:
     if sample is not None and sample < 0:
-        raise ConfigError(f"--sample {sample}: give a number of images to try, or 0 to measure nothing.")
+        raise ConfigError(f"--sample {sample} is negative. Give a number of images to try, or 0 to measure nothing.")
     if workers is not None and workers < 1:
-        raise ConfigError(f"--workers {workers}: a run needs at least one. Leave it out for the local cluster's.")
+        raise ConfigError(
+            f"--workers {workers} is too few: a run needs 1. Leave the option out for the local cluster's."
+        )
 
 
 def _unreadable(tried: Sampled | None) -> Share | None:
@@ -225,7 +225,7 @@ def _unreadable(tried: Sampled | None) -> Share | None:
 
 
 def _archive_bytes(candidates: pd.DataFrame, tried: Sampled | None) -> int | None:
-    """Return the bytes of the images: of all of them on disk, else by the sample."""
+    """Return the bytes of the images: counted on disk, or estimated from the sample."""
     paths = candidates["image_path"].tolist()
     if not any(map(is_url, paths)):
         return sum(path.stat().st_size for path in map(Path, paths) if path.is_file())
@@ -253,7 +253,7 @@ def _tasks(sizes: list[int], layout: Layout, config: Config, passes: int, worker
     stages = ("extract", "near-duplicates", "passes", "publish", "examine", "small groups")
     counts: Counter[str] = Counter(dict.fromkeys(stages, 0))
     for size, number in Counter(sizes).items():
-        counts["extract"] += number * extraction_tasks(size)
+        counts["extract"] += number * chunks(size)
         if size <= largest:
             counts["small groups"] += number
             continue
@@ -264,12 +264,12 @@ def _tasks(sizes: list[int], layout: Layout, config: Config, passes: int, worker
         )
         besides = (pass_tasks(layout, size, kept, kind) for kind in publishing_kinds(config))
         counts["publish"] += number * (publish_tasks(layout, size, kept) + sum(besides))
-        counts["examine"] += number * examine_tasks(layout, size, kept, fits=GUARD_FITS)
+        counts["examine"] += number * examine_tasks(layout, size, kept)
     return dict(counts)
 
 
 def _requests(sizes: list[int], layout: Layout, config: Config, passes: int, *, from_url: bool) -> dict[str, int]:
-    """Return the reads and writes of chunks, and the reads of the archive where it is in an object store."""
+    """Return the reads and writes of chunks, and the reads of an archive in an object store."""
     first, later = pass_kinds(config)
     total = Requests()
     for size, number in Counter(sizes).items():
@@ -279,7 +279,7 @@ def _requests(sizes: list[int], layout: Layout, config: Config, passes: int, *, 
         one += pass_requests(layout, size, kept, later).times(passes - 1)
         one += verdict_requests(layout, size) + publish_requests(layout, size, kept)
         one = sum((pass_requests(layout, size, kept, kind) for kind in publishing_kinds(config)), one)
-        total += (one + examine_requests(layout, size, kept, fits=GUARD_FITS)).times(number)
+        total += (one + examine_requests(layout, size, kept)).times(number)
     return {"get": total.get, "put": total.put, "archive_get": sum(sizes) if from_url else 0}
 
 
@@ -291,7 +291,7 @@ def _memory(sizes: list[int], layout: Layout, config: Config, tried: Sampled | N
     blocks = extraction_memory(layout, batch_size=features.batch_size, image_size=features.image_size)
     if tried is None:
         return {"needed": max(judging, blocks), "limit": None, "enough": None}
-    # The sample's blocks are in the peak that was measured, the full ones that a run has are not.
+    # The measured peak includes the sample's blocks, but not the full blocks of a run.
     sampled = min(-(-len(tried.outcomes) // tried.workers), 2 * mean_block(sizes))
     missing = max(0, 2 * min(CHUNK_IMAGES, max(sizes)) - sampled) * layout.positions * layout.position_bytes
     needed = max(tried.peak_bytes, tried.extraction_bytes + missing, tried.idle_bytes + judging)

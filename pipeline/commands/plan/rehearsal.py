@@ -1,14 +1,14 @@
-"""A run in miniature, timed: a sample of images extracted by the workers, and groups made of their features judged.
+"""A run in miniature, timed: the workers extract a sample of images, and judge groups that are drawn from its features.
 
-A plan's times are those of the job's own stages on the machine that it will run on, at the sizes of the archive's
-groups as far as they can be had, and on as few positions as are enough; nothing is modelled that can be tried. The
-features of a group are drawn from the sample: each image has blocks of channels from several of its images, so it has
-their variances and as many directions as images.
+A plan times the job's own stages on the machine that it will run on, at the sizes of the archive's groups where
+possible, and on few positions. It models nothing that it can try. A drawn image takes each block of channels from one
+image of the sample, so a group has the sample's variances, and as many directions as images.
 """
 
 import dataclasses
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +24,8 @@ from pipeline.intake.extract import extract_features
 from pipeline.judging.judge import Judge
 from schemas.config import Config
 from schemas.names import storage_name
-from schemas.records import run as layout
 from schemas.records.image import ImageOutcome
-from schemas.records.run import RunRecord
+from schemas.records.run import FEATURES, RUNNING, RunRecord
 from schemas.stores.features import CHUNK_IMAGES, FeatureGeometry
 from schemas.tables.catalog import COLUMNS
 from workers.storage.directory import Directory
@@ -35,34 +34,42 @@ logger = logging.getLogger("paire")
 
 Features = NDArray[np.floating]
 
-# Channels that an image of a drawn group has from one image of the sample.
+# Channels that a drawn image takes from one image of the sample.
 BLOCK_CHANNELS = 8
 
-# Extracted first by each worker: untimed, as threads and memory are new then and a sample is too short to even that
-# out, and again, for what a block costs however few its images are.
+# Images that each worker extracts first: once untimed, to start threads and memory, and once timed, for the fixed cost
+# of a block.
 FIRST_IMAGES = 4
 
-# A sample that takes no longer is extracted once more, several times over: of a second, chance decides too much.
+# A sample that takes less than this is extracted several times over, as chance decides too much of so short a time.
 QUICK_S = 3.0
 REPEATS = 3
 
-# Bounds the passes over a group that is not small: what comes after the second costs as much as that.
-PASSES = 2
+# Passes of each loop of a strategy over a group that is not small: later passes cost as much as the second.
+REHEARSED_PASSES = 2
 
 
 class Stopwatch(Reporter):
-    """Shows nothing, and keeps how long each phase took."""
+    """Shows nothing, and keeps how long the phases of each kind took, or of each name where they have no kind."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seconds: list[tuple[str, float]] = []
+        self.seconds: defaultdict[str, list[float]] = defaultdict(list)
 
     @contextmanager
-    def phase(self, name: str, total: int, unit: str = "images", *, brief: bool = False) -> Iterator[Phase]:  # noqa: ARG002
+    def phase(
+        self,
+        name: str,
+        total: int,
+        unit: str = "images",
+        *,
+        kind: str = "",
+        brief: bool = False,  # noqa: ARG002
+    ) -> Iterator[Phase]:
         """Time a phase while the block runs."""
         started = time.monotonic()
         yield Phase(name, total, unit, None)
-        self.seconds.append((name, time.monotonic() - started))
+        self.seconds[kind or name].append(time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -72,11 +79,11 @@ class Extraction:
     Attributes
     ----------
     outcomes
-        One for each image, in the order given.
+        What reading each image established, in the order of the sample.
     features
         (readable images, rows, columns, channels).
     images_per_second
-        Of one worker, once it is at work.
+        How many images one worker extracts, after its start.
     """
 
     outcomes: tuple[ImageOutcome, ...]
@@ -91,18 +98,16 @@ class Rehearsal:
     Attributes
     ----------
     images
-        In each group.
+        Of each group.
     groups
-        Judged together.
+        How many groups were judged together.
     rows, columns
-        Positions of each.
+        The grid of positions of each group.
     first_pass, next_pass
-        Seconds of the first pass, and the mean of the later ones. Of small groups, which are judged in one task each,
-        both are the seconds of all of that.
+        Seconds of the first pass, and the mean of the later passes. For groups that are judged in one task each, both
+        are the seconds of judging all of them.
     rest, seconds
-        Seconds of everything else, and of all.
-    workers
-        Who worked.
+        Seconds of everything else, and of everything.
     """
 
     images: int
@@ -126,20 +131,20 @@ def extract_sample(
     *,
     block_images: int,
 ) -> Extraction:
-    """Extract a sample of images, as many on each worker, and time it.
+    """Extract a sample of images, shared equally by the workers, and time it.
 
     Parameters
     ----------
     cluster
-        Where to run; its extractors are built.
+        Its workers have built their extractors.
     sample
         Rows of the catalog.
     geometry, config, weights_digest
         As for `pipeline.intake.extract.extract_features`.
     directory
-        An empty one.
+        An empty directory.
     block_images
-        The images of a block, at most: as many as the archive's blocks have, since each costs something of its own.
+        The most images of a block: as many as the archive's blocks have, as each block has a fixed cost.
     """
 
     def extract(images: pd.DataFrame, into: str) -> tuple[dict[str, list[ImageOutcome]], float]:
@@ -175,16 +180,16 @@ def extract_sample(
 
 
 def blocks_of(sample: pd.DataFrame, workers: int, most: int) -> pd.DataFrame:
-    """Return a sample in groups of one size, each a block of at most so many images; as many groups for each worker."""
+    """Return a sample in equal groups, each a block of at most ``most`` images, and equally many for each worker."""
     groups, place = workers * -(-len(sample) // (workers * most)), np.arange(len(sample))
     return sample.assign(group=[f"{number:06d}" for number in place % groups], row=place // groups)
 
 
 def _rate(images: int, seconds: float, few: int, few_seconds: float) -> float:
-    """Return the images per second beyond a few: what a block costs in any case is hidden by the next one in a run."""
+    """Return the images per second beyond a few, without the fixed cost of a block, which the next block hides."""
     if images < 2 * few:
         return images / seconds
-    # Where the few took as long as all, something else kept them waiting.
+    # Where a few images take as long as all, something else kept them waiting.
     return (images - few) / max(seconds - few_seconds, seconds / 2)
 
 
@@ -199,24 +204,20 @@ def judge_groups(
     groups: int = 1,
     seed: int = 0,
 ) -> Rehearsal:
-    """Judge groups of drawn features.
+    """Judge groups of drawn features, and time it.
 
     Parameters
     ----------
-    cluster
-        Where to run.
     features
-        (sample, rows, columns, channels): of the sample, at the positions to judge.
+        (sample, rows, columns, channels): the sample's features at the positions to judge.
     geometry
-        The whole grid; that of ``features`` may be a part of it.
-    config
-        The configuration; its strategy decides which passes there are.
+        The whole grid; the grid of ``features`` may be a part of it.
     directory
-        An empty one.
+        An empty directory.
     images, groups
         How many images each group has, and how many groups there are.
     seed
-        Of the draw.
+        Seeds the draw.
     """
     _, rows, columns, _ = features.shape
     part = dataclasses.replace(geometry, rows=rows, columns=columns)
@@ -226,18 +227,20 @@ def judge_groups(
         name: [ImageOutcome(row, f"{name}-{row}", 1, width=1, height=1) for row in range(images)] for name in names
     }
     for number, name in enumerate(names):
-        _write_drawn(directory / layout.FEATURES, name, features, images, np.random.default_rng((seed, number)))
+        _write_drawn(directory / FEATURES, name, features, images, np.random.default_rng((seed, number)))
     bounded = config
     if not is_small(images):
-        bounded = config.model_copy(update={"trim": config.trim.model_copy(update={"max_iterations": PASSES})})
-    record = RunRecord("", layout.RUNNING, "", {}, "", "", "")
+        bounded = config.model_copy(
+            update={"trim": config.trim.model_copy(update={"max_iterations": REHEARSED_PASSES})}
+        )
+    record = RunRecord("", RUNNING, "", {}, "", "", "")
     stopwatch = Stopwatch()
-    judge = Judge(directory, directory / layout.FEATURES, part, bounded, record, cluster, stopwatch)
+    judge = Judge(directory, directory / FEATURES, part, bounded, record, cluster, stopwatch)
     with _silent():
         started = time.monotonic()
         judge.judge(catalog, outcomes)
         seconds = time.monotonic() - started
-    passes = [taken for name, taken in stopwatch.seconds if ": pass " in name or name == "judge"]
+    passes = stopwatch.seconds["pass"] or stopwatch.seconds["judge"]
     later = passes[1:] or passes
     return Rehearsal(
         images=images,
@@ -253,7 +256,7 @@ def judge_groups(
 
 
 def _catalog(groups: list[str], images: int) -> pd.DataFrame:
-    """Return the catalog of some groups of so many images."""
+    """Return the catalog of groups with ``images`` images each."""
     rows = [(f"{group}-{row}", group, row) for group in groups for row in range(images)]
     frame = pd.DataFrame(rows, columns=["file_name", "group", "row"]).astype({"row": "Int64"})
     frame = frame.assign(sample_id=frame["file_name"], image_path=frame["file_name"], reason="")
@@ -261,7 +264,7 @@ def _catalog(groups: list[str], images: int) -> pd.DataFrame:
 
 
 def _write_drawn(store: Directory, name: str, features: Features, images: int, random: np.random.Generator) -> None:
-    """Write features (images, rows, columns, channels) that are drawn from a sample's, chunk by chunk."""
+    """Draw features (images, rows, columns, channels) from a sample's, and write them chunk by chunk."""
     sample, rows, columns, channels = features.shape
     array = store.zarr_group("", "a").create_array(
         storage_name(name),
@@ -281,7 +284,7 @@ def _write_drawn(store: Directory, name: str, features: Features, images: int, r
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Log nothing while the block runs: it is about images that do not exist."""
+    """Log nothing while the block runs, as the images of a rehearsal do not exist."""
     before = logger.disabled
     logger.disabled = True
     try:

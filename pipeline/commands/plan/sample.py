@@ -1,6 +1,6 @@
-"""What a sample of an archive tells of the run: which images to try, which groups to rehearse, on how many positions.
+"""What to rehearse for a plan: which images of the archive, which sizes of groups, and how many positions.
 
-The times of `pipeline.commands.plan.rehearsal` are of the machine that plans, in a temporary directory.
+Times are those of the machine that plans, in a temporary directory (`pipeline.commands.plan.rehearsal`).
 """
 
 import math
@@ -14,9 +14,18 @@ import numpy as np
 import pandas as pd
 
 from pipeline.cluster.cluster import Cluster, workers_of
-from pipeline.commands.plan.forecast import GUARD_FITS, Measured, mean_block, pass_kinds
+from pipeline.commands.plan.forecast import Measured, mean_block, pass_kinds
 from pipeline.commands.plan.rehearsal import Extraction, Rehearsal, extract_sample, judge_groups
-from pipeline.costs.footprint import Layout, by_products, is_small, pass_flop, products_flop, publish_flop
+from pipeline.costs.footprint import (
+    GUARD_FITS,
+    USUAL_PASSES,
+    Layout,
+    by_products,
+    is_small,
+    pass_flop,
+    products_flop,
+    publish_flop,
+)
 from schemas.config import Config
 from schemas.errors import ConfigError, UnreadableBudgetError
 from schemas.records.image import ImageOutcome
@@ -25,42 +34,40 @@ from workers.passes.by_products import SMALL_GROUP
 from workers.storage.directory import Directory
 from workers.verdict.selection import MIN_FITTED
 
-# Images of the sample, where the archive has as many.
+# Images of the sample, unless the archive has fewer.
 SAMPLE = 64
 
-# Operations that a rehearsal of one group takes on as many positions as that is: some seconds of one core.
+# Operations of one core in a rehearsal of one group, which set its number of positions: some seconds.
 _REHEARSED_FLOP = 6e10
 
-# A group beyond the dual form is rehearsed at a size where its start, a half of it, is beyond it as well.
+# A group beyond the dual form is rehearsed with this many times the channels, so that half of it is beyond it as well.
 _PRIMAL_SIZE = 2.3
 
-# And at so many times that, to tell what grows with the images from what does not.
+# And with this many times that size, to separate what grows with the images from what does not.
 _SECOND_SIZE = 3
 
-# Groups of this share of the largest one's size and more are close enough to it not to be rehearsed themselves.
+# A group of at least this share of the largest size is close enough to it, and needs no rehearsal of its own.
 _OTHER_SIZE = 0.8
 
-# Small groups for each worker: one after another, so that what they share is paid once.
+# Small groups that each worker rehearses one after another, to pay once for what they share.
 _SMALL_GROUPS = 3
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What trying a sample gave.
+    """What trying a sample found.
 
     Attributes
     ----------
     outcomes
-        What became of each image.
-    measured
-        The times.
+        What reading each image established.
     workers, threads
-        Of the cluster that it was tried on.
+        Of the cluster that tried the sample.
     idle_bytes, extraction_bytes, peak_bytes
-        Memory of a worker between tasks, its peak while the sample was extracted, and that of all that was tried; 0
-        where the system does not tell.
+        Memory of a worker between tasks, its peak while it extracted the sample, and its peak over everything; 0 where
+        the system does not tell.
     limit
-        The memory limit of the smallest worker; 0 for none.
+        The memory limit of the smallest worker in bytes; 0 for none.
     """
 
     outcomes: tuple[ImageOutcome, ...]
@@ -74,18 +81,18 @@ class Sampled:
 
 
 def draw(candidates: pd.DataFrame, sample: int | None, seed: int) -> pd.DataFrame:
-    """Return a sample of a catalog's images, spread evenly over the archive from a random start; None takes 64.
+    """Return a sample of a catalog's images, spread evenly over the archive from a random start.
 
     Raises
     ------
     ConfigError
-        When there are fewer images.
+        When the archive has fewer images than ``sample``.
     """
     count = min(SAMPLE, len(candidates)) if sample is None else sample
     if count > len(candidates):
         raise ConfigError(
             f"--sample {count} is more than the {len(candidates)} images of the archive. Give {len(candidates)} or "
-            "fewer, or leave it out."
+            "fewer, or leave the option out."
         )
     offset = np.random.default_rng(seed).random()
     return candidates.iloc[((np.arange(count) + offset) * len(candidates) / max(count, 1)).astype(np.int64)]
@@ -106,22 +113,20 @@ def try_sample(
     Parameters
     ----------
     cluster
-        Where to run; its extractors are built.
+        Its workers have built their extractors.
     chosen
         The sample: rows of the catalog.
     sizes
         Images of each of the archive's groups.
     extractor
-        This process's.
-    layout, config
-        What is computed.
+        The extractor of this process, for the grid and the digest of the weights.
     start
-        Seconds until now, since the command was started.
+        Seconds since the command started.
 
     Raises
     ------
     UnreadableBudgetError
-        When fewer images are readable than a fit needs.
+        When fewer images can be read than a fit needs.
     """
     with tempfile.TemporaryDirectory(prefix="paire-plan-") as folder:
         directory = Directory.at(folder)
@@ -135,7 +140,7 @@ def try_sample(
         features = _about_one_mean(extraction, chosen)
         rehearse = _Rehearsing(cluster, features, layout, config, directory)
         cold, warm = rehearse.smallest(), rehearse.smallest()
-        idle = max(cluster.client.run(_resident_bytes).values())  # with all that judging loads
+        idle = max(cluster.client.run(_resident_bytes).values())  # includes all that judging loads
         rehearsals = tuple(rehearse.size(size) for size in _sizes_to_rehearse(sizes, layout, rehearse.position_flop))
         most = max(cluster.client.run(_peak_bytes).values())
     measured = Measured(
@@ -159,7 +164,7 @@ def try_sample(
 
 @dataclass
 class _Rehearsing:
-    """Rehearses groups of different sizes, each in a directory of its own."""
+    """Rehearses groups of different sizes, each in its own directory."""
 
     cluster: Cluster
     features: Any
@@ -173,7 +178,7 @@ class _Rehearsing:
         return self._judge(self.features[:, :1, :1], SMALL_GROUP + 1, 1)
 
     def size(self, images: int) -> Rehearsal:
-        """Judge groups of a size, on as many positions as take some seconds."""
+        """Judge groups of a size, on enough positions for some seconds of work."""
         geometry, workers = self.layout.geometry, self.cluster.workers
         if is_small(images):
             return self._judge(self.features, images, _SMALL_GROUPS * workers)
@@ -184,17 +189,17 @@ class _Rehearsing:
         return self._judge(part, images, 1)
 
     def position_flop(self, images: int) -> float:
-        """Return the operations of judging one position in few passes."""
+        """Return the operations of judging one position in the usual passes of `paire`."""
         kind = pass_kinds(self.config)[0]
         products = products_flop(self.layout, images) if by_products(self.layout, images) else 0.0
-        passes = (3 + GUARD_FITS) * pass_flop(self.layout, images, images, kind)
+        passes = (USUAL_PASSES + GUARD_FITS) * pass_flop(self.layout, images, images, kind)
         return (products + passes + publish_flop(self.layout, images)) / self.layout.positions
 
     def _judge(self, features: Any, images: int, groups: int) -> Rehearsal:
         self.done += 1
         config = self.config
         if not by_products(self.layout, images) and config.trim.strategy in {"paire", "trim-once"}:
-            # Whatever the threshold keeps of drawn features, a large group's fits are in primal form.
+            # The threshold may keep few of the drawn images, but a large group's fits are in primal form.
             config = config.model_copy(update={"trim": config.trim.model_copy(update={"strategy": "none"})})
         return judge_groups(
             self.cluster,
@@ -209,9 +214,9 @@ class _Rehearsing:
 
 
 def _sizes_to_rehearse(sizes: list[int], layout: Layout, position_flop: Callable[[int], float]) -> list[int]:
-    """Return sizes that stand for all: small groups' mean, the smallest and largest by products, some beyond those.
+    """Return sizes that stand for all: the mean of small groups, the ends of those by products, one or two beyond.
 
-    Of the latter a second one where its tasks are quick, as what they cost in any case is not to be scaled.
+    Beyond the dual form, a second size is rehearsed where tasks are quick, as their fixed cost must not be scaled.
     """
     small = [size for size in sizes if is_small(size)]
     dual = sorted(size for size in sizes if not is_small(size) and by_products(layout, size))
@@ -227,7 +232,7 @@ def _sizes_to_rehearse(sizes: list[int], layout: Layout, position_flop: Callable
 
 
 def _spread(count: int, of: int) -> Any:
-    """Return so many of some rows or columns, evenly spread."""
+    """Return ``count`` of ``of`` indices, evenly spread."""
     return ((np.arange(count) + 0.5) * of / count).astype(np.int64)
 
 
@@ -238,13 +243,13 @@ def _check_readable(extraction: Extraction, chosen: pd.DataFrame) -> None:
         return
     first = f" (the first: {faults[0]})" if faults else ""
     raise UnreadableBudgetError(
-        f"{len(chosen) - len(faults)} of the {len(chosen)} images of the sample can be read{first}; {MIN_FITTED} are "
-        "needed to judge any. Check the source, use a larger --sample, or --sample 0 to measure nothing."
+        f"{len(chosen) - len(faults)} of the {len(chosen)} images of the sample can be read{first}; judging needs "
+        f"{MIN_FITTED}. Check the source, give a larger --sample, or --sample 0 to measure nothing."
     )
 
 
 def _about_one_mean(extraction: Extraction, chosen: pd.DataFrame) -> Any:
-    """Return the sample's features with each group's mean moved to that of all: groups are rehearsed, not a mixture."""
+    """Return the sample's features with each group's mean moved to the common mean, as of one group."""
     is_readable = [outcome.is_readable for outcome in extraction.outcomes]
     groups = chosen["group"].to_numpy()[is_readable]
     features = extraction.features.astype(np.float32)
@@ -256,7 +261,7 @@ def _about_one_mean(extraction: Extraction, chosen: pd.DataFrame) -> Any:
 
 
 def _peak_bytes() -> int:
-    """Return the largest resident memory that this process has had."""
+    """Return the peak of this process's resident memory."""
     return _status("VmHWM")
 
 
@@ -266,7 +271,7 @@ def _resident_bytes() -> int:
 
 
 def _status(name: str) -> int:
-    """Return a figure of this process; 0 where the system does not tell."""
+    """Return a figure of this process in bytes; 0 where the system does not tell."""
     status = Path("/proc/self/status")
     if not status.exists():
         return 0

@@ -10,9 +10,9 @@ import pytest
 import pipeline.costs.check
 from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.commands.clean import clean
-from pipeline.costs.check import USABLE_MEMORY, require_memory
+from pipeline.costs.check import require_memory
 from pipeline.costs.footprint import Layout
-from pipeline.costs.working_memory import judging_memory
+from pipeline.costs.working_memory import USABLE_MEMORY, judging_memory
 from schemas.errors import ClusterError
 from schemas.stores.features import FeatureGeometry
 from tests.support.archives import tiny_config, write_parts

@@ -162,9 +162,9 @@ def test_operations_are_those_of_the_kernels_leading_terms() -> None:
         (700, 700, PassKind(), True, 3 * (3 + 2 + 1 + 3 + 1)),  # moments, their merges, the fit, distances, verdict
         (700, 10, PassKind(), False, 3 * (1 + 3 + 1)),
         (700, 700, PassKind(scores=True), False, 3 * (6 + 3) + 3),
-        (700, 700, PassKind(scores=True, nearest=True), True, 3 * (6 + 3 + 1 + 3 + 9 + 3) + 3),
+        (700, 700, PassKind(scores=True, nearest=0.75), True, 3 * (6 + 3 + 1 + 3 + 9 + 3) + 3),
         (300, 300, PassKind(), True, 3),  # one segment: all of a row
-        (300, 10, PassKind(scores=True, nearest=True), True, 3 + 1),
+        (300, 10, PassKind(scores=True, nearest=0.75), True, 3 + 1),
     ],
 )
 def test_tasks_of_a_pass(images: int, fitted: int, kind: PassKind, is_first: bool, tasks: int) -> None:

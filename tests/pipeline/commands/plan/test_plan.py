@@ -262,7 +262,7 @@ def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
         (PassKind(), False, images - 5, 1, lambda: statistics.measure(few, is_first=False, phase=phase)),
         (PassKind(scores=True), False, images - 5, 0, lambda: statistics.score(few, smoothing=1, phase=phase)),
         (
-            PassKind(scores=True, nearest=True),
+            PassKind(scores=True, nearest=0.75),
             False,
             images,
             1,
