@@ -68,7 +68,7 @@ def read_bytes(location: str) -> bytes:
     fs, path = split_location(location)
     try:
         content: bytes = fs.cat_file(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, StorageError):
         raise
     except Exception as error:
         # Clients of remote stores have errors of their own, such as an HTTP client's for status 403.
