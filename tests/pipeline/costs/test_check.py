@@ -1,4 +1,4 @@
-"""Too small a worker is refused before the first image, with the number that it needs."""
+"""A run with too small workers is refused before the first image, with the memory that they need."""
 
 import dataclasses
 import re
@@ -74,7 +74,7 @@ def test_more_threads_need_more(cluster: Cluster, monkeypatch: pytest.MonkeyPatc
         require_memory(dataclasses.replace(cluster, threads=64), [1000], GEOMETRY, tiny_config())
 
 
-def test_a_run_that_can_not_end_is_refused_before_its_first_image(
+def test_a_run_that_cannot_end_is_refused_before_its_first_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_parts(tmp_path / "archive", good=4)

@@ -1,4 +1,4 @@
-"""The formulas against what is written and held: bytes on disk, the shapes of tasks, laws of the costs."""
+"""The formulas against what runs write and hold: bytes on disk, the shapes of tasks, laws of the costs."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -139,7 +139,7 @@ def test_more_images_never_cost_less(one: int, other: int) -> None:
 @given(st.integers(17, 100_000), st.integers(2, 50))
 @settings(max_examples=50)
 def test_a_pass_beyond_the_dual_form_is_linear_in_the_images(images: int, times: int) -> None:
-    # Merging costs something for each chunk, which the image that fills no chunk pays in full.
+    # Merging has a cost for each chunk, whether it is full or not.
     one, many = (pass_flop(LAYOUT, count, count, PassKind()) for count in (images, times * images))
     assert many <= times * one * (1 + 1e-9)
 
@@ -184,7 +184,7 @@ def test_a_large_row_is_many_tasks_whatever_the_segment() -> None:
         pass_tasks(whole, WHOLE_ROW_IMAGES, 700, PassKind()) == pass_tasks(wide, WHOLE_ROW_IMAGES, 700, PassKind()) == 3
     )
     assert pass_tasks(wide, WHOLE_ROW_IMAGES + 1, 700, PassKind()) == 3 * (1 + 1 + 1 + 1)
-    # What it holds does not grow beyond that.
+    # Beyond that size a worker holds no more.
     small, large = (judging_memory(wide, images, images, threads=1) for images in (10_000, 1_000_000))
     assert small == large
 

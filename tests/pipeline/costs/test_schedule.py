@@ -1,4 +1,4 @@
-"""Who computes what at once."""
+"""How tasks share the workers."""
 
 from dataclasses import replace
 
@@ -55,7 +55,7 @@ def test_groups_of_several_segments_have_tasks_enough() -> None:
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=30), st.integers(1, 300))
-def test_small_groups_are_judged_side_by_side_in_any_case(sizes: list[int], workers: int) -> None:
+def test_small_groups_are_always_judged_side_by_side(sizes: list[int], workers: int) -> None:
     largest = apart_up_to(sizes, LAYOUT, workers)
     assert largest in {0, *sizes}
     assert max((size for size in sizes if size <= SMALL_GROUP), default=0) <= largest <= LAYOUT.segment_images

@@ -1,4 +1,4 @@
-"""What workers are said to hold, against what tasks allocate, and laws of it."""
+"""What workers hold by the formulas, against what tasks allocate, and laws of it."""
 
 from pathlib import Path
 

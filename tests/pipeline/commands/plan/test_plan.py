@@ -1,4 +1,4 @@
-"""What a plan says against what runs do: bytes, tasks and requests exactly; times only that they are there."""
+"""A plan against what runs do: bytes, tasks and requests are exact; of times, only that a plan has them."""
 
 import dataclasses
 import json
@@ -18,6 +18,7 @@ import pipeline.costs.footprint
 from pipeline.cli.main import cli
 from pipeline.cli.tables import duration, sentences, size
 from pipeline.cluster.progress import Phase
+from pipeline.cluster.tasks import TaskWindow
 from pipeline.commands.plan.forecast import (
     Measured,
     _by_operations,
@@ -27,7 +28,7 @@ from pipeline.commands.plan.forecast import (
     mean_block,
 )
 from pipeline.commands.plan.plan import Plan, plan
-from pipeline.commands.plan.rehearsal import Rehearsal, blocks_of
+from pipeline.commands.plan.rehearsal import Rehearsal, Stopwatch, blocks_of
 from pipeline.commands.plan.sample import draw
 from pipeline.costs.footprint import (
     Layout,
@@ -82,6 +83,28 @@ def test_bytes_are_those_that_a_run_writes(planned: Plan, archive: Path, tmp_pat
     assert planned.bytes["map"] >= bytes_below(run.path / "model")
     assert planned.archive_bytes == sum(path.stat().st_size for path in archive.rglob("*.png"))
     assert (planned.inputs, planned.images) == (len(run.manifest), len(run.manifest))
+
+
+@pytest.mark.parametrize("channels", [20, 100])
+def test_tasks_are_those_that_a_run_submits(channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted: Counter[str] = Counter()
+    submit = TaskWindow.submit
+
+    def counting(self: TaskWindow, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
+        submitted[function.__name__] += 1
+        return submit(self, function, *args, **kwargs)
+
+    monkeypatch.setattr(TaskWindow, "submit", counting)
+    # Without trimming the passes and the images kept are known.
+    settings = ("input.group_by={group}/**", "trim.strategy=none", "gaussian.segment_images=16")
+    config = (*settings, f"features.channels={channels}")
+    write_parts(tmp_path / "archive" / "small", 12)
+    # Parts with defects: the breakdown guard fits a second time.
+    write_parts(tmp_path / "archive" / "large", 66, 4, first_seed=100)
+    tasks = plan(str(tmp_path / "archive"), quick_config(*config), sample=0).tasks
+    quick_run_on(tmp_path / "archive", tmp_path / "run", *config)
+    assert min(tasks.values()) > 0
+    assert submitted.total() == sum(tasks.values()), submitted
 
 
 def test_groups_are_counted_and_sized(planned: Plan) -> None:
@@ -157,7 +180,7 @@ def test_missing_weights_are_refused(archive: Path, tmp_path: Path) -> None:
         plan(str(archive), quick_config(f"features.weights={tmp_path / 'none.pth'}"))
 
 
-def test_a_sample_that_can_not_be_read_is_refused_with_its_first_fault(tmp_path: Path) -> None:
+def test_a_sample_that_cannot_be_read_is_refused_with_its_first_fault(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.png").write_bytes(b"no image")
     with pytest.raises(UnreadableBudgetError, match=r"0 of the 5 images .*0\.png"):
@@ -179,7 +202,7 @@ def test_the_command_prints_a_table_for_people_and_json_for_machines(archive: Pa
         assert word in result.stderr
 
 
-# What passes really are
+# Passes as they run
 
 
 class Counted(NamedTuple):
@@ -299,6 +322,14 @@ def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
 # Forecasts
 
 
+def test_phases_are_timed_by_their_kind_or_name() -> None:
+    stopwatch = Stopwatch()
+    for name, kind in (("a: pass 1", "pass"), ("pass", ""), ("judge", ""), ("b: publish", "publish")):
+        with stopwatch.phase(name, 1, "rows", kind=kind, brief=True):
+            pass
+    assert {kind: len(seconds) for kind, seconds in stopwatch.seconds.items()} == {"pass": 2, "judge": 1, "publish": 1}
+
+
 MEASURED = Measured(
     start=5.0,
     first_tasks=0.0,
@@ -343,7 +374,7 @@ def test_beyond_the_rehearsals_what_tasks_cost_in_any_case_is_not_scaled(
 
 
 def test_rows_are_shared_in_rounds() -> None:
-    # But for the look for near-duplicates, which is one task after another.
+    # Except for finding near-duplicates, whose tasks run one after another.
     assert seconds_of([70], 3).passes == pytest.approx(seconds_of([70], 1).passes / 3, rel=0.05)
     assert seconds_of([70], 2).passes == pytest.approx(seconds_of([70], 1).passes * 2 / 3, rel=0.05)
 
@@ -389,8 +420,6 @@ def test_every_strategy_has_a_number_of_passes_that_its_bound_holds(strategy: st
 
 
 def test_a_sample_is_seeded_and_spread_over_the_archive() -> None:
-    import pandas as pd
-
     candidates = pd.DataFrame({"number": range(1000)})
     first, again, other = (draw(candidates, 10, seed)["number"].tolist() for seed in (0, 0, 1))
     assert first == again != other
