@@ -1,1 +1,1 @@
-"""How fast and how large: ``python -m benchmarks NAME`` measures this machine."""
+"""Measure speed and memory on this machine: ``python -m benchmarks NAME``."""

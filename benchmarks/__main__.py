@@ -1,4 +1,4 @@
-"""``python -m benchmarks NAME``: measure one thing, keep what was found, and make the tables anew."""
+"""``python -m benchmarks NAME``: run one benchmark, keep its result, and write the tables again."""
 
 import argparse
 import shlex
@@ -33,7 +33,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "statistics": statistics,
 }
 
-# The options by which each of them only shows that it works, in a minute or so.
+# Options with which each benchmark only shows that it works, in about a minute.
 QUICK: dict[str, tuple[str, ...]] = {
     "extraction": ("--backbones", "squeezenet1_1", "--files", "256:JPEG", "--images", "32", "--rounds", "1"),
     "fixed-cost": ("--rounds", "1"),
@@ -49,10 +49,12 @@ QUICK: dict[str, tuple[str, ...]] = {
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Return what the arguments ask for."""
+    """Parse the arguments."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--show", action="store_true", help="show what was found and keep nothing")
-    parser.add_argument("--quick", action="store_true", help="show that it works: so little that figures mean nothing")
+    parser.add_argument("--show", action="store_true", help="show the result and do not keep it")
+    parser.add_argument(
+        "--quick", action="store_true", help="only show that it works, with too little work for meaningful figures"
+    )
     names = parser.add_subparsers(dest="name", required=True)
     for name, module in BENCHMARKS.items():
         module.add_arguments(names.add_parser(name, help=str(module.__doc__).splitlines()[0]))

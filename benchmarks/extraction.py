@@ -1,7 +1,7 @@
 """Extraction, from files on disk to stored features, against the bare forward pass.
 
-One side is the stage that `paire clean` runs, on a local cluster with a worker process: reading, hashing, decoding,
-resizing, forward pass, pooling, writing. The other is the same backbone on tensors in memory.
+One side is the extraction stage of `paire clean`, on a local cluster with one worker process: reading, hashing,
+decoding, resizing, forward pass, pooling, writing. The other side is the same backbone on tensors in memory.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BACKBONES = {
     "wide_resnet50_2": ("layer1", "layer2", "layer3"),
     "squeezenet1_1": ("features.4", "features.7", "features.12"),
 }
-# Files of their own are needed only until the page cache has them all.
+# Distinct files: more would not matter, as the page cache holds all of them.
 FILES = 64
 
 _EXPLANATION = """Images/s of extraction over images/s of the bare forward pass of the same backbone, data type, size
@@ -42,9 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES))
     parser.add_argument("--files", nargs="+", default=["256:PNG", "256:JPEG", "1024:PNG", "1024:JPEG"])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--images", type=int, default=128, help="of each side in a round; squeezenet takes four times")
+    parser.add_argument(
+        "--images", type=int, default=128, help="of each side in a round; squeezenet takes four times as many"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--limit-s", type=float, default=1200, help="begin no other kind of file after so many seconds")
+    parser.add_argument(
+        "--limit-s", type=float, default=1200, help="start no other kind of file after this many seconds"
+    )
 
 
 def measure(arguments: argparse.Namespace, command: str) -> Record:
@@ -87,7 +91,7 @@ def _compare(folder: Path, config: Config, size: int, image_format: str, images:
         def bare(*, by_slices: bool) -> Speed:
             return process.apply(forward_speed, (config.features, images, cores), {"by_slices": by_slices})
 
-        for number in range(1 + rounds):  # the first warms both sides up
+        for number in range(1 + rounds):  # the first round warms both sides up
             batches = bare(by_slices=False)
             with _gpu_utilisation(utilisation if is_on_gpu and number else None):
                 ours = extraction()
@@ -111,7 +115,7 @@ def _compare(folder: Path, config: Config, size: int, image_format: str, images:
 
 @contextmanager
 def _gpu_utilisation(found: list[float] | None) -> Iterator[None]:
-    """Append the GPU's mean utilisation in percent while the block runs, as the driver's own tool has it."""
+    """Append the GPU's mean utilisation in percent while the block runs, as the driver's tool reports it."""
     if found is None:
         yield
         return

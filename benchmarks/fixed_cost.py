@@ -1,7 +1,7 @@
 """What `paire clean` costs beyond its forward pass on an archive of 100 small images.
 
-One side is the whole command. The other is a process that loads what it loads, builds the backbone once, and takes as
-many tensors through it: what no implementation could do without.
+One side is the whole command. The other side is a process that imports the same packages, builds the backbone once, and
+takes as many tensors through it: no implementation can do with less.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def measure(arguments: argparse.Namespace, command: str) -> Record:
 
 
 def _seconds(*arguments: str) -> tuple[float, float]:
-    """Run Python; return the seconds that it took, and the CPU seconds of it and its processes."""
+    """Run Python; return its seconds, and the CPU seconds of all its processes."""
     started, before = time.perf_counter(), _cpu_of_children()
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True, timeout=600)
     return time.perf_counter() - started, _cpu_of_children() - before

@@ -1,4 +1,4 @@
-"""The bare forward pass that extraction is measured against, in a process of its own."""
+"""The bare forward pass that extraction is compared with, in its own process."""
 
 import multiprocessing
 import time
@@ -17,7 +17,7 @@ from workers.features.extractor import SLICE_IMAGES, PatchExtractor
 
 
 class Speed(NamedTuple):
-    """Of one side: images/s by the clock, and images for each CPU second of all cores and processes."""
+    """The speed of one side: images/s by the clock, and images for each CPU second of all cores and processes."""
 
     clock: float
     cpu: float
@@ -25,24 +25,20 @@ class Speed(NamedTuple):
 
 @contextmanager
 def forward_process() -> Iterator[Pool]:
-    """Start the process; `forward_speed` runs in it, and its model stays there between calls."""
+    """Start the process in which `forward_speed` runs; its model stays there between calls."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         yield pool
 
 
 def forward_speed(features: FeaturesConfig, images: int, cores: int, *, by_slices: bool) -> Speed:
-    """Take random tensors through the backbone that extraction uses, nothing before it and nothing after it.
+    """Take random tensors through the backbone that extraction uses, with nothing before or after it.
 
     Parameters
     ----------
-    features
-        The configuration.
     images
-        How many, a whole number of batches.
-    cores
-        How many to use.
+        A whole number of batches.
     by_slices
-        One slice of a batch on each core, as extraction does; else whole batches, on torch's own threads.
+        Take one slice of a batch on each core, as extraction does; otherwise whole batches on torch's own threads.
     """
     extractor = _extractor(features)
     device = next(extractor.backbone.parameters()).device
@@ -75,5 +71,5 @@ def _timed(work: Callable[[], object], images: int) -> Speed:
 
 @lru_cache(maxsize=1)
 def _extractor(features: FeaturesConfig) -> PatchExtractor:
-    keep_freed_memory()  # or the other side would win by this alone
+    keep_freed_memory()  # otherwise the other side would win by this alone
     return PatchExtractor(features)

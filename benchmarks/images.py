@@ -1,4 +1,4 @@
-"""Synthetic archives of the file sizes that cameras give, and their catalogs."""
+"""Synthetic archives with files as large as those of cameras, and their catalogs."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
 
-# Sensor noise in grey levels; with it a PNG is as hard to decompress as a photographed one.
+# Sensor noise in grey levels, which makes a PNG as hard to decompress as a photograph.
 NOISE_LEVELS = 2.0
 
 
 def write_images(folder: Path, count: int, size: int, image_format: str) -> list[Path]:
-    """Write so many images of ``size`` x ``size`` pixels: soft coloured shapes under sensor noise."""
+    """Write images of ``size`` x ``size`` pixels: soft coloured shapes under sensor noise."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     small = rng.integers(40, 215, (size // 16, size // 16, 3), dtype=np.uint8)
@@ -29,6 +29,6 @@ def write_images(folder: Path, count: int, size: int, image_format: str) -> list
 
 
 def catalog_of(paths: Sequence[Path], images: int) -> pd.DataFrame:
-    """Return a catalog of so many images in one group, for which the files are used again and again."""
+    """Return a catalog of images in one group, which repeats the files as often as needed."""
     rows = [{"group": "all", "row": row, "image_path": str(paths[row % len(paths)])} for row in range(images)]
     return pd.DataFrame(rows)

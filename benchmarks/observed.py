@@ -1,6 +1,6 @@
-"""``paire`` as ever, watched: what it submits, what its processes read and write, and what its workers hold.
+"""Run a ``paire`` command and watch it: tasks submitted, chunks read and written, memory of its workers.
 
-Run by `benchmarks.plans` in a process of its own, so that times are those of the command.
+`benchmarks.plans` runs this in its own process, so that times are those of the command.
 """
 
 import functools
@@ -20,12 +20,12 @@ import pipeline.cluster.cluster
 from pipeline.cli.main import cli
 from pipeline.cluster.cluster import Cluster, open_cluster
 
-# Of this process: chunks read and written, tasks submitted.
+# Chunks that this process read and wrote, and tasks that it submitted.
 _counts: Counter[str] = Counter()
 
 
 def main(arguments: list[str]) -> None:
-    """Run a command and write to the file that the first argument names what was seen."""
+    """Run a command, and write what was counted to the file that the first argument names."""
     seen, *command = arguments
     workers: dict[str, dict[str, int]] = {}
 
@@ -55,13 +55,13 @@ def main(arguments: list[str]) -> None:
 
 
 def count_requests() -> None:
-    """Count the chunks that this process reads and writes from now on."""
+    """Start to count the chunks that this process reads and writes."""
     for name in ("get", "set"):
         setattr(LocalStore, name, _counted(getattr(LocalStore, name), name))
 
 
 def seen_here() -> dict[str, int]:
-    """Return what was counted, and the largest resident memory of this process in bytes."""
+    """Return the counts, and the peak of this process's resident memory in bytes."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     return {**_counts, "memory": int(peak) * 1024}
@@ -77,7 +77,7 @@ def _counted(method: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
-    # By its name, so that workers find the same functions.
+    # By module name, so that workers find the same functions.
     from benchmarks import observed
 
     observed.main(sys.argv[1:])

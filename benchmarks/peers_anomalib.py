@@ -1,6 +1,6 @@
-"""anomalib's PaDiM and this package side by side in one run: embedding, fit, distances, and whether those agree.
+"""anomalib's PaDiM and this package side by side: embedding, fit, distances, and whether the distances agree.
 
-Both have the same backbone with the same weights, the same images, all cores. Runs in the environment that
+Both have the same backbone and weights, the same images, and all cores. Run it in the environment that
 `make bench-peers` sets up.
 """
 
@@ -25,7 +25,7 @@ from schemas.config import Config
 from workers.features.extractor import PatchExtractor
 from workers.storage.directory import Directory
 
-# What our side gives: the positions that anomalib has, or those after pooling, with all channels.
+# What our side computes: the positions that anomalib has, or those after pooling with all channels.
 GRIDS = {
     "its grid, 64 x 64 of 100 channels": sides.ITS_GRID,
     "our grid, 14 x 14 of 448 channels": ("features.channels=none",),
@@ -45,16 +45,16 @@ Row = dict[str, str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what can be chosen."""
+    """Add the benchmark's options."""
     parser.add_argument("--images", type=int, default=64, help="of each side in a round, a whole number of batches")
     parser.add_argument("--rounds", type=int, default=3, help="times that each side is measured, after one that is not")
     parser.add_argument("--fitted", type=int, default=200, help="images of the embedding that is fitted")
     parser.add_argument("--grid", type=int, default=56, help="rows and columns of that embedding")
-    parser.add_argument("--limit-s", type=float, default=1500, help="begin nothing more after so many seconds")
+    parser.add_argument("--limit-s", type=float, default=1500, help="start nothing more after this many seconds")
 
 
 def measure(arguments: argparse.Namespace, command: str) -> Record:
-    """Compare all there is to compare.
+    """Compare embedding, fits and distances.
 
     Raises
     ------
@@ -78,14 +78,14 @@ def measure(arguments: argparse.Namespace, command: str) -> Record:
 
 
 def _rounds(count: int, until: float) -> Iterator[int]:
-    """Yield a round to warm both sides up, 0, and those to be measured, of which at least one has time."""
+    """Yield round 0, which warms both sides up, and the rounds to measure: at least one, more while time is left."""
     for number in range(1 + count):
         if number < 2 or time.monotonic() < until:
             yield number
 
 
 class _Ratios:
-    """Theirs over ours, by the clock and by CPU time, of the rounds that count."""
+    """Their time over ours, by the clock and by CPU time, in the measured rounds."""
 
     def __init__(self) -> None:
         self._wall: dict[str, list[float]] = {}
@@ -151,7 +151,7 @@ class _Extraction:
             return Spent(time.perf_counter() - wall, self._cpu_seconds() - cpu)
 
     def _cpu_seconds(self) -> float:
-        """Return the CPU time of the workers, and of this process, which has the scheduler."""
+        """Return the CPU time of the workers and of this process, which runs the scheduler."""
         workers: dict[str, float] = self._cluster.client.run(time.process_time)
         return time.process_time() + sum(workers.values())
 

@@ -1,6 +1,6 @@
-"""The memory of anomalib's PaDiM and of this package as an archive grows, each run in processes of its own.
+"""The memory of anomalib's PaDiM and of this package as an archive grows, each run in its own processes.
 
-Looks at a process and its descendants in /proc, so it needs Linux.
+It reads a process and its descendants from /proc, so it needs Linux.
 """
 
 import argparse
@@ -26,7 +26,7 @@ to disk and holds a row of positions."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what can be chosen."""
+    """Add the benchmark's options."""
     parser.add_argument("--images", type=int, nargs="+", default=[200, 800], help="of each run")
     parser.add_argument("--size", type=int, default=sides.SIZE, help="pixels of the images")
 
@@ -93,12 +93,12 @@ def _peak(command: list[str]) -> int:
 
 
 def peak_bytes(process: int, is_running: Callable[[], bool]) -> int:
-    """Look at a process and its descendants until it has ended.
+    """Watch a process and its descendants until it ends.
 
     Returns
     -------
     int
-        The largest sum of their resident sizes; pages that some of them share count for each.
+        The largest sum of their resident sizes in bytes; each process counts the pages that it shares.
     """
     peak = 0
     while is_running():

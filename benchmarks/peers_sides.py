@@ -1,8 +1,8 @@
-"""The two sides that are compared with anomalib's PaDiM, each run in a process of its own.
+"""The two sides of the comparison with anomalib's PaDiM, each in its own process.
 
-anomalib is looked up where it is used, as only `make bench-peers` has it. It gets the network, the weights and the
-channels that ours has, so that both compute the same features up to how deeper layers are resized: it repeats the
-nearest value (and does not pool), where ours interpolates.
+anomalib is imported where it is used, as only `make bench-peers` installs it. It gets our network, weights and
+channels, so that both sides compute the same features, except for how they resize deeper layers: anomalib repeats the nearest
+value and does not pool, ours interpolates.
 """
 
 import importlib
@@ -46,7 +46,7 @@ ANOMALIB_RIDGE = 0.01 + 1e-5
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds that something took, by the clock and of all cores together."""
+    """Seconds by the clock, and CPU seconds of all cores together."""
 
     wall: float
     cpu: float
@@ -54,7 +54,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What fitting took, what measuring all distances took, and those (images, positions)."""
+    """The time of fitting, the time of measuring all distances, and the distances (images, positions)."""
 
     fit: Spent
     measure: Spent
@@ -63,13 +63,13 @@ class FitResult:
 
 @contextmanager
 def side_process() -> Iterator[ProcessPoolExecutor]:
-    """Start a side's process; models and data stay there between calls. It may have children, as data loaders are."""
+    """Start a side's process; models and data stay there between calls. It may have children, such as data loaders."""
     with ProcessPoolExecutor(1, get_context("spawn"), _quieten) as process:
         yield process
 
 
 def settings(size: int = SIZE) -> tuple[str, ...]:
-    """Return the options of a configuration that both sides are made of."""
+    """Return the options of the configuration that both sides share."""
     return (
         f"features.backbone={BACKBONE}",
         f"features.nodes={NODES}",
@@ -82,7 +82,7 @@ def settings(size: int = SIZE) -> tuple[str, ...]:
 
 
 def configuration(*more: str) -> Config:
-    """Return that configuration with some more options."""
+    """Return that configuration with further options."""
     return parse_config(None, (*settings(), *more))
 
 
@@ -92,14 +92,14 @@ def anomalib_version() -> str:
     Raises
     ------
     ConfigError
-        When it is not installed here.
+        When anomalib is not installed.
     """
     try:
         return importlib.metadata.version("anomalib")
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(
             f"anomalib is not installed for {sys.executable}, and this benchmark compares with it. Use "
-            "'make bench-peers', which sets up an environment of its own."
+            "'make bench-peers', which sets up a separate environment."
         ) from error
 
 
@@ -112,7 +112,7 @@ def cores() -> int:
 
 
 def embed_with_anomalib(features: FeaturesConfig, folder: Path, loaders: int) -> Spent:
-    """Take the images of a folder through anomalib's data loader and engine, up to its fit, which is left out."""
+    """Take the images of a folder through anomalib's data loader and engine, without its fit."""
     model, marks = _padim(features), [0.0, 0.0, 0.0, 0.0]
     memory = model.model.memory_bank
 
@@ -158,7 +158,7 @@ def fit_with_anomalib(images: int, channels: int, side: int) -> FitResult:
 
 
 def run_anomalib(folder: str, options: Sequence[str]) -> None:
-    """Embed a folder of images and fit, as anomalib's users do, with no loader processes: those only add memory."""
+    """Embed a folder of images and fit, as anomalib's users do, without loader processes, which only add memory."""
     _quieten()
     features = parse_config(None, options).features
     _run_engine(_padim(features), Path(folder), features.batch_size, 0)
@@ -188,7 +188,7 @@ def _padim(features: FeaturesConfig) -> Any:
 
 
 def _run_engine(model: Any, folder: Path, batch: int, loaders: int) -> None:
-    """Fit a model anew on a folder with anomalib's engine."""
+    """Fit a model again on a folder with anomalib's engine."""
     data, engine = _anomalib("anomalib.data"), _anomalib("anomalib.engine")
     model._is_fitted = torch.tensor([False])
     module = data.Folder(
@@ -203,7 +203,7 @@ def _run_engine(model: Any, folder: Path, batch: int, loaders: int) -> None:
     module.setup()
     loader = module.train_dataloader()
     if loaders:
-        # As in a process that a user starts; children of a spawned one would be spawned and each load torch anew.
+        # As in a process that a user starts. Spawned children would each load torch again.
         loader.multiprocessing_context = get_all_start_methods()[0]
     with tempfile.TemporaryDirectory() as out:
         runner = engine.Engine(
@@ -217,7 +217,7 @@ def _anomalib(module: str) -> Any:
 
 
 def _quieten() -> None:
-    """Leave out anomalib's advice and its libraries' deprecations in this process."""
+    """Hide anomalib's advice and the deprecation warnings of its libraries in this process."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 
@@ -263,7 +263,7 @@ def fit_with_paire(images: int, channels: int, side: int) -> FitResult:
 
 @lru_cache(maxsize=2)
 def _extractor(features: FeaturesConfig) -> PatchExtractor:
-    keep_freed_memory()  # as in every worker
+    keep_freed_memory()  # as every worker does
     set_compute_threads(cores())
     return PatchExtractor(features)
 
@@ -273,7 +273,7 @@ def _extractor(features: FeaturesConfig) -> PatchExtractor:
 
 @lru_cache(maxsize=1)
 def embedding(images: int, channels: int, side: int) -> NDArray[np.float32]:
-    """Return an embedding (images, positions, channels) like features: not negative, correlated, exact in float16."""
+    """Return an embedding (images, positions, channels) like features: nonnegative, correlated, exact in float16."""
     rng = np.random.default_rng(0)
     mixing = rng.standard_normal((channels, channels)).astype(np.float32) / np.arange(1, channels + 1)[:, np.newaxis]
     values = rng.standard_normal((images * side**2, channels), np.float32) @ mixing.astype(np.float32)

@@ -1,7 +1,8 @@
 """scikit-learn's covariance estimators and ours at one position, side by side: distances, planted outliers, cost.
 
-`EmpiricalCovariance` is what ours is without robustness; `MinCovDet` (FAST-MCD, Rousseeuw and Van Driessen 1999) is the
-robust one. Against it stands what one position does at the start of `grow`: a second fit on the nearest three quarters.
+`EmpiricalCovariance` corresponds to our fit without robustness; `MinCovDet` (FAST-MCD, Rousseeuw and Van Driessen 1999)
+is the robust estimator. It is compared with the start of `grow` at one position: a second fit on the nearest three
+quarters.
 """
 
 import argparse
@@ -35,7 +36,7 @@ OUTLIERS = 0.2
 SHIFT = 8.0
 KINDS = ("clean", "scattered", "clustered")
 
-# What takes less is measured so often, and its fastest counts.
+# A method that takes less time than this is measured this often, and its fastest time counts.
 QUICK_S, TIMES = 0.1, 5
 
 RIDGE = Fit(GaussianConfig(), "ridge")
@@ -51,10 +52,10 @@ needs no more. AUROC: of outliers against clean images, by distance. Purity: sha
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what can be chosen."""
+    """Add the benchmark's options."""
     parser.add_argument("--rounds", type=int, default=5, help="samples drawn of each kind")
     parser.add_argument(
-        "--limit-s", type=float, default=900, help="begin no other kind of sample after so many seconds"
+        "--limit-s", type=float, default=900, help="start no other kind of sample after this many seconds"
     )
 
 
@@ -83,7 +84,7 @@ class Sample:
     is_outlier
         (images,) bool.
     distances
-        (images,) float64: to the Gaussian that the clean ones were drawn from.
+        (images,) float64: to the Gaussian that the clean images were drawn from.
     """
 
     values: Array
@@ -92,7 +93,7 @@ class Sample:
 
 
 def draw(images: int, channels: int, kind: str, *, seed: int) -> Sample:
-    """Draw images from a Gaussian whose variances fall as those of features do, and shift some."""
+    """Draw images from a Gaussian whose variances fall like those of features, and shift some."""
     rng = np.random.default_rng(seed)
     whitened = rng.standard_normal((images, channels))
     is_outlier = np.zeros(images, bool)
@@ -142,7 +143,7 @@ def _empirical(values: Array) -> Array:
 
 def _robust(values: Array) -> Array:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says that the covariance is singular where N <= D; the table shows it
+        warnings.simplefilter("ignore")  # it warns that the covariance is singular where N <= D, which the table shows
         estimator = MinCovDet(random_state=0).fit(values)
     squared: Array = estimator.mahalanobis(values)
     return np.sqrt(np.maximum(squared, 0.0))
@@ -162,10 +163,10 @@ def _compare(images: int, channels: int, kind: str, rounds: int) -> Iterator[dic
     with threadpool_limits(limits=1):
         for number in range(1 + rounds):
             sample, first = draw(images, channels, kind, seed=number), 0.0
-            for name, method in METHODS.items():  # ours is the first
+            for name, method in METHODS.items():  # our method is the first
                 distances, spent = _timed(method, sample.values)
                 first = first or spent
-                if number:  # the first warms up
+                if number:  # the first call warms up
                     for column, value in {"time": spent / first, **judge(sample, distances)}.items():
                         found[name].setdefault(column, []).append(value)
     for name, columns in found.items():
@@ -174,7 +175,7 @@ def _compare(images: int, channels: int, kind: str, rounds: int) -> Iterator[dic
 
 
 def _timed(method: Callable[[Array], Array], values: Array) -> tuple[Array, float]:
-    """Return the distances, and the CPU seconds that they took."""
+    """Return the distances and their CPU seconds."""
     fastest = float("inf")
     for _ in range(TIMES):
         started = time.process_time()

@@ -1,7 +1,7 @@
-"""What `paire plan` says of an archive, over what `paire clean` then takes: bytes, tasks, requests, memory, seconds.
+"""What `paire plan` predicts over what `paire clean` then takes: bytes, tasks, requests, memory, seconds.
 
-Both are commands in processes of their own, one after the other. The three archives go the three ways that groups go:
-small ones in a task each, one by inner products, one by moments.
+Each command runs in its own process, one after the other. The three archives go the three ways that groups go: small
+groups in one task each, one group by inner products, one by moments.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Case:
     channels: int | None = None
 
     def settings(self) -> tuple[str, ...]:
-        """Return the configuration."""
+        """Return the settings of the configuration."""
         chosen = () if self.channels is None else (f"features.channels={self.channels}",)
         nodes = ",".join(BACKBONES[BACKBONE])
         size = f"features.image_size={self.pixels}"
@@ -62,7 +62,7 @@ to be enough. Extraction and passes: as the run's log has them."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen."""
     parser.add_argument("--cases", nargs="+", type=int, choices=range(len(CASES)), default=list(range(len(CASES))))
-    parser.add_argument("--share", type=float, default=1.0, help="of the images of each group of more than 64")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the images of each group of more than 64")
 
 
 def measure(arguments: argparse.Namespace, command: str) -> Record:
@@ -116,7 +116,7 @@ def _compare(folder: Path, case: Case, images: int) -> Iterator[dict[str, str]]:
 
 
 def _run(*arguments: str) -> tuple[str, float]:
-    """Run Python; return what it wrote and how long it took."""
+    """Run Python; return its output and its seconds."""
     started = time.monotonic()
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     seconds = time.monotonic() - started
@@ -142,7 +142,7 @@ def _pass_seconds(planned: dict[str, Any]) -> float:
 
 
 def seconds_of(planned: dict[str, Any], passes: float) -> float:
-    """Return the planned seconds of so many passes: between those of the fewest and of the most, on a line."""
+    """Return the planned seconds of ``passes``, on a line through those of the fewest and of the most passes."""
     few, many = planned["passes"]["fewest"], planned["passes"]["most"]
     low, high = planned["range_s"]
     return float(low + (passes - few) * (high - low) / (many - few)) if many > few else float(np.mean((low, high)))

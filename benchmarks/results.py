@@ -1,7 +1,7 @@
-"""What a benchmark found: kept as JSON, one record for each, and shown as Markdown tables made from it.
+"""The results of benchmarks: kept as JSON, one record for each benchmark, and shown as Markdown tables.
 
-Figures are ratios of two things measured in turns in one run, so that they mean the same on another machine; what they
-were measured on stands with them.
+Figures are ratios of two things measured in turns in one run, so that they mean the same on another machine. Each
+record names the machine that it was measured on.
 """
 
 import datetime
@@ -41,11 +41,11 @@ class Record:
     rows
         The table: column to what is shown, the same columns in each row.
     machine
-        What it was measured on.
+        The machine that it was measured on.
     command
-        What gives it anew.
+        The command that measures it again.
     date
-        Day, in ISO format.
+        The day, in ISO format.
     """
 
     title: str
@@ -57,13 +57,13 @@ class Record:
 
 
 def record(title: str, explanation: str, rows: Sequence[Mapping[str, str]], *, command: str) -> Record:
-    """Return a result measured here and now."""
+    """Return a result that was measured on this machine today."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return Record(title, explanation, rows, machine(), command, today)
 
 
 def machine() -> dict[str, Any]:
-    """Return what this machine is, as far as it bears on speed, and how busy it is."""
+    """Describe this machine as far as it affects speed, and how busy it is."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu_model(),
@@ -86,7 +86,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def save(name: str, found: Record, path: Path = RESULTS, tables: Path = TABLES) -> None:
-    """Put a benchmark's record in the place of its last one, and make the tables anew."""
+    """Replace a benchmark's last record, and write the tables again."""
     records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     records[name] = asdict(found)
     path.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")

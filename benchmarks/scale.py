@@ -1,10 +1,10 @@
-"""What judging costs as an archive grows: per image, in worker memory, and in groups of twenty images.
+"""What judging costs as an archive grows: CPU time of an image, memory of a worker, and groups of twenty images.
 
-Features are synthetic and written straight into a store; only the judging is measured, from the first pass to the
-published map. Each size has a cluster of its own, so that a worker's peak memory is that size's.
+Features are synthetic and written straight into a store. Only judging is measured, from the first pass to the published
+map. Each size has its own cluster, so that a worker's peak memory belongs to that size.
 
 Costs are CPU seconds of the command and its worker together, which other work on the machine does not change. A pass
-has a fixed cost, of its tasks and of factorising, so the cost of an image is also given as what further images cost.
+has a fixed cost, of its tasks and of factorising, so the table also gives the cost of further images.
 """
 
 import argparse
@@ -43,18 +43,18 @@ from studies.synthetic_features import Archive, catalog_and_outcomes, plan, writ
 from workers.passes.kept_moments import STORAGE_IMAGES
 from workers.storage.directory import Directory
 
-# The second one is only there for its memory.
+# The second size only serves to compare memory.
 SIZES = (1000, 2000, 5000, 20_000)
-# Fewer channels than half of the smallest group: the form is primal throughout. So few that the largest takes minutes.
+# Fewer channels than half of the smallest group, so that every fit is in primal form, and the largest takes minutes.
 CHANNELS, SIDE = 256, 14
-# The phases that are told apart, by the names that they are shown by; what happens in none of them is the rest.
+# The kinds of phases that are told apart; everything else is the rest.
 PHASES = ("pass", "publish", "examine")
 REST = "rest"
-# Fits all images whatever their number, so that the passes of all sizes have the same to do.
+# Fits all images, so that the passes of all sizes do the same.
 GROWING = "none"
 # Groups of as many images as small product lines have, on the grid of an image of 256 pixels.
 GROUPS, GROUP_IMAGES, GROUP_GRID, GROUP_CHANNELS = 200, 20, 14, 448
-# Times that a size is judged: a machine's speed changes by a tenth within minutes. The largest once, in the midst.
+# How often a size is judged, as a machine's speed changes by a tenth within minutes. The largest: once, in the middle.
 ROUNDS = 3
 MANY = 10_000
 
@@ -73,7 +73,7 @@ def measure(arguments: argparse.Namespace, command: str) -> results.Record:
     """Run the benchmark."""
     sizes = sorted(arguments.sizes)
     if len(sizes) < 3:
-        raise SystemExit("--sizes: give three or more; memory is compared with the second, costs with the others")
+        raise SystemExit("--sizes needs three or more: memory is compared with the second, costs with the others.")
     rows = [*_growth(sizes, arguments.rounds), *_small_groups(arguments.strategy, arguments.groups)]
     return results.record(
         "Scale: judging",
@@ -95,10 +95,10 @@ def measure(arguments: argparse.Namespace, command: str) -> results.Record:
 
 @dataclass(frozen=True)
 class _Run:
-    """What one judging took.
+    """The costs of judging once.
 
-    Tasks, and how many were in flight; seconds; CPU seconds of an average phase of each kind and of all; peak bytes of
-    the worker and of the command.
+    Tasks, and how many were in flight; seconds; CPU seconds of a mean phase of each kind, and of everything; peak bytes
+    of the worker and of the command.
     """
 
     tasks: int
@@ -111,7 +111,7 @@ class _Run:
 
 
 def _growth(sizes: Sequence[int], rounds: int) -> Iterator[dict[str, str]]:
-    """Yield a row for each size of a large group, and one for what further images cost from each to the next."""
+    """Yield a row for each size of a large group, and one for the cost of further images from each size to the next."""
     found: defaultdict[int, list[_Run]] = defaultdict(list)
     for number in range(rounds):
         for images in sizes if number == rounds // 2 else sizes[:-1]:
@@ -129,7 +129,7 @@ def _growth(sizes: Sequence[int], rounds: int) -> Iterator[dict[str, str]]:
 
 
 def _judge_images(images: int) -> _Run:
-    """Judge a synthetic group of so many images."""
+    """Judge a synthetic group."""
     archive = Archive(images=images, channels=CHANNELS, side=SIDE, planted=0.05)
     truth = plan(archive)
     catalog, outcomes = catalog_and_outcomes(archive, truth)
@@ -151,7 +151,7 @@ def _median(runs: Sequence[_Run]) -> _Run:
 
 
 def _further(few: _Run, many: _Run, images: int) -> dict[str, float]:
-    """Return the CPU seconds of each phase that one image more costs."""
+    """Return the CPU seconds that one more image adds to each phase."""
     return {phase: (many.cpu[phase] - few.cpu[phase]) / images for phase in (*PHASES, REST)}
 
 
@@ -170,7 +170,7 @@ def _row(case: str, peaks: str, costs: Mapping[str, float], tasks: str) -> dict[
 
 
 def _small_groups(strategy: str, count: int) -> Iterator[dict[str, str]]:
-    """Yield a row for small groups by many tasks, and one for one task each."""
+    """Yield a row for small groups in many tasks, and one for small groups in one task each."""
     few = max(2, count // 10)
     with mock.patch.object(pipeline.costs.footprint, "SMALL_GROUP", 0):
         runs = {("many tasks", few): _judge(strategy, *_groups(few))}
@@ -215,7 +215,7 @@ def _judge(
     outcomes: dict[str, list[ImageOutcome]],
     store: Callable[[Directory], None],
 ) -> _Run:
-    """Judge an archive whose features are written first, on a cluster of its own."""
+    """Write the features of an archive, then judge it on its own cluster."""
     config = parse_config(
         None,
         [
@@ -225,7 +225,7 @@ def _judge(
             "guard.accept_untrustworthy=true",
         ],
     )
-    # As `paire clean` opens it: workers have loaded what judges before it begins.
+    # As `paire clean` opens it: workers load the code that judges before judging starts.
     with tempfile.TemporaryDirectory() as folder, opening_cluster(config.cluster) as opened:
         cluster, run = opened(), Directory.at(Path(folder) / "run")
         store(run / FEATURES)
@@ -277,7 +277,7 @@ class _Metered(Reporter):
 
 
 class _Count:
-    """Counts the calls of a function that returns futures, and those that are not done yet."""
+    """Counts the calls of a function that returns futures, and the futures that are not done yet."""
 
     def __init__(self) -> None:
         self.number = self.most_in_flight = self._in_flight = 0
@@ -302,14 +302,14 @@ class _Count:
 
 
 def _forget_peak() -> None:
-    """Let the peak of this process begin at what it holds now, where the system can."""
+    """Reset the peak memory of this process, where the system can."""
     gc.collect()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _peak_bytes() -> int:
-    """Return the largest resident size that this process has had."""
+    """Return the peak of this process's resident memory."""
     status = Path("/proc/self/status")
     if status.exists():
         (kilobytes,) = (line.split()[1] for line in status.read_text("ascii").splitlines() if line.startswith("VmHWM"))

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.scaling [measure] [check] [tables]``: what ``docs/scaling.md`` is made of.
+"""``python -m benchmarks.scaling [measure] [check] [tables]``: make the tables of ``docs/scaling.md``.
 
-``measure`` finds this machine's constants, ``check`` runs one pass on a small cluster beside its simulation, and
-``tables`` writes the tables and the plot from what is kept of both.
+``measure`` measures this machine's constants, ``check`` compares one pass on a small cluster with its simulation, and
+``tables`` writes the tables and the plot from the stored results of both.
 """
 
 import argparse
@@ -62,13 +62,13 @@ SIZES = tuple(10**exponent for exponent in range(4, 9))
 WORKERS = (1, 4, 16, 64, 256)
 GROUP = 1000
 
-# Of the check: a group beyond the dual form that a small cluster passes over in seconds.
+# Images of the check: a group beyond the dual form, over which a small cluster makes a pass in seconds.
 CHECKED = FeatureGeometry(rows=6, columns=8, channels=448, grid_rows=24, grid_columns=16, pool_kernel=4, pool_stride=4)
 CHECKED_IMAGES, CHECKED_SEGMENT, CHECKED_WORKERS, CHECKED_ROUNDS = 4096, 512, 2, 3
 
 
 def main() -> None:
-    """Do what the arguments name, or all of it."""
+    """Run the named steps, or all of them."""
     steps: dict[str, Callable[[], None]] = {"measure": _measure, "check": _check, "tables": _tables}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("steps", nargs="*", choices=[*steps, []], help="default: all")
@@ -82,7 +82,7 @@ def _measure() -> None:
 
 
 def _check() -> None:
-    """Run a pass on a cluster of two processes, and simulate it with the times of its tasks."""
+    """Run a pass on a cluster of two processes, and simulate it with the measured times of its tasks."""
     # Every process imports this module and all that it imports.
     cluster_settings = (f"cluster.workers={CHECKED_WORKERS}", "cluster.threads_per_worker=1", "cluster.timeout_s=300")
     config = parse_config(None, (f"gaussian.segment_images={CHECKED_SEGMENT}", *cluster_settings))
@@ -144,7 +144,7 @@ def _round(
 
 
 def _timed_tasks(work: Callable[[], object]) -> dict[str, float]:
-    """Return the mean seconds of each kind of task that some work computes here."""
+    """Return the mean seconds of each kind of task, computed in this process."""
     seconds: dict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
     submit = Here.submit
@@ -190,7 +190,7 @@ def _tables() -> None:
 
 
 def with_tables(text: str, constants: Constants, checks: dict[str, Any]) -> str:
-    """Return the page with every table between its markers made anew."""
+    """Return the page with every table between its markers written again."""
     tables = {
         "constants": _constants_table(constants),
         "volumes": _volumes_table(constants),
@@ -207,7 +207,7 @@ def with_tables(text: str, constants: Constants, checks: dict[str, Any]) -> str:
 
 
 def scenarios() -> list[tuple[str, Callable[[int], tuple[int, int]]]]:
-    """Return ways to group an archive: a name, and images and number of groups for N images."""
+    """Return ways to group N images: a name, the images of a group and the number of groups."""
     return [(f"groups of {GROUP}", lambda images: (GROUP, images // GROUP)), ("one group", lambda images: (images, 1))]
 
 
@@ -305,7 +305,7 @@ def _hours_table(constants: Constants) -> str:
 
 
 def _check_table(constants: Constants, checks: dict[str, Any]) -> str:
-    """Return closed formula over simulation for large passes, and the simulation over a real cluster."""
+    """Return rows of closed formula over simulation for large passes, and of simulation over a real cluster."""
     backbone = constants.backbones[0]
     head = ["one group of", *(f"{workers} workers" if workers > 1 else "1 worker" for workers in WORKERS)]
     rows = []
@@ -361,7 +361,7 @@ def _plot(constants: Constants) -> None:
 
 
 def _causes(constants: Constants, workers: list[int]) -> list[str]:
-    """Return everything that a run of the plot waits for, in the order of its appearance."""
+    """Return everything that the plotted runs wait for, in the order of appearance."""
     backbone = constants.backbones[0]
     causes = [
         run_time(images, group(images), count, backbone, constants).waits_for

@@ -1,4 +1,4 @@
-"""The constants that ``docs/scaling.md`` is fed with: measured on this machine by the job's own kernels, or assumed.
+"""The constants of ``docs/scaling.md``: measured on this machine with the job's own kernels, or assumed.
 
 Rates are of one core, so that a worker of c cores has c times as much: kernels compute one position on each of them.
 """
@@ -27,7 +27,7 @@ from workers.gaussian.moments import accumulate, merge
 from workers.gaussian.products import inner_products, measure
 from workers.images.decode import decode_image
 
-# Of each measurement the shortest counts: others are disturbed by what else the machine does.
+# Rounds of each measurement. The shortest counts, as other work on the machine disturbs the rest.
 ROUNDS = 3
 
 # Images of a group whose passes go by inner products, and of its clean set.
@@ -42,16 +42,14 @@ EMPTY_TASKS = 300
 
 @dataclass(frozen=True)
 class Backbone:
-    """What a backbone gives and costs.
+    """The channels and the speed of a backbone.
 
     Attributes
     ----------
-    name
-        Of the model.
     channels
         D.
     images_per_second
-        Decoded and extracted by one core.
+        Images that one core decodes and extracts.
     products, passes, publish, accumulate, measure
         Operations per second of one core in the kernels, by the formulas of `pipeline.costs.footprint`.
     merge, factor
@@ -77,19 +75,17 @@ class Constants:
     Attributes
     ----------
     machine
-        What they were measured on.
-    backbones
-        The backbones.
+        The machine that they were measured on.
     submit_seconds
-        What a task costs the driver and the scheduler.
+        The cost of a task for the driver and the scheduler.
     image_bytes
-        Of one image in the archive: MVTec AD's bottle.
+        Bytes of one image in the archive: MVTec AD's bottle.
     network_bytes_per_second
-        Assumed: of each worker, in each direction, 10 Gbit/s.
+        Assumed for each worker, in each direction: 10 Gbit/s.
     get_per_second, put_per_second
-        Assumed: what an object store takes for one prefix (Amazon S3's documentation).
+        Assumed: requests that an object store serves for one prefix (Amazon S3's documentation).
     cores
-        Of a worker.
+        Cores of a worker.
     """
 
     machine: dict[str, Any]
@@ -102,18 +98,18 @@ class Constants:
     cores: int = CORES_PER_WORKER
 
     def write(self, path: Path) -> None:
-        """Keep them."""
+        """Write the constants to a file."""
         path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> "Constants":
-        """Return what was kept."""
+        """Read the constants from a file."""
         data = json.loads(path.read_text(encoding="utf-8"))
         return cls(**{**data, "backbones": tuple(Backbone(**one) for one in data["backbones"])})
 
 
 def measure_constants() -> Constants:
-    """Measure them here; takes two minutes."""
+    """Measure the constants on this machine, in two minutes."""
     squeezenet = FeaturesConfig(
         backbone="squeezenet1_1", nodes=("features.4", "features.7", "features.12"), weights="random"
     )
@@ -123,7 +119,7 @@ def measure_constants() -> Constants:
 
 
 def _backbone(features: FeaturesConfig) -> Backbone:
-    """Measure one; the weights are random, which makes no difference to the time."""
+    """Measure one backbone, with random weights, which do not change the time."""
     extractor = PatchExtractor(features.model_copy(update={"device": "cpu"}))
     geometry, D = extractor.geometry, extractor.geometry.channels
     random = np.random.default_rng(0)
@@ -171,7 +167,7 @@ def _seconds_per_image(extractor: PatchExtractor, size: int) -> float:
 
 
 def _submit_seconds() -> float:
-    """Return what a task costs when there is nothing to compute: one worker process, so that it has no second one."""
+    """Return the seconds of a task that computes nothing, with one worker process."""
     with open_cluster(ClusterConfig(workers=1, threads_per_worker=1)) as cluster:
 
         def submit() -> None:

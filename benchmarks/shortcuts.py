@@ -1,8 +1,8 @@
 """What shortcuts of extraction would change: bfloat16 arithmetic, and JPEG files decoded at a reduced scale.
 
-A shortcut is worth having by default only where it decides the same. So an archive is cleaned with and without it, and
-features and decisions are compared. Storing features as float32 instead of float16 changes them by rounding alone, and
-shows how much of a change of decisions means nothing.
+A shortcut can be the default only if decisions stay the same. So an archive is cleaned with and without it, and
+features and decisions are compared. Storing features as float32 instead of float16 changes them by rounding alone, and shows how
+many changed decisions mean nothing.
 """
 
 import argparse
@@ -36,11 +36,11 @@ from workers.images.decode import DecodedImage, prepare_pixels
 BACKBONE = "squeezenet1_1"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp"}
 QUALITY = 92
-# Sides of the JPEG files, None for the images' own, and the input of the backbone that is half of it or less.
+# Sides of the JPEG files (None: as the images are), and the backbone's input, which is half of that or less.
 FILES: tuple[tuple[int | None, int], ...] = ((None, 128), (1024, 256))
 # Images whose extraction is timed.
 TIMED = 64
-# The first one extracts, the others judge its features.
+# The first strategy extracts; the others judge its features.
 STRATEGIES = ("grow", "paire")
 
 _EXPLANATION = f"""Features and decisions with a shortcut against those without it, with `{BACKBONE}`. JPEG files of
@@ -71,9 +71,9 @@ VARIANTS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what can be chosen."""
     parser.add_argument("--archives", nargs="+", type=Path, default=[], help="folders; default: synthetic pictures")
-    parser.add_argument("--leave-out", default="ground_truth", help="folders of this name are no images")
-    parser.add_argument("--images", type=int, default=150, help="at most so many of each archive, evenly spread")
-    parser.add_argument("--weights", default="random", help="of the backbone: a file, or random")
+    parser.add_argument("--leave-out", default="ground_truth", help="folders of this name hold no images")
+    parser.add_argument("--images", type=int, default=150, help="most images of each archive, evenly spread")
+    parser.add_argument("--weights", default="random", help="weights of the backbone: a file, or random")
 
 
 def measure(arguments: argparse.Namespace, command: str) -> Record:
@@ -96,7 +96,7 @@ def measure(arguments: argparse.Namespace, command: str) -> Record:
 
 
 def _images(archive: Path, leave_out: str, count: int) -> list[Path]:
-    """Return at most so many images below a folder, evenly spread."""
+    """Return at most ``count`` images below a folder, evenly spread."""
     found = sorted(
         path for path in archive.rglob("*") if path.suffix.lower() in SUFFIXES and leave_out not in path.parts
     )
@@ -155,7 +155,7 @@ def _extract_and_judge(
         f"features.image_size={size}",
         f"trim.strategy={STRATEGIES[0]}",
         "guard.accept_untrustworthy=true",
-        # In this process, where a way to decode can be replaced.
+        # In this process, where decoding can be replaced.
         "cluster.workers=1",
         "cluster.processes=false",
         *variant.settings,
@@ -187,7 +187,7 @@ def _decisions(run: str) -> NDArray[np.object_]:
 
 
 def reduced_decoding(size: int) -> AbstractContextManager[object]:
-    """Let JPEG files be decoded at a reduced scale while the block runs."""
+    """Decode JPEG files at a reduced scale while the block runs."""
 
     def prepare(image: Image.Image, *, image_size: int | None, sixteen_bit_white: int) -> DecodedImage:
         image.draft(None, (size, size))

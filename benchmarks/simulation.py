@@ -1,8 +1,8 @@
 """A schedule simulated event by event: tasks in the order of their submission, some of them in flight, on some workers.
 
-It knows what the closed formulas of `pipeline.costs.footprint` leave out: which task waits for which, the bound on the
+It models what the closed formulas of `pipeline.costs.footprint` leave out: which task waits for which, the bound on the
 tasks in flight, and that segments are merged one after another. The tasks of a pass are built here as
-`pipeline.judging.passes` submits them; `benchmarks.test_simulation` holds their number against it.
+`pipeline.judging.passes` submits them; `tests.benchmarks.test_simulation` checks their number against it.
 """
 
 import heapq
@@ -17,7 +17,7 @@ from workers.passes.by_products import bands
 
 @dataclass(frozen=True)
 class Task:
-    """One task: how long a worker takes for it, and the numbers of the earlier tasks that it waits for."""
+    """One task: the seconds that a worker takes for it, and the numbers of the earlier tasks that it waits for."""
 
     seconds: float
     after: tuple[int, ...] = ()
@@ -44,7 +44,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class PassCosts:
-    """Seconds of the tasks of a pass; of tasks by products only ``multiply`` and ``judge`` are used."""
+    """Seconds of the tasks of a pass. A pass by products has only ``multiply`` and ``judge``."""
 
     accumulate: float = 0.0
     merge: float = 0.0
@@ -55,20 +55,16 @@ class PassCosts:
 
 
 def simulate(tasks: Sequence[Task], workers: int, *, submit_seconds: float = 0.0) -> Schedule:
-    """Run some tasks.
+    """Simulate the schedule of some tasks.
 
-    One after another they are submitted, each taking the driver ``submit_seconds``, while fewer than the bound of
+    The driver submits one task after another and takes ``submit_seconds`` for each, while fewer than the bound of
     `pipeline.cluster.tasks.TaskWindow` are unfinished. An idle worker takes the earliest submitted task whose
     predecessors are done.
 
     Parameters
     ----------
     tasks
-        In the order of submission; each waits for earlier ones only.
-    workers
-        How many.
-    submit_seconds
-        What a submission costs.
+        In the order of submission; each waits for earlier tasks only.
     """
     limit = TASKS_PER_WORKER * workers + 1
     waiting = [len(task.after) for task in tasks]

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(arguments: argparse.Namespace, command: str) -> Record:
-    """Extract once, and look at memory all the while."""
+    """Extract once, and sample memory meanwhile."""
     settings = (
         f"features.backbone={BACKBONE}",
         f"features.nodes={','.join(BACKBONES[BACKBONE])}",
@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace, command: str) -> Record:
 
 
 class _Watch(threading.Thread):
-    """Looks at the resident memory of some processes until its block ends."""
+    """Samples the resident memory of some processes until its block ends."""
 
     def __init__(self, *processes: int) -> None:
         super().__init__(daemon=True)

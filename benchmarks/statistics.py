@@ -31,15 +31,15 @@ from workers.storage.directory import Directory
 Array = NDArray[np.float64]
 Result = TypeVar("Result")
 
-# The paper's features of an image of 256 pixels, and a group of usual size.
+# The paper's features of an image of 256 pixels, and a group of the usual size.
 DUAL_IMAGES, DUAL_CHANNELS = 200, 1792
-# Those of squeezenet1_1, and a large group.
+# The features of squeezenet1_1, and a large group.
 PRIMAL_IMAGES, PRIMAL_CHANNELS = 4000, 896
-# Columns of a row: a round of ours is one task's, one of the naive loop is so slow that a position must do.
+# Columns of a row: a round of ours is one task. The naive loop is so slow that its round is one position.
 ROW, NAIVE = 14, 1
-# A larger one, whose passes update the moments of the last one, and the shares of its images that change.
+# A larger group, whose passes update the moments of the last pass, and the shares of its images that change.
 UPDATED_IMAGES, CHANGED = 20_000, (0.01, 0.1, 0.3)
-# Order of the matrix product that stands for what the machine can do.
+# Order of the matrix product that measures the speed of the machine.
 PRODUCT = 1024
 
 FIT = Fit(GaussianConfig(), "ridge")
@@ -48,7 +48,7 @@ AGREEMENT = 1e-6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the benchmark's options."""
-    parser.add_argument("--rounds", type=int, default=5, help="times that each side is measured")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each side is measured")
     parser.add_argument("--threads", type=int, default=2, help="compute threads of the small group's passes")
 
 
@@ -108,7 +108,7 @@ def _distances(products: Array) -> Array:
 
 
 def _naive(samples: NDArray[np.float16]) -> Array:
-    """Return the distances (images,) as the paper's formulas say."""
+    """Return the distances (images,) by the paper's formulas."""
     values = samples.astype(np.float64)
     covariance = np.cov(values, rowvar=False) + FIT.config.ridge * np.eye(values.shape[1])
     offsets, precision = values - values.mean(axis=0), np.linalg.inv(covariance)
@@ -126,7 +126,7 @@ def _primal(rounds: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {f"large group, {part}: share of the matrix products": [] for part in parts}
     with threadpool_limits(limits=1, user_api="blas"):
         for _ in range(rounds):
-            # The best of some, before and after: a slow product would flatter us.
+            # The best of several, before and after: a slow product would flatter us.
             speeds = [_product_speed(matrix, out) for _ in range(3)]
             spent = dict(zip(operations, _primal_pass(features), strict=True))
             speed = max(*speeds, *(_product_speed(matrix, out) for _ in range(3)))
@@ -138,7 +138,7 @@ def _primal(rounds: int) -> dict[str, list[float]]:
 
 
 def _updates(rounds: int) -> dict[str, list[float]]:
-    """Return what a pass over a large group costs when some images changed, over one that accumulates anew."""
+    """Return the cost of a pass over a large group that updates moments, over one that accumulates them again."""
     found: dict[str, list[float]] = {
         f"large group, {share:.0%} of the images changed: over a pass anew": [] for share in CHANGED
     }
@@ -168,7 +168,7 @@ def _fit_anew(features: ArrayRef, segment: Segment) -> RowWhitenings:
 
 
 def _store_row(directory: Directory, rng: np.random.Generator) -> tuple[ArrayRef, ArrayRef, KeptMoments]:
-    """Write the features of one position; returns them, and where distances and moments go."""
+    """Write the features of one position; return them, and the arrays for distances and moments."""
     group, size = directory.zarr_group("", "w"), kept_values(PRIMAL_CHANNELS)
     shape, chunk = (UPDATED_IMAGES, 1, 1, PRIMAL_CHANNELS), (CHUNK_IMAGES, 1, 1, PRIMAL_CHANNELS)
     values = rng.normal(3, 1, shape).astype(np.float16)
