@@ -1,8 +1,8 @@
 """The two sides of the comparison with anomalib's PaDiM, each in its own process.
 
 anomalib is imported where it is used, as only `make bench-peers` installs it. It gets our network, weights and
-channels, so that both sides compute the same features, except for how they resize deeper layers: anomalib repeats the nearest
-value and does not pool, ours interpolates.
+channels, so that both sides compute the same features, except for how they resize deeper layers: anomalib repeats
+the nearest value and does not pool, ours interpolates.
 """
 
 import importlib

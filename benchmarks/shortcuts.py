@@ -1,8 +1,8 @@
 """What shortcuts of extraction would change: bfloat16 arithmetic, and JPEG files decoded at a reduced scale.
 
 A shortcut can be the default only if decisions stay the same. So an archive is cleaned with and without it, and
-features and decisions are compared. Storing features as float32 instead of float16 changes them by rounding alone, and shows how
-many changed decisions mean nothing.
+features and decisions are compared. Storing features as float32 instead of float16 changes them by rounding alone, and
+shows how many changed decisions mean nothing.
 """
 
 import argparse

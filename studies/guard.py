@@ -1,11 +1,11 @@
-"""What the contamination estimate and the breakdown guard say, on planted scores and on real images.
+"""Test the contamination estimate and the breakdown guard, on planted scores and on real images.
 
-`coverage`: scores with a planted share of bad ones, under Gumbel's law and under one that is not, with clean sets
-that hold all good images or their better half: how often the 95 % interval covers, how wide it is, how often the guard
-stops.
+`coverage`: scores with a planted share of bad images, under Gumbel's law and under another law, with clean sets that
+hold all good images or their better half. The table says how often the 95 % interval covers, how wide it is, and how
+often the guard stops.
 
-`cases`: groups made from MVTec AD's bottle and KolektorSDD, good ones and ones that no result can be trusted on,
-cleaned by the strategy `grow`.
+`cases`: groups made from MVTec AD's bottle and KolektorSDD, good groups and groups that no strategy can clean, cleaned
+by the strategy `grow`.
 
     python -m studies.guard coverage
     python -m studies.guard cases ../shared/data --weights ../shared/weights/squeezenet1_1-imagenet.pth
@@ -34,7 +34,7 @@ from workers.verdict.smoothing import smooth
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Group = tuple[list[Image.Image], int]  # images, of which the last so many are bad
+Group = tuple[list[Image.Image], int]  # images, the last of which are bad
 
 SIDE = 320
 
@@ -82,7 +82,7 @@ def coverage(repeats: int) -> Iterator[tuple[Any, ...]]:
             for seed in range(repeats if count <= 2000 else max(1, repeats // 5)):
                 rng = np.random.default_rng(seed)
                 good = laws[law](rng, count - bad)
-                # Bad scores lie so many scales, as the good ones' quartiles have it, above their median.
+                # Bad scores lie this many scales above the median of the good scores, whose quartiles give the scale.
                 median, quartile = np.quantile(good, [0.5, 0.25])
                 scores = np.concatenate(
                     [good, median + (median - quartile) / 0.69 * rng.uniform(*bad_scores[kind], bad)]
@@ -105,7 +105,7 @@ def coverage(repeats: int) -> Iterator[tuple[Any, ...]]:
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
-    """Yield one row for each case: what was cleaned, what was estimated, what the guard says."""
+    """Yield one row for each case: what was cleaned, the estimate, and the guard's findings."""
     config = parse_config(
         None,
         [
@@ -155,7 +155,7 @@ class GramPasses:
     """The passes of `grow` from Gram matrices: the dual form of `workers.gaussian.fit`, for small groups in seconds.
 
     With u = x - mean, K = U U^T over the fitted and rho the ridge, Woodbury's identity gives
-    u^T (a U^T U + rho I)^-1 u = (|u|^2 - k^T (K + rho / a I)^-1 k) / rho, with k = U u: no channel is touched twice.
+    u^T (a U^T U + rho I)^-1 u = (|u|^2 - k^T (K + rho / a I)^-1 k) / rho, with k = U u: each channel is read once.
     """
 
     def __init__(self, values: NDArray[Any], config: Config) -> None:
@@ -170,7 +170,7 @@ class GramPasses:
         self.distances = np.empty((len(values), *self._grid))
 
     def score(self, fitted: Mask, number: int = 0, *, smoothing: int, nearest: float = 1.0) -> Array:
-        """Fit on some images and score all; leaves their distances in `distances`. Like `strategies.grow.Scorer`."""
+        """Fit on some images and score all; keeps their distances in `distances`. Like `strategies.grow.Scorer`."""
         chosen = np.repeat(np.flatnonzero(fitted)[:, np.newaxis], len(self._grams), axis=1)
         squared = self._measure(chosen)
         if nearest < 1.0:

@@ -1,9 +1,9 @@
-"""How the strategies do on large groups and on near-duplicates: synthetic features through the production path.
+"""How well the strategies clean large groups and near-duplicates: synthetic features through the production path.
 
 Features of archives with known truth (`studies.synthetic_features`) are written into a feature store and judged by
-`pipeline.judging.judge`, as those of `paire clean` are. One axis varies at a time around a centre. Every case is a row
-of `results.csv`; rows that are there are not computed again, so an interrupted study goes on, and one that was changed
-by a new version of a strategy is repeated with ``--again STRATEGY``.
+`pipeline.judging.judge`, like those of `paire clean`. One axis varies at a time around a centre. Every case is a row of
+`results.csv`. Rows that exist are not computed again, so an interrupted study goes on. After a change of a strategy,
+``--again STRATEGY`` repeats its rows.
 
     python -m studies.large_groups
     python -m studies.large_groups --series copies --strategies grow --again grow
@@ -42,7 +42,7 @@ from studies.synthetic_features import (
 )
 from workers.storage.directory import Directory
 
-# Larger features are not written; the float64 distances of a case come on top.
+# The most bytes of features that a case may have; its float64 distances come on top.
 MAX_FEATURE_BYTES = 1_500_000_000
 # Free space must hold the features, the distances and the Gaussian map.
 SPACE_FACTOR = 2
@@ -130,19 +130,19 @@ def judge(
 
 
 def compare(manifest: pd.DataFrame, truth: Truth, false_reject: float) -> dict[str, Any]:
-    """Return what was kept of the good and of the defective images; near-copies share their original's label.
+    """Return how many good and defective images were kept; near-copies share their original's label.
 
-    ``below_target`` tells a poor ranking from a poor threshold: the defective images that one threshold on the margins
-    would keep if it rejected exactly the wanted share of the good ones.
+    ``below_target`` separates a poor ranking from a poor threshold: it counts the defective images that one threshold
+    on the margins would keep if it rejected exactly the wanted share of the good images.
 
     Parameters
     ----------
     manifest
         One row for each image, in the archive's order.
     truth
-        Of the archive.
+        What each image of the archive is.
     false_reject
-        That share.
+        The wanted share.
     """
     kept, bad = (manifest["label"] == "normal").to_numpy(), truth.is_defective
     judged = manifest["margin"].notna().to_numpy()
@@ -167,7 +167,7 @@ def require_space(archive: Archive, dtype: str, folder: Path) -> None:
     Raises
     ------
     SystemExit
-        With one line that says so.
+        With one line that says what is too large.
     """
     needed, free = archive.stored_bytes(dtype), shutil.disk_usage(folder).free
     if needed > MAX_FEATURE_BYTES:
@@ -180,7 +180,7 @@ def require_space(archive: Archive, dtype: str, folder: Path) -> None:
 
 
 def forget(results: Path, archives: Iterable[Archive], strategies: Iterable[str]) -> None:
-    """Take the rows of these archives and strategies out of the results."""
+    """Remove the rows of these archives and strategies from the results."""
     for archive in archives:
         for strategy in strategies:
             found = _rows(results, archive, strategy)
@@ -189,7 +189,7 @@ def forget(results: Path, archives: Iterable[Archive], strategies: Iterable[str]
 
 
 def _rows(results: Path, archive: Archive, strategy: str) -> "pd.Series[bool]":
-    """Return which rows of the results are this case's; no rows where there is no file yet."""
+    """Return the rows of this case in the results; none where the file does not exist yet."""
     if not results.exists():
         return pd.Series(dtype=bool)
     table = pd.read_csv(results)
@@ -201,7 +201,7 @@ def _rows(results: Path, archive: Archive, strategy: str) -> "pd.Series[bool]":
 
 @contextmanager
 def _log_lines() -> Iterator[list[str]]:
-    """Collect the lines of the run's log, as they reach log.jsonl and the terminal."""
+    """Collect the lines of the run's log as log.jsonl and the terminal get them."""
     lines: list[str] = []
 
     class Collector(logging.Handler):

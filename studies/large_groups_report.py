@@ -1,6 +1,6 @@
 """The cases of the study of large groups, and its results as tables and a plot in the documentation.
 
-The tables are made from `results.csv`, between markers in the text that people write around them.
+The tables are made from `results.csv` and stand between markers; people write the text around them.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ FOLDER = DOCUMENT.with_suffix("")
 RESULTS = FOLDER / "results.csv"
 
 CENTRE = Archive()
-# Verdicts on few images depend on which they are.
+# Small archives are drawn several times, as verdicts on few images depend on the images.
 SEEDS = range(3)
 
 
 @dataclass(frozen=True)
 class Series:
-    """Archives that differ along some axes, which their table shows, and the strategies to judge them by."""
+    """Archives that differ along some axes, the columns of their table, and the strategies that judge them."""
 
     axes: tuple[str, ...]
     archives: tuple[Archive, ...]
@@ -34,7 +34,7 @@ class Series:
 
 
 def _vary(centre: Archive = CENTRE, **values: tuple[object, ...]) -> tuple[Archive, ...]:
-    """Return a centre with one field after the other at each of its values."""
+    """Return a centre, changed in one field after the other to each of its values."""
     return tuple(
         dataclasses.replace(centre, **{name: value})  # type: ignore[arg-type]
         for name, column in values.items()
@@ -46,7 +46,7 @@ def _seeded(archives: tuple[Archive, ...]) -> tuple[Archive, ...]:
     return tuple(dataclasses.replace(archive, seed=seed) for archive in archives for seed in SEEDS)
 
 
-# What is judged: names of the tables to settings.
+# The strategies: names in the tables to settings.
 STRATEGIES = {
     "paire": ("trim.strategy=paire",),
     "trim-once": ("trim.strategy=trim-once",),
@@ -113,7 +113,7 @@ COUNTS = ("good", "good_kept", "defective", "defects_kept", *(f"kept_at_{shift:g
 
 
 def write_report(results: pd.DataFrame, document: Path) -> None:
-    """Bring the tables between the document's markers, and the plot beside it, up to date.
+    """Update the tables between the document's markers, and the plot beside the document.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def write_report(results: pd.DataFrame, document: Path) -> None:
 
 
 def table(results: pd.DataFrame, series: Series) -> str:
-    """Return one series as a Markdown table; a row for each case and strategy, its seeds together."""
+    """Return one series as a Markdown table: a row for each case and strategy, over all seeds."""
     columns = (*(AXIS_NAMES.get(axis, axis) for axis in series.axes), *HEADER)
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for archive in dict.fromkeys(dataclasses.replace(archive, seed=0) for archive in series.archives):
@@ -165,7 +165,7 @@ def _axis(archive: Archive, axis: str) -> str:
 
 
 def _cells(rows: pd.DataFrame) -> list[str]:
-    """Return what is said of one case and strategy: sums and means over its seeds."""
+    """Return the table row of one case and strategy: sums and means over its seeds."""
     total = rows[list(COUNTS)].sum()
     kept = total["good_kept"] + total["defects_kept"]
     endings = rows["stop_reason"] + rows["warnings"].astype(object).fillna("").map(
@@ -187,7 +187,7 @@ def _cells(rows: pd.DataFrame) -> list[str]:
 
 
 def draw(results: pd.DataFrame, path: Path) -> None:
-    """Draw the share of good and of defective images kept over N and over the number of positions."""
+    """Plot the share of good and of defective images kept against N and against the number of positions."""
     figure = matplotlib.figure.Figure(figsize=(10.5, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     by_size = list(SERIES["images"].archives)
@@ -211,7 +211,7 @@ def _draw_panel(
     points = pd.concat([rows.assign(place=place) for place, rows in found])
     for strategy in WITH_ABLATION:
         rows = points[points["strategy"] == strategy]
-        # Where the paper's rule stops after one pass, the two coincide: the ablation lies wide behind.
+        # Where the paper's rule stops after one pass, both lines coincide: the ablation is drawn wide, behind.
         behind = {"linewidth": 6, "alpha": 0.35, "zorder": 1} if strategy == "trim-once" else {}
         (line,) = axes.plot(rows["place"], rows["good_kept"] / rows["good"], "o-", label=f"{strategy}: good", **behind)
         axes.plot(

@@ -1,7 +1,7 @@
-"""Features of archives that nobody has photographed: any size, known truth, written straight into a feature store.
+"""Synthetic features of archives of any size, with known truth, written straight into a feature store.
 
-Real archives at hand have a few hundred images; what happens at 50 000, or when one part was photographed twenty
-times, is shown on features drawn from a seed. An image is white noise at each position, partly shared between all
+The real archives at hand have a few hundred images. Features drawn from a seed show what happens with 50 000, or when
+one part was photographed twenty times. An image is white noise at each position, partly shared between all
 positions (lighting, pose) and, as with overlapping patches, partly between neighbours. Every position mixes it into
 correlated channels in its own way. A defect shifts a square of positions in one direction of the white noise, so that
 its size is a Mahalanobis distance to the true Gaussian.
@@ -22,14 +22,14 @@ from workers.storage.directory import Directory
 
 Array = NDArray[np.float32]
 
-# Mahalanobis shifts in units of sqrt(D), the distance of a typical good image: it lies at sqrt(1 + shift^2) of them.
+# Mahalanobis shifts in units of sqrt(D), the distance of a typical good image. A shifted image is at sqrt(1 + shift^2).
 SHIFTS = (0.75, 1.0, 1.5, 2.0, 3.0)
 
 # Patches of 10 cells every 4 cells overlap their neighbours in each direction: a 3 x 3 mean of white noise.
 OVERLAP = 3
-# Share of the variance that all positions of an image have in common.
+# Share of the variance that all positions of an image share.
 IMAGE_EFFECT = 0.3
-# What two photographs of one part differ by, in standard deviations.
+# Difference between two photographs of one part, in standard deviations.
 COPY_NOISE = 0.02
 
 
@@ -45,7 +45,7 @@ class _Stream(IntEnum):
 
 @dataclass(frozen=True)
 class Archive:
-    """What to draw.
+    """Which archive to draw.
 
     Attributes
     ----------
@@ -54,20 +54,20 @@ class Archive:
     planted
         Share of the images that are defective.
     extent
-        Side of a defect, in positions; 3 is a speck, which all patches that overlap it see.
+        Side of a defect in positions; 3 is a speck, which every overlapping patch sees.
     repeats
-        Images that show the same defect at the same place.
+        How many images show the same defect at the same place.
     recurring
-        Those images show different parts, as after a tool broke; else they are near-duplicates of one image.
+        These images show different parts, as after a tool broke; otherwise they are near-duplicates of one image.
     copies
         Share of the good images that are near-duplicates of another good one.
     tails
         Degrees of freedom of Student's t, one factor for each image; 0 for the normal law.
     represented
-        Near-duplicates have the content hash of their original, as if they were byte-identical: what finding them
-        would achieve.
+        Near-duplicates have the content hash of their original, as if they were byte-identical. This shows what finding
+        them could achieve.
     seed
-        Of everything.
+        Seeds all random numbers.
     """
 
     images: int = 1000
@@ -89,7 +89,7 @@ class Archive:
 
     @property
     def geometry(self) -> FeatureGeometry:
-        """The grid, as of a backbone without pooling."""
+        """The grid of a backbone without pooling."""
         return FeatureGeometry(self.side, self.side, self.channels, self.side, self.side, 1, 1)
 
     def stored_bytes(self, dtype: str) -> int:
@@ -110,7 +110,7 @@ class Truth:
     defect
         int64: number of the defect; -1 for a good image.
     shift
-        float64: its size in units of sqrt(D); 0 for a good image.
+        float64: size of the defect in units of sqrt(D); 0 for a good image.
     """
 
     source: NDArray[np.int64]
@@ -151,7 +151,7 @@ class Features:
         self._archive, self._truth = archive, truth
         rng, channels = _rng(archive, _Stream.MIXING), archive.channels
         self._mean = rng.standard_normal((archive.positions, 1, channels), np.float32)
-        # Variances fall as 1 / k, as of real features; the mean variance of a channel is 1.
+        # Variances fall as 1 / k, like those of real features; the mean variance of a channel is 1.
         variances = 1.0 / np.arange(1, channels + 1)
         deviations = np.sqrt(variances / variances.mean()).astype(np.float32)
         rotations = [np.linalg.qr(rng.standard_normal((channels, channels), np.float32))[0] for _ in self._mean]
@@ -212,7 +212,7 @@ def write_features(archive: Archive, truth: Truth, store: Directory, dtype: str)
 
 
 def catalog_and_outcomes(archive: Archive, truth: Truth) -> tuple[pd.DataFrame, dict[str, list[ImageOutcome]]]:
-    """Return the catalog of an archive, and what reading its images would have established."""
+    """Return the catalog of an archive, and the outcomes of reading its images."""
     names = [f"{row:06d}.png" for row in range(archive.images)]
     frame = pd.DataFrame({"file_name": names, "image_path": names, "group": DEFAULT_GROUP, "reason": ""})
     catalog = frame.assign(sample_id=[sample_id(name) for name in names], row=np.arange(archive.images)).astype(

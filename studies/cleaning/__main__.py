@@ -1,9 +1,9 @@
-"""How well the strategies clean, and what their clean sets are worth: the command behind docs/study.md.
+"""How well the strategies clean, and how good their clean sets are: the command behind docs/study.md.
 
-On dirty sets of labelled archives, at several noises, seeds and both protocols of the paper's section 4.1: purity,
-kept share, and the AUROC on the test set of a map fitted on what was kept, against the oracle and no trimming; and the
-paper's ablations. Features are extracted once; the strategies run on Gram matrices in memory. Run it again after it
-was cut short, or after a change of the code: what is there and still holds is not computed again.
+The study makes dirty sets of labelled archives, with several noises and seeds, by both protocols of the paper's section
+4.1. It compares purity, kept share, and the test AUROC of a map fitted on the kept images, with the oracle and with no
+trimming, and repeats the paper's ablations. Features are extracted once; the strategies run on Gram matrices in memory.
+After an interruption or a change of the code, run it again: it keeps every result that still holds.
 
     python -m studies.cleaning ../shared/data/mvtec_bottle ../shared/data/kolektor_sdd \
         --weights ../shared/weights/squeezenet1_1-imagenet.pth
@@ -23,7 +23,7 @@ SEEDS = 5
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the study; returns the exit code."""
+    """Run the study; return the exit code."""
     arguments = parse(words)
     try:
         with tempfile.TemporaryDirectory(prefix="paire-study-") as scratch:
@@ -42,7 +42,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
-    """Return the arguments; ends the command, saying why, where they are wrong."""
+    """Parse the arguments; where they are wrong, end the command with the reason."""
     parser = argparse.ArgumentParser(
         prog="python -m studies.cleaning",
         description=__doc__,

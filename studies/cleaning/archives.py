@@ -8,7 +8,7 @@ TRAIN_GOOD, TEST_GOOD, TEST_BAD = 24, 5, 12
 
 
 def write_category(folder: Path, *, first_seed: int = 0) -> Path:
-    """Write ``train/good``, ``test/good`` and ``test/bar``; one training image is there twice."""
+    """Write ``train/good``, ``test/good`` and ``test/bar``; one training image is a copy of another."""
     for name, count, seed in (
         ("train/good", TRAIN_GOOD, 0),
         ("test/good", TEST_GOOD, 100),

@@ -1,4 +1,4 @@
-"""The study held against the command: the same dirty set cleaned by the whole `paire clean`, on files, by Dask."""
+"""Compare the study with the command: the whole `paire clean` cleans the same dirty set, from files, on Dask."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from studies.cleaning.images import GramFile
 from studies.cleaning.judge import clean_digests
 from studies.cleaning.methods import Method
 
-# Threads of this process, and a verdict whatever the breakdown guard says of it: kept images are compared.
+# Workers are threads of this process. The breakdown guard must not stop a run, as only kept images are compared.
 _LOCAL = (
     "cluster.workers=1",
     "cluster.processes=false",
@@ -25,7 +25,7 @@ _LOCAL = (
 
 
 class Agreement(NamedTuple):
-    """How many images the command and the study keep of a dirty set, and how many only one of them."""
+    """How many images the command and the study keep of a dirty set, and how many only one of them keeps."""
 
     strategy: str
     images: int
@@ -43,15 +43,13 @@ def compare_with_command(
     Parameters
     ----------
     dirty
-        The set; its files are where its lists say.
+        The set; its lists name existing files.
     gram
-        Of its images.
-    strategies
-        Which.
+        The Gram matrices of its images.
     base
         The settings of the features.
     folder
-        For the run.
+        Gets the run directory.
     """
     run, settings = str(folder / "run"), [*base, *_LOCAL, f"input.roots={','.join(dirty.roots)}"]
     for number, strategy in enumerate(strategies):
@@ -64,7 +62,7 @@ def compare_with_command(
 
 
 def agreement_table(agreements: Sequence[Agreement]) -> str:
-    """Return them as a Markdown table."""
+    """Return the agreements as a Markdown table."""
     lines = ["| strategy | images | kept by the command | by the study | only by the command | only by the study |"]
     lines.append("|---|---|---|---|---|---|")
     lines += ["| " + " | ".join(map(str, one)) + " |" for one in agreements]

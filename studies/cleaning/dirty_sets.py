@@ -1,6 +1,6 @@
-"""Dirty sets by content: which images, known by the digests of their files, are trained on and tested in each.
+"""Dirty sets by content: which images each trains on and tests, named by the digests of their files.
 
-They are those that `paire dirty` writes, copies that were rotated or flipped included.
+The sets are those that `paire dirty` writes, with its rotated and flipped copies.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ OVERLAP, NO_OVERLAP = "overlap", "no overlap"
 
 @dataclass(frozen=True, order=True)
 class Case:
-    """One dirty set: of which archive, under which protocol, how dirty, drawn by which seed."""
+    """The parameters of one dirty set: archive, protocol, noise and seed."""
 
     archive: str
     protocol: str
@@ -34,7 +34,7 @@ class Case:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with the truth.
+    """Images with their labels.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class LabelledImages:
     is_anomalous: NDArray[np.bool_]
 
     def distinct(self) -> "LabelledImages":
-        """Return them without byte-identical copies, which take no part in a cleaning; the first one stays."""
+        """Return the images without byte-identical copies, which take no part in a cleaning; the first one stays."""
         first = ~pd.Series(self.digests).duplicated().to_numpy()
         return LabelledImages(tuple(itertools.compress(self.digests, first)), self.is_anomalous[first])
 
@@ -59,16 +59,12 @@ class DirtySet:
 
     Attributes
     ----------
-    case
-        Which one.
-    train, test
-        Their images.
     train_list
-        The training set as ``paire clean`` takes it.
+        The training set as a source of ``paire clean``.
     roots
-        Where its images lie.
+        The folders that hold its images.
     paths
-        Digest to a path of an image with it.
+        Digest to the path of an image with that digest.
     """
 
     case: Case
@@ -79,7 +75,7 @@ class DirtySet:
     paths: dict[str, str]
 
     def digest(self) -> str:
-        """Return the sha256 of what is in it."""
+        """Return the sha256 of the set's contents."""
         lists = [
             f"{digest} {int(label)}"
             for images in (self.train, self.test)
@@ -89,9 +85,9 @@ class DirtySet:
 
 
 def list_cases(archives: Sequence[str], noises: Sequence[float], seeds: int) -> Iterator[Case]:
-    """Yield every case, seed by seed, so that a study cut short still spans all the rest.
+    """Yield every case, seed by seed, so that an interrupted study still covers everything else.
 
-    Without noise nothing is planted, and the two protocols are the same set: it is there once, as overlap.
+    Without noise nothing is planted, and both protocols give the same set: it is yielded once, as overlap.
     """
     for seed, archive, noise in itertools.product(range(seeds), archives, noises):
         yield Case(archive, OVERLAP, noise, seed)
@@ -100,17 +96,17 @@ def list_cases(archives: Sequence[str], noises: Sequence[float], seeds: int) -> 
 
 
 def source_of(location: Path) -> Path:
-    """Return what to read labels from: the labels file in a folder that has one, else the location itself."""
+    """Return the source of labels: the labels file in a folder that has one, otherwise the location itself."""
     return location / LABELS_FILE if (location / LABELS_FILE).is_file() else location
 
 
 def draw(case: Case, source: Path, folder: Path) -> DirtySet:
-    """Draw a dirty set into a folder, anew if it is there.
+    """Draw a dirty set into a folder, and replace an earlier one.
 
     Raises
     ------
     PaireError
-        When `pipeline.commands.dirty.make_dirty` can not.
+        When `pipeline.commands.dirty.make_dirty` fails.
     """
     shutil.rmtree(folder, ignore_errors=True)
     made = make_dirty(str(source), str(folder), noise=case.noise, seed=case.seed, overlap=case.protocol == OVERLAP)

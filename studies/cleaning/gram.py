@@ -1,7 +1,7 @@
-"""Distances in an archive from inner products: what makes a study of hundreds of cleanings affordable.
+"""Distances in an archive from inner products, which make a study of hundreds of cleanings affordable.
 
-An archive of N images is cleaned over and over, with other images planted, by other strategies, in many passes. The
-inner products of all images at a position are the same in all of them; `workers.gaussian.products` has all distances
+The study cleans an archive of N images again and again, with other images planted, by other strategies, in many passes.
+The inner products of all images at a position stay the same, and `workers.gaussian.products` computes all distances
 from them.
 """
 
@@ -34,7 +34,7 @@ class Gram:
     channels: int
 
     def distances(self, fitted: Rows, measured: Rows, fit: Fit) -> Array:
-        """Fit on some images and measure others, which may be among them: Eq. 6.
+        """Fit on some images and measure some images, which may be the same: Eq. 6.
 
         Parameters
         ----------
@@ -42,8 +42,6 @@ class Gram:
             (n,) int64: rows of the images, each once; or (n, positions) where each position has its own.
         measured
             (m,) int64: rows of the images.
-        fit
-            How.
 
         Returns
         -------

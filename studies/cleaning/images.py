@@ -1,4 +1,4 @@
-"""What the study knows of an archive's images: Gram matrices and sketches, made once and kept in a folder."""
+"""Gram matrices and sketches of an archive's images, computed once and kept in a folder."""
 
 import hashlib
 import json
@@ -24,13 +24,7 @@ _PRODUCTS, _SKETCHES, _INDEX = "products.npy", "sketches.npy", "index.json"
 
 @dataclass(frozen=True)
 class GramFile:
-    """What is known of some images, as a folder that processes share.
-
-    Attributes
-    ----------
-    folder
-        Where it is.
-    """
+    """Gram matrices and sketches of some images, in a folder that processes share."""
 
     folder: Path
 
@@ -41,7 +35,7 @@ class GramFile:
 
     @property
     def sketches(self) -> Sketches:
-        """(images, 256) float32: what near-duplicates are found by."""
+        """(images, 256) float32: sketches that find near-duplicates."""
         sketches: Sketches = np.load(self.folder / _SKETCHES)
         return sketches
 
@@ -52,7 +46,7 @@ class GramFile:
         return rows, columns
 
     def rows(self, digests: Iterable[str]) -> Rows:
-        """Return which rows (images,) int64 of the matrices some images have."""
+        """Return the rows (images,) int64 of some images in the matrices."""
         place = _index(self.folder)["place"]
         return np.array([place[digest] for digest in digests], dtype=np.int64)
 
@@ -72,9 +66,9 @@ def prepare_gram(paths: Mapping[str, str], folder: Path, config: Config) -> Gram
     Raises
     ------
     SourceError
-        When an image can not be read.
+        When an image cannot be read.
     PaireError
-        When the backbone can not be built.
+        When the backbone cannot be built.
     """
     digests = sorted(paths)
     extractor = shared_extractor(config.features)
@@ -97,7 +91,7 @@ def prepare_gram(paths: Mapping[str, str], folder: Path, config: Config) -> Gram
     products_of(features.reshape(count, rows * columns, channels), products)
     products.flush()
     np.save(target.folder / _SKETCHES, sketch(features[:, lattice(rows)]))
-    # Last: whoever finds it finds the rest.
+    # Written last: where this file exists, the others do.
     index = {"digests": digests, "grid": [rows, columns], "channels": channels}
     (target.folder / _INDEX).write_text(json.dumps(index), encoding="utf-8")
     return target
@@ -109,7 +103,7 @@ def extract(paths: list[str], config: Config) -> NDArray[Any]:
     Raises
     ------
     SourceError
-        When one of them can not be read: a figure must not come of a set that is not what it says.
+        When one of them cannot be read: a figure must not come from an incomplete set.
     """
     refs = [ImageRef(row, path) for row, path in enumerate(paths)]
     extractor = shared_extractor(config.features)

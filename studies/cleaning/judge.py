@@ -21,7 +21,7 @@ from workers.verdict.smoothing import smooth
 
 @dataclass(frozen=True)
 class Task:
-    """A dirty set, the Gram matrices of its images, and for each method its configuration and what it is made of."""
+    """A dirty set, the Gram matrices of its images, and the configuration and the digest of each method."""
 
     dirty: DirtySet
     gram: GramFile
@@ -29,7 +29,7 @@ class Task:
 
 
 def use_one_thread() -> None:
-    """Let this process compute on one thread: small factorisations gain nothing from more, and there are others."""
+    """Let this process compute on one thread: more do not help, and other processes need the cores."""
     threadpool_limits(limits=1)
 
 

@@ -1,4 +1,4 @@
-"""What is compared on every dirty set: the strategies, the oracle, and one parameter of a strategy swept."""
+"""The methods that are compared on dirty sets: the strategies, the oracle, and sweeps of one option."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from studies.cleaning.dirty_sets import OVERLAP, Case
 NONE, TRIM_ONCE, PAIRE, CONCENTRATE, GROW, ORACLE = "none", "trim-once", "paire", "concentrate", "grow", "oracle"
 STRATEGIES = (NONE, TRIM_ONCE, PAIRE, CONCENTRATE, GROW)
 
-# Fig. 15 of the paper; the default, 2.3, is among the strategies.
+# Fig. 15 of the paper. The strategies cover the default, 2.3.
 ETA, ETAS = "trim.eta", (1.5, 2.0, 2.6, 3.0, 4.0, 6.0)
-# Its counterpart of `grow`; the default, 0.02, is among the strategies.
+# The counterpart in `grow`. The strategies cover the default, 0.02.
 FALSE_REJECT, FALSE_REJECTS = "trim.target_false_reject", (0.005, 0.01, 0.05, 0.1)
 SWEPT_NOISES = (0.1, 0.2)
 
@@ -28,9 +28,9 @@ class Method:
     Attributes
     ----------
     name
-        A strategy, or ``oracle``: all true normals, which only the labels tell.
+        A strategy, or ``oracle``: all true normals, by the labels.
     setting
-        An option other than its default, as ``section.key=value``; empty for none.
+        An option that differs from its default, as ``section.key=value``; empty for none.
     """
 
     name: str
@@ -54,11 +54,11 @@ def with_estimator(name: str, estimator: str) -> Method:
 
 
 ESTIMATORS = tuple(dict.fromkeys(estimator(name) for name in STRATEGIES))
-"""Those that the strategies use."""
+"""The estimators that the strategies use."""
 
 
 def methods_for(case: Case, swept_archive: str) -> list[Method]:
-    """Return what is compared on a dirty set; parameters are swept on one archive, as they cost as much again."""
+    """Return the methods to compare on a dirty set; sweeps are limited to one archive, as they double the cost."""
     compared = [Method(name) for name in STRATEGIES if name != NONE]
     compared += [with_estimator(name, one) for name in (NONE, ORACLE) for one in ESTIMATORS]
     if case.archive == swept_archive and case.protocol == OVERLAP and case.noise in SWEPT_NOISES:

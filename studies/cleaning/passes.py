@@ -1,7 +1,7 @@
 """The production strategies on an archive in memory: each gets the passes it asks for from Gram matrices.
 
-The strategies themselves, thresholds, selection, smoothing and calibration are the packages' own; only where a pass
-of `pipeline.judging.statistics` would run Dask tasks over stored features, this computes the same distances here.
+Strategies, thresholds, selection, smoothing and calibration are the production code. Only the passes differ:
+`pipeline.judging.statistics` runs Dask tasks over stored features, this module computes the same distances here.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 
 class Pass(NamedTuple):
-    """What `strategies.paire.trim` needs to know of a pass: thresholds (rows, columns) and margin (images,)."""
+    """What `strategies.paire.trim` needs from a pass: thresholds (rows, columns) and margin (images,)."""
 
     thresholds: Array
     margin: Array
@@ -34,18 +34,18 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class Archive:
-    """Images to be cleaned, no two of them the same.
+    """Images to clean, without byte-identical copies.
 
     Attributes
     ----------
     gram
-        The inner products of these images and others.
+        The inner products of these images and of others.
     rows
-        (images,) int64: where these are in it.
+        (images,) int64: the rows of these images in it.
     grid
         Rows and columns of positions.
     sketches
-        (images, 256) float32: by which near-duplicates are found.
+        (images, 256) float32: sketches that find near-duplicates.
     """
 
     gram: Gram
@@ -76,7 +76,7 @@ class Archive:
         config
             Holds the covariance estimator.
         nearest
-            Below 1, each position is fitted on this share of them, those nearest there.
+            Below 1, each position is fitted on this share of the images: those nearest there.
         """
         fit, fitted = Fit(config.gaussian, config.estimator()), self.rows[clean]
         if nearest < 1.0:
@@ -92,14 +92,14 @@ def nearest_of(distances: Array, share: float) -> Rows:
 
 
 class _Passes:
-    """The passes over one archive under one configuration; keeps the distances of the last one."""
+    """The passes over one archive under one configuration; keeps the distances of the last pass."""
 
     def __init__(self, archive: Archive, config: Config) -> None:
         self._archive, self._config = archive, config
         self._distances = np.empty((len(archive.rows), *archive.grid))
 
     def measure(self, fitted: Mask, number: int) -> Pass:
-        """Run one pass of the paper's."""
+        """Run one pass of the paper's strategy."""
         distances = self._measure(fitted, leaves_one_out=False)
         options, count = self._config.trim, int(fitted.sum())
         thresholds = np.array(
@@ -108,7 +108,7 @@ class _Passes:
         return Pass(thresholds.reshape(self._archive.grid), margins(distances, thresholds).max(axis=1))
 
     def score(self, fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Array:
-        """Return each image's largest smoothed log distance, as `GroupStatistics.score` has it."""
+        """Return each image's largest smoothed log distance, like `GroupStatistics.score`."""
         distances = self._measure(fitted, leaves_one_out=True)
         if nearest < 1.0:
             self._measure_nearest(distances, np.flatnonzero(fitted), nearest)
@@ -116,7 +116,7 @@ class _Passes:
         return scores
 
     def robust_score(self, fitted: Mask, number: int) -> Array:
-        """Return each image's largest log distance in robust deviations, as `by_features.score_row` has it."""
+        """Return each image's largest log distance in robust deviations, like `by_features.score_row`."""
         self._measure(fitted, leaves_one_out=True)
         median, spread = self._standardisation()
         scores: Array = ((np.log(self._distances) - median) / spread).max(axis=(1, 2))

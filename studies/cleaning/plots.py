@@ -1,4 +1,4 @@
-"""The figures of the study, readable at the width of a page and with any colour vision."""
+"""The figures of the study, readable at page width and with any colour vision."""
 
 from io import BytesIO
 from typing import Final, NamedTuple
@@ -30,7 +30,7 @@ Panels = list[list[Axes]]
 
 
 class Style(NamedTuple):
-    """Okabe and Ito's colours, each with a marker and a line of its own."""
+    """Okabe and Ito's colours, each with its own marker and line style."""
 
     colour: str
     marker: str
@@ -46,12 +46,12 @@ STYLES: Final = {
     ORACLE: Style("#000000", "", "--"),
 }
 _BAND: Final = 0.15
-# Above the lines, for a legend.
+# Room above the lines for a legend.
 _ROOM: Final = 1.15
 _LINE_WIDTH, _MARKER_SIZE, _END_SIZE = 1.8, 5.5, 8.0
 _DPI: Final = 110
 
-# Quantity, name of the axis, methods. Without trimming the AUROC falls so far that it hides what the others do.
+# Quantity, name of the axis, methods. Without trimming the AUROC falls so far that the other lines would be flat.
 _LINES: Final = (
     ("purity", "purity", STRATEGIES),
     ("kept_share", "kept share of the normals", STRATEGIES),
@@ -63,7 +63,7 @@ _LINES: Final = (
 def draw_archive(rows: pd.DataFrame, title: str) -> bytes:
     """Draw purity, kept share and test AUROC against the noise, both protocols side by side, as a PNG.
 
-    Lines are means over the seeds, bands run from the worst to the best.
+    Lines are means over the seeds; bands span the worst to the best.
     """
     figure, panels = _figure(len(_LINES), 2, size=(9.5, 13))
     for line, (quantity, name, methods) in enumerate(_LINES):
@@ -91,9 +91,9 @@ def draw_ablations(rows: pd.DataFrame, swept: pd.DataFrame) -> bytes:
     Parameters
     ----------
     rows
-        Of one archive under the overlap protocol, without swept options.
+        Results of one archive under the overlap protocol, without swept options.
     swept
-        Of the noises at which options are swept: all rows of the archive and protocol.
+        All results of that archive and protocol at the noises of the sweeps.
     """
     has_sweep = bool(is_swept(swept).any())
     figure, panels = _figure(2, 2, size=(9.5, 8)) if has_sweep else _figure(1, 2, size=(9.5, 4))
@@ -140,13 +140,13 @@ def draw_passes(rows: pd.DataFrame) -> bytes:
 
 
 def is_swept(rows: pd.DataFrame) -> pd.Series:
-    """Return which rows are those of an option that was swept."""
+    """Return the rows of a swept option."""
     swept: pd.Series = rows["setting"].str.startswith((ETA, FALSE_REJECT))
     return swept
 
 
 def sweep(rows: pd.DataFrame, method: str, option: str) -> pd.DataFrame:
-    """Return a method's rows with each value of an option, the default among them, as a column ``value``."""
+    """Return a method's rows for each value of an option, with its default, with the value in a column ``value``."""
     section, _, key = option.partition(".")
     default = float(getattr(getattr(Method(method).config(), section), key))
     own = rows[(rows["method"] == method) & rows["setting"].str.fullmatch(f"({option}=.*)?")]
@@ -212,7 +212,7 @@ def _figure(lines: int, columns: int, *, size: tuple[float, float]) -> tuple[Fig
 
 
 def _share_limits(panels: Panels) -> None:
-    """Give the panels of a line one scale, so that protocols can be compared."""
+    """Give the panels of a row one scale, so that readers can compare protocols."""
     for line in panels:
         low, high = (choose(end for one in line for end in one.get_ylim()) for choose in (min, max))
         for panel in line:

@@ -1,4 +1,4 @@
-"""The report of the study: tables from its results, written between markers, so that prose around them stays."""
+"""The report of the study: tables of its results, written between markers, which keep the text around them."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -27,10 +27,10 @@ from studies.cleaning.plots import is_swept, sweep
 START, END = "<!-- study -->", "<!-- /study -->"
 TITLE: Final = "# Study: clean sets and what they are worth"
 
-# Fewer anomalous test images than these make an area under the ROC curve that says little.
+# With fewer anomalous test images, the area under the ROC curve says little.
 TEST_ANOMALIES_NEEDED = 10
 
-# What users asked for, of every dirty set: purity, kept share, and how far the AUROC may fall below the oracle's.
+# What users want of every dirty set: purity, kept share, and how far the AUROC may fall below the oracle's.
 PURITY_WANTED, KEPT_WANTED, AUROC_LOSS_ALLOWED = 0.995, 0.95, 0.005
 
 _DIGITS: Final = {"purity": 4, "kept_share": 3, "auroc": 4, "auroc_smoothed": 4, "kept": 1}
@@ -39,7 +39,7 @@ Column = tuple[str, Method, str]  # heading, method, column of the results
 
 
 def with_report(text: str, generated: str) -> str:
-    """Return a document with what is between its markers replaced, or a new one."""
+    """Replace the text between the markers of a document, or start a new document."""
     block = f"{START}\n{generated.strip()}\n{END}"
     pattern = re.compile(f"{re.escape(START)}.*?{re.escape(END)}", re.DOTALL)
     if pattern.search(text):
@@ -52,12 +52,10 @@ def write_report(rows: pd.DataFrame, *, archives: Sequence[str], swept_archive: 
 
     Parameters
     ----------
-    rows
-        The results.
     archives
-        Their archives, in order of appearance.
+        In order of appearance.
     swept_archive
-        The one that options were swept on.
+        The archive of the sweeps.
     made
         How, when and where the results were made.
     """
@@ -92,7 +90,7 @@ def _reading(rows: pd.DataFrame) -> str:
 
 
 def _goals(rows: pd.DataFrame, archives: Sequence[str]) -> str:
-    """Return on how many dirty sets each strategy met what is wanted, and on how many it said that it might not."""
+    """Return on how many dirty sets each strategy met the aims, and on how many it warned that it might not."""
     header = [
         "strategy",
         "archive",
@@ -122,7 +120,7 @@ def _goals(rows: pd.DataFrame, archives: Sequence[str]) -> str:
 
 
 def _sets(rows: pd.DataFrame) -> str:
-    """Return how large the dirty sets and their test sets are."""
+    """Return the sizes of the dirty sets and of their test sets."""
     own, lines = _of(rows, Method(NONE)), []
     for protocol in (OVERLAP, NO_OVERLAP):
         for noise, part in own[own["protocol"] == protocol].groupby("noise"):
@@ -187,7 +185,7 @@ def _by_noise(rows: pd.DataFrame, columns: Sequence[Column]) -> str:
 
 
 def _by_value(rows: pd.DataFrame, name: str) -> str:
-    """Return purity, kept share and AUROC for each value of a swept option at each noise it was swept at."""
+    """Return purity, kept share and AUROC for each value of a swept option, at each noise of the sweep."""
     swept = rows[rows["noise"].isin(set(rows.loc[rows["setting"] != "", "noise"]))]
     quantities = ("purity", "kept_share", "auroc")
     lines = [
@@ -198,7 +196,7 @@ def _by_value(rows: pd.DataFrame, name: str) -> str:
 
 
 def _cell(values: pd.Series, quantity: str) -> str:
-    """Return the mean and the worst, which is the least of every quantity here."""
+    """Return the mean and the worst value: the smallest, for every quantity here."""
     known = values.dropna()
     digits = _DIGITS[quantity]
     return f"{known.mean():.{digits}f} ({known.min():.{digits}f})" if len(known) else "not given"

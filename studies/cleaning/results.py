@@ -1,7 +1,7 @@
-"""The results of a study, one row for each dirty set and method, kept so that a study can be cut short and taken up.
+"""The results of a study: one row for each dirty set and method, so that an interrupted study can go on.
 
-A row says what it was made of. A study takes over the rows of an earlier one that it would compute again as they are,
-and computes the others: those of a strategy whose code has changed since, for example.
+A row has a digest of everything that it was computed from. A study keeps the rows whose digest is still the same, and
+computes the others again, such as those of a strategy whose code has changed.
 """
 
 import ast
@@ -27,38 +27,38 @@ _OWN_FILES = (
     *(f"studies/cleaning/{name}.py" for name in ("dirty_sets", "gram", "images", "judge", "passes")),
     "workers/features/block.py",
 )
-# What configures is in the digest as it was resolved; what decides lies in these packages.
+# The digest has the resolved configuration. The code that decides is in these packages.
 _DECIDING = ("pipeline", "workers")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a method made of a dirty set.
+    """How one method cleaned one dirty set.
 
     Attributes
     ----------
     archive, protocol, noise, seed, method, setting
-        Which set, which method.
+        The set and the method.
     made_of
         Digest of the images, the weights, the options and the code.
     images, anomalies
-        Of the training set without byte-identical copies.
+        In the training set, without byte-identical copies.
     kept, kept_anomalies
-        Of those.
+        How many of them were kept.
     purity, kept_share
-        Share of true normals among the kept; of the true normals that are kept.
+        Share of true normals among the kept images; share of the true normals that were kept.
     passes, stop_reason, floor_applied
-        How the iteration went.
+        How the iteration ended.
     history
         Kept images and kept anomalies after each pass, as ``21:0 116:0``.
     test_normals, test_anomalies
-        Of the test set.
+        Images of the test set.
     auroc
-        Of the largest distance of each test image under the map fitted on the kept images.
+        By the largest distance of each test image, under the map fitted on the kept images.
     auroc_smoothed
         The same after averaging over neighbouring positions as `grow` does.
     seconds
-        Of one core, for all of it.
+        Of one core, for everything.
     """
 
     archive: str
@@ -89,24 +89,24 @@ _NAMES = [field.name for field in fields(Result)]
 _KEY = ["archive", "protocol", "noise", "seed", "method", "setting"]
 _TEXTS = {"archive", "protocol", "method", "setting", "made_of", "stop_reason", "history"}
 _SHARES = ("purity", "kept_share", "auroc", "auroc_smoothed")
-# More than N images can tell apart.
+# More decimals than N images can distinguish.
 _DECIMALS = dict.fromkeys((*_SHARES, "seconds"), 6)
 
 
 class ResultsFile:
-    """The rows so far, in a CSV that always holds whole ones."""
+    """The rows so far, in a CSV file that always holds whole rows."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.table = self._read()
 
     def lacks(self, case: Case, method: Method, made_of: str) -> bool:
-        """Tell whether there is no row of this method on this set, made of the same."""
+        """Tell whether no row of this method on this set has this digest."""
         rows = self.table
         return not (_is_of(rows, case, method) & (rows["made_of"] == made_of)).any()
 
     def add(self, results: Iterable[Result]) -> None:
-        """Add rows, in the place of earlier ones of the same methods on the same sets."""
+        """Add rows, and replace earlier rows of the same methods on the same sets."""
         new = pd.DataFrame([asdict(result) for result in results], columns=_NAMES).round(_DECIMALS)
         table = pd.concat([self.table, new]) if len(self.table) else new
         self.table = table.drop_duplicates(_KEY, keep="last").sort_values(_KEY, ignore_index=True)
@@ -126,10 +126,10 @@ class ResultsFile:
         if not self._path.is_file():
             return pd.DataFrame(columns=_NAMES)
         texts = dict.fromkeys(_TEXTS, str)
-        # A method may be called none, and an area under a curve may not be defined.
+        # A method is called "none", which is not a missing value, and an AUROC may be undefined.
         undefined = {name: [""] for name in _SHARES}
         table = pd.read_csv(self._path, dtype=texts, keep_default_na=False, na_values=undefined)
-        # A file of another version of the study has nothing that can be taken over.
+        # The rows of another version of the study cannot be used.
         return table if list(table.columns) == _NAMES else pd.DataFrame(columns=_NAMES)
 
 
@@ -146,14 +146,12 @@ def _is_of(rows: pd.DataFrame, case: Case, method: Method) -> pd.Series:
 
 
 def digest_of(images: str, weights: str, config: Config, method: Method) -> str:
-    """Return the digest of what a row is made of.
+    """Return the digest of everything that a row is computed from, with the method's code through all packages.
 
     Parameters
     ----------
     images, weights
         Digests of the dirty set and of the backbone's weights.
-    config, method
-        The method with its configuration; its code is followed through the packages.
     """
     made_of = {
         "images": images,
@@ -172,16 +170,16 @@ def _options(config: Config, section: str) -> dict[str, Any]:
 
 @cache
 def code_digest(files: tuple[str, ...]) -> str:
-    """Return the sha256 of what files, and all that they import from the deciding packages, do.
+    """Return the sha256 of the code of files, and of all that they import from the deciding packages.
 
-    Comments, docstrings and layout are not part of it.
+    Comments, docstrings and layout do not count.
     """
     code = "\n".join(_behaviour(path) for path in _closure(files))
     return hashlib.sha256(code.encode()).hexdigest()
 
 
 def _closure(files: Iterable[str]) -> list[Path]:
-    """Return files and all that they import from the deciding packages, however far."""
+    """Return files and all that they import from the deciding packages, directly or not."""
     known: set[Path] = set()
     waiting = [ROOT / name for name in files]
     while waiting:

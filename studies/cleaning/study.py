@@ -1,4 +1,4 @@
-"""The study as a job: draw the dirty sets, extract once, judge what is missing in parallel, write the report."""
+"""The study as a job: draw the dirty sets, extract once, compute missing results in parallel, write the report."""
 
 import argparse
 import datetime
@@ -35,7 +35,7 @@ from studies.cleaning.results import ResultsFile, digest_of
 
 REPORT, FOLDER, RESULTS, AGREEMENT = "study.md", "study", "results.csv", "agreement.md"
 
-# The dirty set that is held against the command: the first archive's, in the paper's own protocol.
+# The dirty set on which the study is compared with the command: of the first archive, by the paper's own protocol.
 _CHECKED_NOISE, _CHECKED_SEED = 0.1, 0
 _CHECKED_STRATEGIES = (PAIRE, CONCENTRATE, GROW)
 
@@ -44,20 +44,20 @@ _PACKAGES = ("numpy", "scipy", "scikit-learn", "torch", "torchvision")
 
 @dataclass(frozen=True)
 class Study:
-    """What to do.
+    """A study to run.
 
     Attributes
     ----------
     sources
-        Name of each archive to what its labels are read from.
+        Name of each archive to the source of its labels.
     cases
         The dirty sets.
     base
         Settings of the features.
     out, scratch
-        Where the report goes; a folder for what is in between.
+        Folders for the report and for intermediate files.
     workers
-        Processes.
+        How many processes to use.
     """
 
     sources: dict[str, Path]
@@ -82,7 +82,7 @@ class Study:
 
     @property
     def swept(self) -> str:
-        """The archive that options are swept on."""
+        """The archive of the sweeps."""
         return next(iter(self.sources))
 
     @cached_property
@@ -107,7 +107,7 @@ class Study:
         return prepare_gram(paths, self.scratch / "grams", config)
 
     def missing(self, dirty: DirtySet, results: ResultsFile) -> Iterator[tuple[Method, str]]:
-        """Yield the methods without a valid result on a set, each with what its result will be made of."""
+        """Yield the methods without a valid result on a set, each with the digest of its result."""
         digest = dirty.digest()
         for method in methods_for(dirty.case, self.swept):
             made_of = digest_of(digest, self.weights, method.config(self.base), method)
@@ -121,7 +121,7 @@ def run_study(study: Study) -> None:
     Raises
     ------
     PaireError
-        When an archive can not be read or made dirty, or the backbone not be built.
+        When an archive cannot be read or made dirty, or the backbone cannot be built.
     """
     results = ResultsFile(study.out / FOLDER / RESULTS)
     _say(f"weights {study.weights[:12]}, {len(study.cases)} dirty sets")
@@ -144,7 +144,7 @@ def run_study(study: Study) -> None:
 
 
 def _judge_all(tasks: list[Task], results: ResultsFile, workers: int) -> None:
-    """Judge in parallel processes, keeping each row as soon as it is there."""
+    """Judge in parallel processes, and keep each row as soon as it is computed."""
     started = time.monotonic()
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
         try:
@@ -163,7 +163,7 @@ def _judge_all(tasks: list[Task], results: ResultsFile, workers: int) -> None:
 
 
 def _start_worker() -> None:
-    """Compute on one thread, and leave an interruption to the process that waits for this one."""
+    """Compute on one thread, and let the parent process handle an interruption."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     use_one_thread()
 
