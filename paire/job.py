@@ -1,5 +1,6 @@
 """The cleaning job, as Python callers start it."""
 
+import multiprocessing
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from paire.run import Run, open_run
 from pipeline.cluster.progress import Reporter
 from pipeline.commands.clean import clean as run_job
 from schemas.config import Config
-from schemas.errors import ConfigError
+from schemas.errors import ClusterError, ConfigError
 
 
 def clean(
@@ -26,7 +27,8 @@ def clean(
 ) -> Run:
     """Clean an archive and return the published run.
 
-    The same call finishes an unfinished run; it opens a finished one without computing anything.
+    The same call finishes an unfinished run; it opens a finished one without computing anything. A script must make
+    the call below ``if __name__ == "__main__":``, because every local worker process imports the script.
 
     Parameters
     ----------
@@ -56,9 +58,12 @@ def clean(
         with ``guard={"accept_untrustworthy": True}`` publishes it.
     RunConflictError
         When ``out`` belongs to another job, or another command is at work in it.
+    ClusterError
+        When the cluster cannot be reached or does not start.
     PaireError
         For everything else that the caller can mend; see ``schemas.errors``.
     """
+    _refuse_while_a_worker_starts()
     result = run_job(
         os.fspath(source),
         os.fspath(out),
@@ -68,6 +73,15 @@ def clean(
         fresh=fresh,
     )
     return open_run(result.run)
+
+
+def _refuse_while_a_worker_starts() -> None:
+    # The attribute by which multiprocessing itself notices that a process is still importing the script.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ClusterError(
+            "paire.clean was called while a worker process was importing your script. Put the call below "
+            "'if __name__ == \"__main__\":', or compute without processes: cluster={'processes': False}."
+        )
 
 
 def _chosen(config: Config | None, sections: Mapping[str, Mapping[str, Any] | None]) -> Config:

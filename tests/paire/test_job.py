@@ -1,5 +1,8 @@
 """Cleaning from Python: options as dictionaries, and what comes back."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -77,6 +80,31 @@ def test_storage_options_hold_before_anything_is_read(archive: Path, tmp_path: P
         assert storage_in_use().retry_seconds == 3
     finally:
         use_storage(before)
+
+
+def test_a_script_that_its_own_workers_would_run_again_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, paire\n"
+        "if __name__ == '__main__':\n"
+        "    worker = multiprocessing.get_context('spawn').Process(target=int)\n"
+        "    worker.start()\n"
+        "    worker.join()\n"
+        "else:\n"
+        "    paire.clean('images', out='run')\n"
+    )
+    root = Path(paire.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "ClusterError: paire.clean was called while a worker process was importing your script." in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 # --- wrong options; nothing may be written
