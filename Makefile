@@ -54,8 +54,8 @@ format: venv  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: venv  ## Bring the README's reference tables up to date
-	$(BIN)/python -m tests.support.readme
+docs: venv  ## Bring the tables of docs/options.md and docs/tables.md up to date
+	$(BIN)/python -m tests.support.tables_of_docs
 
 study: venv  ## Make docs/study.md anew: BOTTLE=path/to/mvtec/bottle KOLEKTOR=path/to/kolektor_sdd WEIGHTS=squeezenet1_1.pth STUDY='--seeds 2'
 	$(BIN)/python -m studies.cleaning $(BOTTLE) $(KOLEKTOR) --weights $(WEIGHTS) $(STUDY)

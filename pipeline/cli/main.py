@@ -218,6 +218,20 @@ def trust(
 
 
 @cli.command()
+@click.argument("run")
+@click.option("--out", required=True, metavar="FILE", help="The .png file to write, path or URL.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws the kept images and the pairs.")
+@speaks
+def sheet(run: str, out: str, seed: int, output: Output) -> None:
+    """Draw a finished RUN as one picture: images that it kept, that it rejected, and that it found twice."""
+    from pipeline.commands.sheet.sheet import sheet as draw_sheet
+
+    drawn = draw_sheet(run, out, seed=seed)
+    output.result(drawn.to_json())
+    output.console.print(one_line(f"drew {drawn.out}"), highlight=False, markup=False, soft_wrap=True)
+
+
+@cli.command()
 @click.option("--out", default="demo-run", show_default=True, metavar="DIR", help="Directory to create.")
 @computes
 @speaks
