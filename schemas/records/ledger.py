@@ -25,19 +25,13 @@ from schemas.tables.manifest import DECISIONS
 def build_ledger(
     manifest: pd.DataFrame, catalog: pd.DataFrame, outcomes_by_group: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Count the manifest and check it against the catalog.
-
-    Parameters
-    ----------
-    manifest, catalog
-        One row per input each.
-    outcomes_by_group
-        How the judging of each group ended; the entries of the ledger repeat it.
+    """Count the manifest and check it against the catalog; both have one row per input.
 
     Returns
     -------
     dict
-        ``total`` and ``groups``, each with ``inputs`` and one count per decision.
+        ``total`` and ``groups``, each with ``inputs`` and one count per decision; the entry of each group also repeats
+        its part of ``outcomes_by_group``.
 
     Raises
     ------

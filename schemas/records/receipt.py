@@ -28,15 +28,7 @@ class BlockReceipt:
 
     @classmethod
     def of(cls, outcomes: Sequence[ImageOutcome], features: NDArray[Any]) -> "BlockReceipt":
-        """Return the receipt of a block.
-
-        Parameters
-        ----------
-        outcomes
-            One per image, in row order.
-        features
-            (images, rows, columns, channels), contiguous, in the dtype of the store.
-        """
+        """Return the receipt of a block; see `block_checksum` for the features."""
         return cls(tuple(outcomes), block_checksum(outcomes, features))
 
     def to_bytes(self) -> bytes:
@@ -59,7 +51,10 @@ class BlockReceipt:
 
 
 def block_checksum(outcomes: Sequence[ImageOutcome], features: NDArray[Any]) -> int:
-    """Return the CRC-32 of a block's features and outcomes, which detects torn and missing chunks."""
+    """Return the CRC-32 of a block's features and outcomes, which detects torn and missing chunks.
+
+    The features (images, rows, columns, channels) are contiguous and in the dtype of the store.
+    """
     return zlib.crc32(_outcomes_json(outcomes).encode(), zlib.crc32(features.data))
 
 

@@ -29,10 +29,7 @@ COLUMNS = (
 def find_changes(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """Return the inputs whose decision changed, with this file's columns, in the order of ``after``.
 
-    Raises
-    ------
-    LedgerError
-        When an input is in only one manifest, or twice in one.
+    Raises `LedgerError` if an input is in only one manifest, or twice in one.
     """
     ids, previous = after["sample_id"], before["sample_id"]
     if ids.duplicated().any() or previous.duplicated().any() or set(ids) != set(previous):

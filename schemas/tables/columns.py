@@ -30,12 +30,7 @@ def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
 def to_arrow(frame: pd.DataFrame, columns: Sequence[Column]) -> pa.Table:
     """Return ``frame`` as an Arrow table with exactly these columns, in this order and of these types.
 
-    Raises
-    ------
-    KeyError
-        When a column is missing.
-    pyarrow.ArrowInvalid
-        When values do not fit the declared type.
+    Raises `KeyError` if a column is missing, `pyarrow.ArrowInvalid` if values do not fit the type.
     """
     names = [column.name for column in columns]
     return pa.Table.from_pandas(
@@ -59,17 +54,10 @@ def _inert(value: object) -> object:
 
 
 def from_parquet(content: bytes, columns: Sequence[Column] = ()) -> pd.DataFrame:
-    """Read the table in the bytes of a parquet file.
+    """Read a table from the bytes of a parquet file.
 
-    Parameters
-    ----------
-    columns
-        The columns that the table must have, of these types or types that pandas turns them into. It may have more.
-
-    Raises
-    ------
-    ValueError
-        When the bytes are not parquet, are torn or altered, hold text that is not UTF-8, or lack a column.
+    It must have these columns, of these types or types that pandas turns them into; it may have more. Raises
+    `ValueError` if the bytes are not parquet, are torn or altered, hold text that is not UTF-8, or lack a column.
     """
     try:
         table = pq.read_table(BytesIO(content), page_checksum_verification=True)
