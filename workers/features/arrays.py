@@ -106,8 +106,7 @@ def read_chunks(
 ) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield (first image, values (images, columns, channels)) for each chunk of a segment at one row of positions.
 
-    Skips the chunks without an image of ``wanted``, a mask (images of the segment,) or (images of the segment,
-    columns).
+    Skips the chunks without an image of ``wanted``, a mask (images,) or (images, columns) over the segment.
     """
     read = features.reader()
     for start in range(segment.start, segment.stop, CHUNK_IMAGES):

@@ -33,14 +33,8 @@ SLICE_IMAGES = 4
 class PatchExtractor:
     """A backbone, cut after the last node it needs, and the pooling that turns its outputs into patch features.
 
-    Attributes
-    ----------
-    geometry
-        The grid of positions of an image.
-    weights_digest
-        sha256 hex of the weights in use.
-    backbone
-        From (images, 3, image_size, image_size) normalised pixels to a mapping of node to its output.
+    ``geometry`` is the grid of positions of an image, ``weights_digest`` the sha256 hex of the weights. ``backbone``
+    maps normalised pixels (images, 3, image_size, image_size) to a mapping of node to output.
     """
 
     def __init__(self, features: FeaturesConfig) -> None:
@@ -217,15 +211,7 @@ def choose_channels(channels: int, count: int, seed: int) -> NDArray[np.int64]:
     unlike what `numpy.random.Generator` derives from it, and a map must be scored with the channels that it was fitted
     on. A smaller subset of the same seed lies within a larger one.
 
-    Returns
-    -------
-    ndarray
-        (count,) int64, ascending.
-
-    Raises
-    ------
-    ConfigError
-        When there are fewer channels than ``count``.
+    Returns (count,) int64 in ascending order; raises `ConfigError` if there are fewer channels than ``count``.
     """
     if count > channels:
         raise ConfigError(
@@ -283,15 +269,9 @@ def _shared(features: FeaturesConfig) -> PatchExtractor:
 
 
 def shared_extractor(features: FeaturesConfig, weights_digest: str = "") -> PatchExtractor:
-    """Return this process's extractor for a configuration, building it on first use.
+    """Return this process's extractor for a configuration, building it on first use; it does not pickle.
 
-    Tasks carry the configuration, because the extractor does not pickle. If ``weights_digest`` is not empty, the
-    weights must have it.
-
-    Raises
-    ------
-    WeightsError
-        When this machine has other weights than the run.
+    Raises `WeightsError` if ``weights_digest`` is not empty and this machine's weights have another digest.
     """
     with _build_lock:
         extractor = _shared(features)

@@ -156,7 +156,11 @@ class GaussianMap:
     def thresholds(self, group: str) -> NDArray[np.float64]:
         """Return the thresholds (rows, columns) float64 of a group."""
         with damage_as(lambda _: _damaged(self._directory, f"the thresholds of group {group!r}")):
-            return self._read_thresholds(group)
+            geometry = self.description.geometry
+            array = array_of(self._node(group), THRESHOLDS, (geometry.rows, geometry.columns))
+            thresholds: NDArray[np.float64] = np.ascontiguousarray(array[:])
+            _compare(checksum([thresholds]), self._attributes[group][CHECKSUMS][THRESHOLDS])
+            return thresholds
 
     def smoothing(self, group: str) -> int:
         """Return the side of the square of positions to average a group's log distances over before thresholds."""
@@ -167,17 +171,9 @@ class GaussianMap:
         return float(self._attributes[group][NEAREST])
 
     def distances(self, group: str, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the Mahalanobis distances (images, rows, columns) float64 of patch features to a group's map.
+        """Return Mahalanobis distances (images, rows, columns) float64 of features (images, rows, columns, channels).
 
-        Parameters
-        ----------
-        features
-            (images, rows, columns, channels), any floating dtype.
-
-        Raises
-        ------
-        GaussianMapError
-            When the map is not as its run wrote it.
+        Raises `GaussianMapError` if the map is not as its run wrote it.
         """
         distances = np.empty(features.shape[:3])
         for row, gaussians in enumerate(self._rows(group)):
@@ -194,27 +190,16 @@ class GaussianMap:
 
     def _read_rows(self, group: str, start: int, stop: int) -> list[tuple[Gaussian, ...]]:
         numbers = f"row {start}" if stop - start == 1 else f"rows {start} to {stop - 1}"
-        what = f"{numbers} of group {group!r}"
-        with damage_as(lambda _: _damaged(self._directory, what)):
-            arrays = self._read_arrays(group, start, stop)
-        return [_gaussians({name: values[row] for name, values in arrays.items()}) for row in range(stop - start)]
-
-    def _read_arrays(self, group: str, start: int, stop: int) -> dict[str, NDArray[np.float64]]:
-        node, geometry = self._node(group), self.description.geometry
-        arrays = {
-            name: np.ascontiguousarray(array_of(node, name, (geometry.rows, geometry.columns, *position))[start:stop])
-            for name, position in self._shapes(group).items()
-        }
-        found = [checksum(values[row] for values in arrays.values()) for row in range(stop - start)]
-        _compare(found, self._attributes[group][CHECKSUMS][ROWS][start:stop])
-        return arrays
-
-    def _read_thresholds(self, group: str) -> NDArray[np.float64]:
         geometry = self.description.geometry
-        array = array_of(self._node(group), THRESHOLDS, (geometry.rows, geometry.columns))
-        thresholds: NDArray[np.float64] = np.ascontiguousarray(array[:])
-        _compare(checksum([thresholds]), self._attributes[group][CHECKSUMS][THRESHOLDS])
-        return thresholds
+        with damage_as(lambda _: _damaged(self._directory, f"{numbers} of group {group!r}")):
+            node = self._node(group)
+            arrays = {
+                name: np.ascontiguousarray(array_of(node, name, (geometry.rows, geometry.columns, *shape))[start:stop])
+                for name, shape in self._shapes(group).items()
+            }
+            found = [checksum(values[row] for values in arrays.values()) for row in range(stop - start)]
+            _compare(found, self._attributes[group][CHECKSUMS][ROWS][start:stop])
+        return [_gaussians({name: values[row] for name, values in arrays.items()}) for row in range(stop - start)]
 
     def _shapes(self, group: str) -> dict[str, tuple[int, ...]]:
         attributes = self._attributes[group]

@@ -115,16 +115,10 @@ def write_thresholds(
     smoothing: int,
     nearest: float = 1.0,
 ) -> None:
-    """Write a product group's thresholds, which completes its part of the map.
+    """Write a product group's thresholds (rows, columns), which completes its part of the map.
 
-    Parameters
-    ----------
-    thresholds
-        (rows, columns) float64.
-    checksums
-        Those of the group's rows, as returned by `write_rows`.
-    smoothing, nearest
-        Attributes of the group, see ``schemas.stores.gaussian_map``.
+    ``checksums`` are those that `write_rows` returned; ``schemas.stores.gaussian_map`` explains ``smoothing`` and
+    ``nearest``.
     """
     node = directory.zarr_group(storage_name(group), "r+")
     array_of(node, THRESHOLDS)[:] = thresholds

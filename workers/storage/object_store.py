@@ -1,9 +1,9 @@
 """S3 as a file system that repeats failed requests, checks what it reads, and raises plain errors.
 
-It differs from s3fs in the following. One budget of time covers every passing fault of a request; s3fs does not repeat
-refused connections, status 500, or torn parts of large objects. Reads are checked against the size that the store
-states. Nothing is remembered, so writes by others are seen at once. Names are never patterns; s3fs removes ``a[1]`` as
-one. Writing never creates a bucket. Objects that a bulk removal leaves behind are an error.
+How it differs from s3fs: one budget of time covers every passing fault of a request (s3fs does not repeat refused
+connections, status 500, or torn parts of large objects). Reads are checked against the size that the store states.
+Listings are not cached, so writes by others are seen at once. Names are never patterns (s3fs removes ``a[1]`` as one).
+Writing never creates a bucket. Objects that a bulk removal leaves behind are an error.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ CONNECTIONS = 64
 # The limit of DeleteObjects.
 REMOVED_AT_ONCE = 1000
 
-# Metadata of objects made by `create`: a mark that tells which attempt of which process made them.
+# Metadata of objects made by `_create`: a mark that tells which attempt of which process made them.
 _CREATED_BY = "created-by"
 
 _ASKED_RANGE = re.compile(r"bytes=(\d*)-(\d*)")

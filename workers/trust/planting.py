@@ -43,8 +43,8 @@ STAIN_EDGE: Final = 0.25
 # Fainter pixels do not count as part of a defect.
 MIN_OPACITY: Final = 0.1
 
-# Places are drawn from a grid with this many cells on each side, from the half with the most detail: products have more
-# detail than the background.
+# Places are drawn from a grid of cells, from the half with the most detail: products have more detail than their
+# background.
 PLACE_CELLS: Final = 32
 # Percentiles of an image's grey levels that count as dark and light, so that single pixels do not matter.
 SPAN_PERCENTILES: Final = (1.0, 99.0)
@@ -66,26 +66,13 @@ class Defect(NamedTuple):
 
 @dataclass(frozen=True)
 class Planting:
-    """A defect in its place.
+    """A defect in its place."""
 
-    Attributes
-    ----------
-    top, left
-        Row and column in the image of the box around the defect.
-    change
-        (rows, columns, 3) float32: to add to the pixels in the box; they stay in 0..1.
-    mask
-        (rows, columns) bool: the pixels of the defect.
-    contrast
-        The contrast reached. It is below the one asked for if clipping at white or black, or patches that are too
-        alike, prevent it.
-    """
-
-    top: int
-    left: int
-    change: Pixels
-    mask: NDArray[np.bool_]
-    contrast: float
+    top: int  # row of the image where the box around the defect begins
+    left: int  # column of the box
+    change: Pixels  # (rows, columns, 3): to add to the pixels in the box; they stay in 0..1
+    mask: NDArray[np.bool_]  # (rows, columns): pixels of the defect
+    contrast: float  # reached; too small if clipping at white or black, or patches too much alike, prevent more
 
     def on(self, pixels: Pixels) -> Pixels:
         """Return the image (height, width, 3) with the defect in it."""
@@ -130,14 +117,9 @@ def plant(scene: Scene, defect: Defect, rng: np.random.Generator) -> Planting:
     defect
         Its kind is cut-paste (a patch of the image copied elsewhere in it), scratch (a thin, slightly bent line), blob
         (a round bump that fades to its rim) or stain (a spot with an irregular outline). All but cut-paste change the
-        three channels by the same amount, to lighter or darker.
+        three channels by the same amount, to lighter or darker. An unknown kind is a KeyError.
     rng
         Draws place, shape and sign.
-
-    Raises
-    ------
-    KeyError
-        When the kind is unknown.
     """
     height, width = scene.grey.shape
     length = max(1, round(defect.size * min(height, width)))
