@@ -131,9 +131,11 @@ class GaussianConfig(_Section):
         description="Covariance estimator. `auto` depends on the strategy: `ridge` for `paire`, `trim-once`, `none`, "
         "`oas` for `concentrate`, `relative-ridge` for `grow`.",
     )
-    ridge: float = Field(1e-6, gt=0, description="`ridge`: lambda, added to the covariance's diagonal (Eq. 5).")
+    ridge: float = Field(
+        1e-6, gt=0, description="lambda, added to the covariance's diagonal by every estimator (Eq. 5)."
+    )
     relative_ridge: float = Field(
-        0.1, gt=0, description="`relative-ridge`: the ridge as a share of the mean variance of a channel."
+        0.1, gt=0, description="`relative-ridge`: a further ridge, as a share of the mean variance of a channel."
     )
     segment_images: int = Field(
         4096,

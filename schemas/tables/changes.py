@@ -18,10 +18,10 @@ COLUMNS = (
     Column("sample_id", pa.string(), "stable hash of `file_name`"),
     Column("file_name", pa.string(), "path relative to the source, or as written in the index"),
     Column("group", pa.string(), "product group"),
-    Column("decision_before", pa.string(), "decision in the older manifest"),
-    Column("decision_after", pa.string(), "decision in the newer manifest"),
-    Column("reason_before", pa.string(), "the older decision in words"),
-    Column("reason_after", pa.string(), "the newer decision in words"),
+    Column("decision_before", pa.string(), "decision in the manifest that this run is compared with"),
+    Column("decision_after", pa.string(), "decision of this run"),
+    Column("reason_before", pa.string(), "`decision_before` in words"),
+    Column("reason_after", pa.string(), "`decision_after` in words"),
     Column("change", pa.string(), "`added` (became clean), `removed` (is no longer clean) or `other`"),
 )
 

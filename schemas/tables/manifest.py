@@ -25,7 +25,7 @@ COLUMNS = (
     Column("decision", pa.string(), "`clean`, `anomalous`, `duplicate`, `unreadable` or `skipped`"),
     Column("reason", pa.string(), "the decision in words"),
     Column("anomaly_score", pa.float64(), "largest Mahalanobis distance over all positions; **higher is worse**"),
-    Column("margin", pa.float64(), "largest distance / threshold over all positions; anomalous from 1"),
+    Column("margin", pa.float64(), "largest distance / threshold over all positions; 1 or more is beyond a threshold"),
     Column(
         "worst_row", pa.int16(), "row of the position with the largest margin (largest distance if all margins are 0)"
     ),
