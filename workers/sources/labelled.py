@@ -115,7 +115,10 @@ def read_labelled(source: str) -> pd.DataFrame:
 
 
 def find_labelled(source: str) -> LabelledSource:
-    """Find the layout of a labelled set from its file names; raises `SourceError` unless it is exactly one."""
+    """Find the layout of a labelled set from its file names alone.
+
+    Raises `SourceError` if the source does not exist, or its layout is not exactly one of the known ones.
+    """
     try:
         fs, root = split_location(source)
     except ValueError as error:

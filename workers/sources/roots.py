@@ -49,7 +49,8 @@ class Roots:
     def departure(self, location: str) -> str:
         """Return why a file (absolute path or URL) must not be opened; empty if it may be.
 
-        A local file counts as lying where its links lead. A file that does not exist is allowed: reading it will fail.
+        A local file counts as lying where its links lead. A missing file inside the roots has no reason against it:
+        reading it will fail.
         """
         if not _is_local(location):
             return "" if self._holds(_url_parts(location)) else OUTSIDE
