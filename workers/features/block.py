@@ -147,7 +147,7 @@ def read_image(
 
 
 class _Readers:
-    """Daemon threads that read and decode images, unlike those of the standard executor.
+    """Threads that read and decode images; they are daemons, unlike those of the standard executor.
 
     A thread that never ends must delay neither the end of its block nor that of the process. The standard pool with
     daemon threads, ``multiprocessing.pool.ThreadPool``, leaks semaphores in a process that is killed.

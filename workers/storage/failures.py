@@ -56,7 +56,7 @@ class LeftBehindError(OSError):
 
 
 def answer_of(error: BaseException) -> tuple[int, str]:
-    """Return the status and code of a store's answer; 0 and '' without an answer, or if our error contains it."""
+    """Return the status and code of a store's answer; 0 and '' if there is none, or for an error of ours."""
     if isinstance(error, StorageError):
         return 0, ""
     for one in (error, error.__cause__):
