@@ -1,4 +1,4 @@
-"""What is true: records, file formats and errors, known to every part of the system.
+"""Records, file formats and errors: what every part of the system knows.
 
-Imports neither dask nor torch, so any consumer of a run directory can read it with this package alone.
+It imports neither dask nor torch, so a reader of a run directory needs this package alone.
 """

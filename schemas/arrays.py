@@ -1,4 +1,4 @@
-"""The names of NumPy arrays in annotations: one name for one type, whatever the array holds."""
+"""One name for each NumPy array type in annotations, whatever the array holds."""
 
 import numpy as np
 from numpy.typing import NDArray

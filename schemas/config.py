@@ -1,7 +1,7 @@
-"""The run's configuration: every option, its type, range, default and meaning.
+"""The configuration of a run: every option with its type, range, default and meaning.
 
-Sources in rising order of precedence: defaults, a YAML file, ``--set section.key=value``. Unknown keys are
-refused with the nearest known one, so that a typing error never silently means the default.
+A YAML file overrides the defaults, and ``--set section.key=value`` overrides the file. An unknown key is an error that
+names the nearest known key, so a typing error never silently means the default.
 """
 
 import difflib
@@ -19,14 +19,14 @@ from schemas.errors import ConfigError
 
 
 def _split_commas(value: object) -> object:
-    """Let ``--set features.nodes=a,b,c`` mean a list, and nothing an empty one."""
+    """Let ``--set features.nodes=a,b,c`` mean a list, and an empty value an empty list."""
     if not isinstance(value, str):
         return value
     return [part.strip() for part in value.split(",")] if value.strip() else []
 
 
 def _none_if_unset(value: object) -> object:
-    """Let ``null``, ``none`` and the empty string on the command line mean 'not set'."""
+    """Let ``null``, ``none`` and an empty value on the command line mean 'not set'."""
     return None if isinstance(value, str) and value.lower() in {"", "null", "none"} else value
 
 
@@ -34,7 +34,7 @@ def _web_address(value: str | None) -> str | None:
     if value is not None and not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", value):
         raise ValueError("expected an address like https://s3.example.com:9000")
     if value is not None and has_credentials(value):
-        raise ValueError("give credentials by the environment or by storage.profile, never in the address")
+        raise ValueError("give credentials in the environment or with storage.profile, never in the address")
     return value
 
 
@@ -54,34 +54,35 @@ class InputConfig(_Section):
     group_by: OptionalText = Field(
         None,
         description="Path template such as `{line}/{camera}/**`; the named parts, joined by `/`, are the group. "
-        "Not set: one group, or the index's `group` column.",
+        "Not set: the `group` column of an index, else one group.",
     )
     extensions: CommaList = Field(
         ("png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp"),
-        description="File name extensions taken from a folder; other files become `skipped` rows. "
-        "An index names its files itself, so it is not filtered.",
+        description="Extensions of the files to take from a folder; other files become `skipped` rows. "
+        "An index names its files itself and is not filtered.",
     )
     roots: CommaList = Field(
         (),
-        description="Folders and URLs, besides the source's own folder, that images may lie in, links followed; rows "
-        "that lead elsewhere are `skipped`. `any`: no limit. Only for sources that nobody else can write into.",
+        description="Folders and URLs that images may lie in besides the source's own folder, after following links; "
+        "rows that lead elsewhere are `skipped`. `any` removes the limit: use it only if nobody else can write into "
+        "the source.",
     )
     max_pixels: int = Field(
-        89_478_485, ge=1, description="Largest width x height that is decoded; larger images are unreadable."
+        89_478_485, ge=1, description="Largest width x height to decode; larger images are unreadable."
     )
     sixteen_bit_white: int = Field(
-        65535, ge=1, le=65535, description="The value of a 16-bit grey image shown as white; 4095 for 12-bit cameras."
+        65535, ge=1, le=65535, description="The value in a 16-bit grey image that means white; 4095 for 12-bit cameras."
     )
     decode_timeout_s: float = Field(
         60.0,
         gt=0,
-        description="How long decoding an image may take, without reading it; one that takes longer is unreadable.",
+        description="How long one image may take to decode, not counting the read; a slower image is unreadable.",
     )
     max_unreadable_fraction: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="Failure budget: a larger share of unreadable images ends the run with exit code 3.",
+        description="Failure budget: the run ends with exit code 3 if a larger share of the images is unreadable.",
     )
 
 
@@ -92,32 +93,34 @@ class FeaturesConfig(_Section):
     nodes: CommaList = Field(
         ("layer1", "layer2", "layer3"),
         min_length=1,
-        description="Outputs to concatenate; the first one's grid is everyone's grid (Eqs. 1-2).",
+        description="Outputs to concatenate, resized to the grid of the first (Eqs. 1-2).",
     )
     weights: str = Field(
         "imagenet",
         min_length=1,
-        description="`imagenet` (torchvision's IMAGENET1K_V1, as in the paper, downloaded and cached by torchvision), "
-        "a state-dict path or URL, or `random`.",
+        description="`imagenet` (torchvision's IMAGENET1K_V1, as in the paper; torchvision downloads and caches it), "
+        "the path or URL of a state dict, or `random`.",
     )
     channels: OptionalCount = Field(
         None,
         ge=1,
-        description="Random subset of so many channels, the same at all positions, drawn by `features.seed`, as in "
-        "PaDiM (100 of `resnet18`'s 448, 550 of `wide_resnet50_2`'s 1792); not set: all.",
+        description="Number of channels to draw at random with `features.seed`, the same at all positions, as in "
+        "PaDiM (100 of `resnet18`'s 448, 550 of `wide_resnet50_2`'s 1792). Not set: all channels.",
     )
-    seed: int = Field(0, ge=0, description="Seed of `random` weights and of the subset of `features.channels`.")
-    image_size: int = Field(256, ge=32, le=4096, description="Images are resized to exactly this many pixels squared.")
+    seed: int = Field(0, ge=0, description="Seed of `random` weights and of the draw of `features.channels`.")
+    image_size: int = Field(
+        256, ge=32, le=4096, description="Side in pixels of the square that every image is resized to."
+    )
     pool_kernel: int = Field(10, ge=1, description="k: average-pooling kernel on the first node's grid (Eq. 3).")
     pool_stride: int = Field(4, ge=1, description="s: average-pooling stride on the first node's grid (Eq. 3).")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="Arithmetic of the backbone's forward pass. `bf16` is faster where the processor has it, and "
-        "decides otherwise on some images (`python -m benchmarks shortcuts`).",
+        description="Arithmetic of the backbone's forward pass. `bf16` is faster on processors that support it, but "
+        "changes the decision on some images (`python -m benchmarks shortcuts`).",
     )
     dtype: Literal["float16", "float32"] = Field("float16", description="Stored type of the patch features.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is CUDA where there is one.")
-    batch_size: int = Field(32, ge=1, description="Images in one forward pass.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` uses CUDA if the worker has it.")
+    batch_size: int = Field(32, ge=1, description="Images per forward pass.")
 
 
 class GaussianConfig(_Section):
@@ -125,18 +128,20 @@ class GaussianConfig(_Section):
 
     estimator: Literal["auto", "ridge", "relative-ridge", "oas", "ledoit-wolf"] = Field(
         "auto",
-        description="Covariance estimator. `auto` is the strategy's own: `ridge` for `paire`, `trim-once` and `none`, "
+        description="Covariance estimator. `auto` depends on the strategy: `ridge` for `paire`, `trim-once`, `none`, "
         "`oas` for `concentrate`, `relative-ridge` for `grow`.",
     )
-    ridge: float = Field(1e-6, gt=0, description="lambda added to the covariance's diagonal (Eq. 5).")
+    ridge: float = Field(
+        1e-6, gt=0, description="lambda, added to the covariance's diagonal by every estimator (Eq. 5)."
+    )
     relative_ridge: float = Field(
-        0.1, gt=0, description="Of `relative-ridge`: the ridge as a share of the mean variance of a channel."
+        0.1, gt=0, description="`relative-ridge`: a further ridge, as a share of the mean variance of a channel."
     )
     segment_images: int = Field(
         4096,
         ge=1,
-        description="Images in one statistics task. Moments merge segment by segment in this order, whatever the "
-        "number of workers.",
+        description="Images per statistics task. Moments always merge segment by segment in the same order, with "
+        "any number of workers.",
     )
 
 
@@ -145,21 +150,22 @@ class TrimConfig(_Section):
 
     strategy: Literal["paire", "trim-once", "none", "concentrate", "grow"] = Field(
         "paire",
-        description="How the clean set is found: the paper's (`paire`) and its ablations (`trim-once`: one pass; "
-        "`none`: keep all, as PaDiM), `concentrate` (half sample, growth by robust deviations), `grow` (half sample, "
-        "generous growth, pruning at `target_false_reject`; only the half where no threshold would be pure).",
+        description="How to find the clean set. `paire`: the paper's method. `trim-once`, `none`: its ablations, one "
+        "pass, or keep all as in PaDiM. `concentrate`: a half sample that grows by robust deviations. `grow`: a half "
+        "sample that grows generously and is pruned at `target_false_reject`, or stays the half sample if no threshold "
+        "would be pure.",
     )
     alpha: float = Field(0.05, gt=0, lt=1, description="Window length as a share of N (Eq. 8).")
     beta: float = Field(3.0, gt=0, description="Window length over window step (Eq. 9).")
-    tau: float = Field(1.15, gt=0, description="Slope ratio below which a position is not trimmed (Eq. 15).")
+    tau: float = Field(1.15, gt=0, description="Positions with a lower slope ratio are not trimmed (Eq. 15).")
     eta: float = Field(2.3, ge=1, description="How far between tau and R the slope multiplier lies (Eq. 15).")
     min_clean_fraction: float = Field(
-        0.1, ge=0, le=1, description="Floor: when fewer pass, this share with the smallest margins is kept."
+        0.1, ge=0, le=1, description="Floor: if fewer images pass, keep this share, those with the smallest margins."
     )
     stop_fraction: float = Field(
-        0.5, gt=0, le=1, description="Stop once more than this share of the group is clean (paper, section 3.3.1)."
+        0.5, gt=0, le=1, description="Stop when more than this share of the group is clean (paper, section 3.3.1)."
     )
-    max_iterations: int = Field(20, ge=1, description="Passes after which the iteration is cut off.")
+    max_iterations: int = Field(20, ge=1, description="Largest number of passes.")
     target_false_reject: float = Field(
         0.02, gt=0, lt=0.5, description="`grow`: the share of clean images that may be rejected."
     )
@@ -167,85 +173,87 @@ class TrimConfig(_Section):
         5,
         ge=1,
         description="`grow`: side, in positions, of the square that log distances are averaged over before the largest "
-        "is taken; 1 for none. Overlapping patches see the same defect.",
+        "is taken, because overlapping patches see the same defect; 1 turns it off.",
     )
     near_duplicates: float = Field(
         0.5,
         ge=0,
         lt=1,
-        description="Images closer together than this share of the distance to the nearest quarter of the others are "
-        "near-duplicates; 0 for no such images. `grow` fits one of them, and judges none better than that one; under "
-        "other strategies they are counted.",
+        description="Two images are near-duplicates if they are closer together than this share of the distance to the "
+        "nearest quarter of the others; 0 turns it off. `grow` fits one of them and judges none better than that one; "
+        "the other strategies only count them.",
     )
     deviations: float = Field(
-        2.0, gt=0, description="`concentrate`: k, robust standard deviations that are still clean."
+        2.0, gt=0, description="`concentrate`: k, in robust standard deviations; images within it are clean."
     )
 
     @property
     def fits_distinct_images(self) -> bool:
-        """Whether near-duplicates count as one image; the paper and its ablations know of none."""
+        """Whether near-duplicates count as one image; the paper and its ablations do not know them."""
         return self.strategy == "grow"
 
 
 class GuardConfig(_Section):
-    """What is done about a result that the breakdown guard does not trust; no verdict depends on it."""
+    """What to do about a result that the breakdown guard does not trust; it changes no verdict."""
 
     accept_untrustworthy: bool = Field(
-        False, description="Publish whatever the breakdown guard finds, as `--accept-untrustworthy` does."
+        False, description="Publish the result whatever the breakdown guard finds, like `--accept-untrustworthy`."
     )
     accept_conditions: Annotated[tuple[Condition, ...], BeforeValidator(_split_commas)] = Field(
         (),
-        description="Conditions that the breakdown guard warns of and that never stop the run: `contamination`, "
-        "`positions`, `kinds`, `poses`, `images`.",
+        description="Conditions that the breakdown guard only warns about and never stops the run for: "
+        "`contamination`, `positions`, `kinds`, `poses`, `images`.",
     )
 
 
 class StorageConfig(_Section):
-    """How ``s3://`` URLs are reached; never changes a result, and never holds a secret."""
+    """How to reach ``s3://`` URLs; it never changes a result and never holds a secret."""
 
     endpoint_url: Annotated[OptionalText, AfterValidator(_web_address)] = Field(
-        None, description="Address of an S3-compatible store. Not set: AWS_ENDPOINT_URL, else Amazon's."
+        None, description="Address of an S3-compatible store. Not set: AWS_ENDPOINT_URL, else Amazon S3."
     )
-    region: OptionalText = Field(None, description="Not set: AWS_DEFAULT_REGION or the profile's.")
+    region: OptionalText = Field(
+        None, description="Region of the store. Not set: AWS_DEFAULT_REGION, else the profile's region."
+    )
     profile: OptionalText = Field(
         None,
-        description="Profile of the AWS configuration files with the credentials, on each machine. Not set: "
-        "AWS_PROFILE, AWS_ACCESS_KEY_ID and so on. Credentials themselves are no options.",
+        description="Profile with the credentials in the AWS configuration files of each machine. Not set: "
+        "AWS_PROFILE, AWS_ACCESS_KEY_ID and so on. No option takes the credentials themselves.",
     )
     anonymous: bool = Field(False, description="Read public buckets without credentials.")
     retry_seconds: float = Field(
         60.0,
         ge=0,
-        description="How long a request that fails for a passing reason (no connection, SlowDown, a torn answer) is "
-        "tried again, with growing pauses, before the command gives up.",
+        description="How long to repeat a request that fails for a passing reason (no connection, SlowDown, a torn "
+        "answer), with growing pauses, before the command gives up.",
     )
     timeout_s: float = Field(30.0, gt=0, description="How long to wait for an answer before it counts as failed.")
 
 
 class ClusterConfig(_Section):
-    """The local Dask cluster that is started when no scheduler is named; never changes a result."""
+    """The local Dask cluster that starts unless a scheduler is named; it never changes a result."""
 
     scheduler: OptionalText = Field(
         None, description="Address of a running scheduler. `--scheduler` and DASK_SCHEDULER_ADDRESS take precedence."
     )
-    workers: OptionalCount = Field(None, ge=1, description="Worker processes; not set: one for every four cores.")
+    workers: OptionalCount = Field(None, ge=1, description="Worker processes. Not set: one for every four cores.")
     threads_per_worker: OptionalCount = Field(
-        None, ge=1, description="Compute threads of each worker; not set: cores / workers."
+        None, ge=1, description="Compute threads of each worker. Not set: cores / workers."
     )
-    processes: bool = Field(True, description="false runs the workers as threads of the command itself.")
+    processes: bool = Field(True, description="`false` runs the workers as threads of the command itself.")
     timeout_s: float = Field(
         60.0,
         gt=0,
-        description="How long to wait for the scheduler and the first worker, and for a worker when all have left.",
+        description="How long to wait for the scheduler and the first worker, and for a new worker if all have left.",
     )
     tls_ca_file: OptionalText = Field(
         None,
-        description="PEM file of the authority that signs the certificates of scheduler, workers and clients: whoever "
-        "has none is refused, and all between them is encrypted, also in a local cluster. Set all three or none. "
-        "Not set: as Dask's own configuration says.",
+        description="PEM file of the authority that signs the certificates of scheduler, workers and clients. They "
+        "refuse a peer without a certificate and encrypt their connections, also in a local cluster. Set all three "
+        "TLS options or none. Not set: Dask's own configuration decides.",
     )
     tls_cert: OptionalText = Field(None, description="PEM file of this side's certificate.")
-    tls_key: OptionalText = Field(None, description="PEM file of its private key, without a password.")
+    tls_key: OptionalText = Field(None, description="PEM file of the certificate's private key, without a password.")
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "ClusterConfig":
@@ -268,15 +276,15 @@ class Config(_Section):
     cluster: ClusterConfig = ClusterConfig()
 
     def estimator(self) -> str:
-        """Return the covariance estimator, the strategy's own where it is ``auto``."""
+        """Return the covariance estimator; ``auto`` becomes that of the strategy."""
         own = {"concentrate": "oas", "grow": "relative-ridge"}
         chosen: str = self.gaussian.estimator
         return own.get(self.trim.strategy, "ridge") if chosen == "auto" else chosen
 
     def decisive(self) -> dict[str, Any]:
-        """Return the options that verdicts depend on: not where and how fast they are computed, nor what ends a run.
+        """Return the options that verdicts depend on, not those that only say where, how fast or how long to compute.
 
-        Of weights in a file only that they are one: where it lies does not matter, what is in it has its own digest.
+        Weights in a file count only as ``file``: their place does not matter, and their content has its own digest.
         """
         options: dict[str, Any] = self.model_dump(
             mode="json",
@@ -298,7 +306,7 @@ class Config(_Section):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """Return the resolved configuration as YAML."""
+        """Return all options as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
@@ -312,19 +320,17 @@ def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def option_names() -> list[str]:
-    """Return every option as ``section.key``."""
+    """Return the names of all options, each ``section.key``."""
     return [f"{section}.{key}" for section, key, _ in _options()]
 
 
 def parse_config(text: str | None = None, settings: Sequence[str] = (), *, origin: str = "configuration") -> Config:
-    """Build the configuration from YAML text and ``section.key=value`` settings.
+    """Build the configuration from YAML text and settings.
 
     Parameters
     ----------
-    text
-        YAML; None for the defaults.
     settings
-        Each ``section.key=value``, later ones winning. Values are converted to the option's type.
+        Each ``section.key=value``; later ones win, and values are converted to the type of the option.
     origin
         Where ``text`` came from, for error messages.
 
@@ -376,7 +382,7 @@ def _options() -> Iterator[tuple[str, str, Any]]:
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
-    """Yield one sentence per offending option."""
+    """Yield one sentence for each wrong option."""
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
         if problem["type"] == "extra_forbidden":
@@ -389,5 +395,5 @@ def _explain(error: ValidationError) -> Iterator[str]:
 
 
 def is_reserved_weights(weights: str) -> bool:
-    """Tell whether ``features.weights`` is a keyword, not a file."""
+    """Tell whether ``features.weights`` is a keyword rather than a file."""
     return weights in {"imagenet", "random"}

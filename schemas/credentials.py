@@ -1,7 +1,7 @@
-"""Credentials must not be written down: where they stand in URLs and in the environment, and texts without them.
+"""Keep credentials out of everything that is written: find them in URLs and in the environment, and hide them.
 
-Sources, outputs and weights are written into the manifest, the configuration and the log for all to read. So a URL that
-carries credentials is refused, and whatever is shown or logged passes through `redacted`.
+Sources, outputs and weights appear in the manifest, the configuration and the log, where all can read them. So a URL
+with credentials is refused, and every text that is shown or logged passes through `redacted`.
 """
 
 import os
@@ -9,7 +9,7 @@ import re
 
 from schemas.errors import ConfigError
 
-# user:password@ before the host; in the URLs of web servers and object stores also a bare token@.
+# user:password@ before the host; URLs of web servers and object stores may also have a bare token@.
 _USER_INFO = re.compile(r"(?P<protocol>\b[a-z][a-z0-9+.-]*://)[^/?#\s:@]*:[^/?#\s]*@", re.IGNORECASE)
 _TOKEN = re.compile(r"(?P<protocol>\b(?:https?|s3a?)://)[^/?#\s@]+@", re.IGNORECASE)
 
@@ -30,7 +30,7 @@ _SECRET_VARIABLES = (
     "FSSPEC_S3_SECRET",
     "FSSPEC_S3_TOKEN",
 )
-# Shorter values are no secrets, and may be parts of words.
+# A shorter value is not a secret, and may be part of a word.
 _SECRET_LENGTH = 8
 
 HIDDEN = "***"
@@ -44,30 +44,20 @@ def has_credentials(location: str) -> bool:
 
 
 def refuse_credentials(location: str, name: str) -> str:
-    """Return a location that carries no credentials.
+    """Return a path or URL that carries no credentials; raise `ConfigError` if it does.
 
-    Parameters
-    ----------
-    location
-        Path or URL.
-    name
-        What it is, for the message.
-
-    Raises
-    ------
-    ConfigError
-        When it carries some.
+    The error calls the location by ``name``.
     """
     if has_credentials(location):
         raise ConfigError(
-            f"{name} {redacted(location)!r} has credentials in it, and it would be written down for all to read. Leave "
-            "them out of the URL: give them by the environment (AWS_ACCESS_KEY_ID, ...) or by storage.profile."
+            f"{name} {redacted(location)!r} contains credentials, which the run would write where others read them. "
+            "Remove them from the URL and give them in the environment (AWS_ACCESS_KEY_ID, ...) or by storage.profile."
         )
     return location
 
 
 def redacted(text: str) -> str:
-    """Return a text with the credentials in its URLs, and those of this process's environment, replaced by ``***``."""
+    """Return a text with ``***`` for the credentials in its URLs and for those in this process's environment."""
     text = _USER_INFO.sub(rf"\g<protocol>{HIDDEN}@", text)
     text = _TOKEN.sub(rf"\g<protocol>{HIDDEN}@", text)
     text = _SIGNED.sub(rf"\g<parameter>{HIDDEN}", text)

@@ -1,8 +1,8 @@
-"""Every error that the system raises on purpose, with the exit code it ends a command with.
+"""Every error that the system raises on purpose, with the exit code that a command ends with.
 
-A message names the offending value, what was expected, where, and what to do. Each class also inherits the
-builtin that fits, so a library user may catch either. Arguments are one string, so errors survive pickling
-on their way from a worker.
+A message names the wrong value, what was expected, where, and what to do. Each class also inherits the builtin that
+fits, so callers may catch either. The only argument is the message, so errors survive pickling on their way from a
+worker.
 """
 
 EXIT_UNEXPECTED = 1
@@ -14,7 +14,7 @@ EXIT_INTERRUPTED = 75
 
 
 class PaireError(Exception):
-    """Base class: something the user can understand and act on."""
+    """Base class of errors that the user can understand and act on."""
 
     exit_code = EXIT_UNEXPECTED
 
@@ -32,23 +32,23 @@ class SourceError(PaireError, OSError):
 
 
 class DamagedArrayError(SourceError):
-    """A stored array that follows from others, such as distances, is torn, altered or incomplete."""
+    """A stored array that can be computed again, such as distances, is torn, altered or incomplete."""
 
 
 class WeightsError(PaireError, ValueError):
-    """The backbone's weights can not be had or do not fit the backbone."""
+    """The backbone's weights cannot be loaded or do not fit the backbone."""
 
     exit_code = EXIT_USAGE
 
 
 class DeviceError(PaireError, RuntimeError):
-    """The requested compute device is not there."""
+    """The requested compute device does not exist."""
 
     exit_code = EXIT_USAGE
 
 
 class ClusterError(PaireError, RuntimeError):
-    """The Dask cluster can not be reached or has no workers."""
+    """The Dask cluster cannot be reached or has no workers."""
 
     exit_code = EXIT_USAGE
 
@@ -63,7 +63,7 @@ class StorageError(PaireError):
 
 
 class DecoderError(PaireError, RuntimeError):
-    """Images can not be decoded here, for a reason that is no image's."""
+    """Images cannot be decoded on this machine, and no image is the cause."""
 
     exit_code = EXIT_USAGE
 
@@ -81,7 +81,7 @@ class SingularCovarianceError(PaireError, ArithmeticError):
 
 
 class GaussianMapError(PaireError, ValueError):
-    """A published Gaussian map is missing, incomplete, or can not score what it was given."""
+    """A published Gaussian map is missing or incomplete, or cannot score what it was given."""
 
     exit_code = EXIT_USAGE
 
@@ -93,7 +93,7 @@ class UnreadableBudgetError(PaireError, RuntimeError):
 
 
 class UntrustworthyError(PaireError, RuntimeError):
-    """The breakdown guard found that a result is not to be trusted, and nobody has accepted it."""
+    """The breakdown guard does not trust a result, and nobody has accepted it."""
 
     exit_code = EXIT_UNTRUSTWORTHY
 
@@ -105,4 +105,4 @@ class RunConflictError(PaireError, FileExistsError):
 
 
 class LedgerError(PaireError, RuntimeError):
-    """The run's books do not balance: an input was lost or counted twice."""
+    """The ledger does not balance: an input was lost or counted twice."""

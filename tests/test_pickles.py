@@ -97,7 +97,7 @@ def test_code_in_a_map_is_refused(
     shutil.copytree(run, tmp_path / "run")
     planted(tmp_path / "run" / "model" / "all" / "factor", pickle.dumps(Payload(executed)))
     model, out = str(tmp_path / "run" / "model"), str(tmp_path / "scores")
-    with pytest.raises(PaireError, match=r"rows 0 to 1 of group 'all' in the Gaussian map .* can not be read"):
+    with pytest.raises(PaireError, match=r"rows 0 to 1 of group 'all' in the Gaussian map .* cannot be read"):
         score(model, str(run.parent / "archive"), out, parse_config(None, CLUSTER))
     assert not executed.exists()
 

@@ -1,8 +1,7 @@
-"""The compute resources of a worker process: its threads, which Dask's nannies leave at one, its heap, its device.
+"""The compute resources of a worker process: its threads, which Dask's nannies limit to one, its heap and its device.
 
-Threads share work in whole pieces, each computed by one of them: several at once on one thread each are faster than one
-at a time on several, which wait for the slowest of them after every operation, and a result can not depend on the
-number of threads.
+Threads share work in whole pieces, and one thread computes each piece. This is faster than operations that several
+threads share, where each waits for the slowest after every operation, and no result depends on the number of threads.
 """
 
 import atexit
@@ -21,15 +20,15 @@ from schemas.errors import DeviceError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# glibc's parameters (malloc.h), and what they become: blocks up to the first number are cut from the heap and stay
-# there when they are freed, until the second number of bytes is free at its end. The outputs of a backbone's layers are
-# tens of megabytes, and Dask's setting (trim at 64 KB) would map and zero each of them anew.
+# Parameters of glibc's heap (malloc.h) and our values for them. Blocks up to the first size come from the heap and stay
+# there when freed, until the second number of bytes is free at its end. The outputs of a backbone's layers take tens of
+# megabytes; with Dask's setting (trim at 64 KB) the system would map and zero each of them again.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _HEAP_BLOCK_BYTES = 64 * 2**20
 _FREE_HEAP_BYTES = 256 * 2**20
 
-# Pieces for each thread that many items are shared in: so many that no thread waits long for the last one, so few that
-# handing them out costs nothing where an item takes less than a millisecond.
+# Pieces per thread: enough that no thread waits long for the last piece, and few enough that handing them out is cheap
+# even if an item takes less than a millisecond.
 _PIECES = 8
 
 _lock = Lock()
@@ -37,20 +36,18 @@ _threads: "_Threads | None" = None
 
 
 class _Threads(NamedTuple):
-    """The compute threads, and the number of them."""
-
     pool: ThreadPoolExecutor
     number: int
 
     @classmethod
     def start(cls, count: int) -> "_Threads":
-        # torch counts threads for each calling thread: an operation called on one of these stays on it.
+        # torch counts threads per calling thread: with this, an operation stays on the thread that calls it.
         pool = ThreadPoolExecutor(count, "compute", initializer=torch.set_num_threads, initargs=(1,))
         return cls(pool, count)
 
 
 def set_compute_threads(count: int) -> None:
-    """Compute on ``count`` threads in this process from now on; BLAS, which they call, uses one of its own."""
+    """Compute on ``count`` threads in this process from now on; each calls BLAS with a single thread."""
     global _threads
     torch.set_num_threads(count)
     threadpool_limits(limits=1, user_api="blas")
@@ -61,11 +58,11 @@ def set_compute_threads(count: int) -> None:
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Return ``function`` of each item, in order, computed on this process's compute threads.
 
-    The function must release the interpreter's lock to gain anything, as NumPy, SciPy and torch do, and not call this
-    one.
+    The function must release the interpreter's lock to gain anything, as NumPy, SciPy and torch do. It must not call
+    `map_in_threads` itself.
     """
     threads, all_items = _compute_threads(), list(items)
-    if threads.number == 1:  # handing everything to another thread would cost a tenth where an item takes a millisecond
+    if threads.number == 1:  # another thread would cost 10 % more if an item takes a millisecond
         return [function(item) for item in all_items]
     size = max(1, len(all_items) // (_PIECES * threads.number))
 
@@ -76,12 +73,12 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) ->
 
 
 def start_in_thread(function: Callable[..., Result], *args: Any) -> Future[Result]:
-    """Start ``function(*args)`` on the next free compute thread of this process; as for `map_in_threads`."""
+    """Start ``function(*args)`` on the next free compute thread; the same conditions as in `map_in_threads`."""
     return _compute_threads().pool.submit(function, *args)
 
 
 def keep_freed_memory() -> None:
-    """Let this process's heap keep what is freed, up to a bound; does nothing where the C library is not glibc."""
+    """Let this process's heap keep freed memory, up to a bound; does nothing without glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -91,18 +88,12 @@ def keep_freed_memory() -> None:
 
 
 def end_quickly() -> None:
-    """Let this process end without searching its objects for garbage, which takes two seconds with those of torch."""
+    """Let this process end without collecting garbage, which takes two seconds among the objects of torch."""
     atexit.register(gc.freeze)
 
 
 def resolve_device(requested: str) -> torch.device:
-    """Return the device that ``features.device`` means here.
-
-    Raises
-    ------
-    DeviceError
-        When CUDA is requested and there is none.
-    """
+    """Return the device that ``features.device`` means here; raises `DeviceError` for CUDA if there is none."""
     if requested == "auto":
         requested = "cuda" if torch.cuda.is_available() else "cpu"
     if requested == "cuda" and not torch.cuda.is_available():
@@ -114,7 +105,7 @@ def resolve_device(requested: str) -> torch.device:
 
 
 def _compute_threads() -> _Threads:
-    """Return the compute threads; outside a worker as many as torch would use."""
+    """Return the compute threads; outside a worker, as many as torch uses."""
     global _threads
     with _lock:
         if _threads is None:

@@ -1,1 +1,1 @@
-"""The records that a run keeps of itself: what was read, who is at work, whether the books balance."""
+"""The records that a run keeps about itself: its inputs, its lease, its ledger."""

@@ -1,11 +1,11 @@
-"""What reading one image established, whether it could be decoded or not."""
+"""Where an image is, and the facts that reading it established."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 
 class ImageRef(NamedTuple):
-    """Where one image is, and which row of its group's array it fills."""
+    """The path or URL of an image, and its row in the arrays of its group."""
 
     row: int
     path: str
@@ -13,28 +13,14 @@ class ImageRef(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageOutcome:
-    """The facts about one image that extraction reports to the manifest.
+    """The facts about one image that extraction reports to the manifest."""
 
-    Attributes
-    ----------
-    row
-        Row in the group's feature array.
-    content_sha256
-        Hash of the file's bytes; empty when they could not be read.
-    byte_count
-        Size of the file in bytes; None when it could not be read.
-    width, height
-        Pixels, after the EXIF orientation; None when the image could not be decoded.
-    reason
-        Why the image is unreadable; empty when it was decoded.
-    """
-
-    row: int
-    content_sha256: str = ""
-    byte_count: int | None = None
-    width: int | None = None
-    height: int | None = None
-    reason: str = ""
+    row: int  # in the group's feature array
+    content_sha256: str = ""  # empty if the file could not be read
+    byte_count: int | None = None  # None if the file could not be read
+    width: int | None = None  # after EXIF orientation; None if it could not be decoded
+    height: int | None = None  # like the width
+    reason: str = ""  # why the image is unreadable; empty if it was decoded
 
     @property
     def is_readable(self) -> bool:

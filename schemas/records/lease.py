@@ -1,4 +1,4 @@
-"""Who is at work in a run directory: the lease that a command holds, renews, and gives back."""
+"""The lease: which command works in a run directory. The command holds it, renews it and gives it back."""
 
 from __future__ import annotations
 
@@ -8,31 +8,15 @@ from dataclasses import asdict, dataclass, fields
 
 @dataclass(frozen=True)
 class LeaseRecord:
-    """One lease; ``lease/0001.json`` and so on, of which the last counts.
+    """One lease, in ``lease/0001.json`` and so on; the one with the highest number counts."""
 
-    Attributes
-    ----------
-    owner
-        Drawn by the command that holds it.
-    host
-        Name of its machine, for people.
-    place
-        Where its process id means something: the boot of a machine and a namespace of its processes.
-    pid, started
-        Its process: the id and the time since boot that it started at, as the system counts it.
-    beat
-        Grows while the owner lives.
-    released
-        It was given back.
-    """
-
-    owner: str
-    host: str
-    place: str
+    owner: str  # random name of the command that holds it
+    host: str  # name of its machine, for people
+    place: str  # where its process id is valid: boot of the machine and namespace of processes
     pid: int
-    started: str
-    beat: int = 0
-    released: bool = False
+    started: str  # time since boot at which the process started, as the system counts it
+    beat: int = 0  # grows while the owner lives
+    released: bool = False  # the owner has given it back
 
     def to_bytes(self) -> bytes:
         """Return the lease as JSON."""
@@ -40,23 +24,17 @@ class LeaseRecord:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> LeaseRecord:
-        """Read a lease back.
-
-        Raises
-        ------
-        ValueError
-            When it is none.
-        """
+        """Read a lease back; raises `ValueError` if the bytes are not a lease."""
         try:
             record = cls(**json.loads(content))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"no lease ({type(error).__name__}: {error})") from error
+            raise ValueError(f"not a lease ({type(error).__name__}: {error})") from error
         for field in fields(cls):
             if type(getattr(record, field.name)).__name__ != field.type:
-                raise ValueError(f"no lease ({field.name} is no {field.type})")
+                raise ValueError(f"not a lease ({field.name} is not {field.type})")
         return record
 
 
 def lease_name(number: int) -> str:
-    """Return the name of a lease; a number of more digits just takes them."""
+    """Return the file name of a lease; numbers above 9999 have more digits."""
     return f"{number:04d}.json"

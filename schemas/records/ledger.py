@@ -1,14 +1,14 @@
-"""The ledger: the run's books. Every input is counted once, under exactly one decision.
+"""The ledger of a run: it counts every input once, under exactly one decision.
 
-The entry of each group also says how its judging ended and whether that is to be trusted:
+The entry of each group also says how its judging ended and whether the result can be trusted:
 
-- ``iterations``, ``stop_reason``, ``floor_applied``: how many passes there were and why there was no further one.
+- ``iterations``, ``stop_reason``, ``floor_applied``: how many passes there were and why they stopped.
 - ``near_duplicates``: how many images are near-duplicates of earlier ones.
-- ``warnings``: sentences on what makes the verdicts less trustworthy.
+- ``warnings``: sentences about what makes the verdicts less trustworthy.
 - ``contamination``: ``share``, the estimated share of images that do not follow the law of the clean ones, with its
-  95 % interval ``lower`` to ``upper``; null where there is no estimate.
-- ``findings``: of the breakdown guard, each with its ``condition``, its ``sentence`` and whether it ``stops``, which
-  makes the result untrustworthy.
+  95 % interval ``lower`` to ``upper``; null if there is no estimate.
+- ``findings``: those of the breakdown guard, each with its ``condition``, its ``sentence`` and whether it ``stops`` the
+  publication, because the result is untrustworthy.
 """
 
 import json
@@ -25,19 +25,13 @@ from schemas.tables.manifest import DECISIONS
 def build_ledger(
     manifest: pd.DataFrame, catalog: pd.DataFrame, outcomes_by_group: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Count the manifest and check it against the catalog.
-
-    Parameters
-    ----------
-    manifest, catalog
-        One row per input each.
-    outcomes_by_group
-        How each group ended (see the head of this file), copied into its entry.
+    """Count the manifest and check it against the catalog; both have one row per input.
 
     Returns
     -------
     dict
-        ``total`` and ``groups``, each with ``inputs`` and one count per decision.
+        ``total`` and ``groups``, each with ``inputs`` and one count per decision; the entry of each group also repeats
+        its part of ``outcomes_by_group``.
 
     Raises
     ------
@@ -84,13 +78,7 @@ class _Ledger(BaseModel):
 
 
 def parse_ledger(content: bytes) -> dict[str, Any]:
-    """Return a ledger that was written as JSON.
-
-    Raises
-    ------
-    ValueError
-        When it is none, or its books do not balance.
-    """
+    """Return a ledger from its JSON; raises `ValueError` if it is malformed or does not balance."""
     try:
         books = _Ledger.model_validate_json(content, strict=True)
     except ValidationError as error:
@@ -106,14 +94,9 @@ def parse_ledger(content: bytes) -> dict[str, Any]:
 
 
 def stopping_sentences(ledger: Mapping[str, Any], *, accepted: Collection[str] = ()) -> dict[str, list[str]]:
-    """Return what makes groups untrustworthy: group to the sentences of its stopping findings; no group without any.
+    """Return why groups are untrustworthy: the sentences of each group's stopping findings, if it has any.
 
-    Parameters
-    ----------
-    ledger
-        As `build_ledger` made it.
-    accepted
-        Conditions that do not count.
+    Findings whose condition is ``accepted`` do not count.
     """
     stopping = {
         group: [

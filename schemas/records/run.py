@@ -1,4 +1,4 @@
-"""The run directory: what lies where, and the record that says whose it is."""
+"""The run directory: the names in it, and the record that says which run it belongs to."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -18,29 +18,29 @@ LEDGER: Final = "ledger.json"
 LOG: Final = "log.jsonl"
 SUCCESS: Final = "_SUCCESS"
 
-# What only unfinished runs have, so that the same command finishes them: receipts of extracted blocks, the outcomes of
-# passes and groups, and who is at work.
+# Only unfinished runs have these, so that the same command can finish them: receipts of extracted blocks, outcomes of
+# passes and groups, and the lease.
 RECEIPTS: Final = "receipts"
 JOURNAL: Final = "journal"
 LEASE: Final = "lease"
 
-# Later verdicts from the same features: RECUTS/0001, RECUTS/0002, ..., each a run directory without features, with
-# what changed.
+# Later verdicts from the same features: RECUTS/0001, RECUTS/0002, ..., each a run directory that has a list of changes
+# instead of features.
 RECUTS: Final = "recuts"
 CHANGES: Final = "changes.parquet"
 CHANGES_LIST: Final = "changes.csv"
 CHANGES_SUMMARY: Final = "changes.json"
 
-# What a trust test found, where it is not told to write elsewhere.
+# The default place for the result of a trust test.
 TRUST: Final = "trust"
 
-# Arrays of a product group's node in distances/.
+# Arrays of a product group in distances/.
 DISTANCE: Final = "distance"
 THRESHOLD: Final = "threshold"
 CLEAN_SETS: Final = "clean"
 REPRESENTATIVE: Final = "representative"
 
-# All that a run makes but its record, its lease and _SUCCESS; first what unfinished runs go on from.
+# Everything that a run makes except its record, its lease and _SUCCESS; first what an unfinished run continues from.
 MADE_BY_RUNS: Final = (
     RECEIPTS,
     JOURNAL,
@@ -59,52 +59,30 @@ MADE_BY_RUNS: Final = (
 )
 
 RUNNING: Final = "running"
-# Ended by a signal; the same command goes on with it. One that was killed stays ``running``.
+# Ended by a signal; the same command continues it. A run that was killed stays ``running``.
 INTERRUPTED: Final = "interrupted"
 DONE: Final = "done"
-# Judged and written, but for _SUCCESS: the breakdown guard found reasons to stop, and nobody has accepted them.
+# Everything but _SUCCESS is written: the breakdown guard found reasons to stop, and nobody has accepted them.
 UNTRUSTWORTHY: Final = "untrustworthy"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Whose run directory this is; ``run.json``.
-
-    Attributes
-    ----------
-    run_id
-        UTC start time and a random part.
-    state
-        ``running``, ``interrupted``, ``done`` or ``untrustworthy``.
-    source
-        The archive, as given.
-    options
-        The options that the result depends on, flattened to ``section.key``.
-    config_digest, catalog_digest, weights_digest
-        sha256 of those options, of the inputs, of the backbone's weights.
-    versions
-        Versions of the packages that the result depends on.
-    hosts
-        Workers per host.
-    base
-        The run whose features were judged anew; empty for a run that extracted its own.
-    accepted_untrustworthy
-        It was published although the breakdown guard found reasons to stop; they are in ``ledger.json``.
-    """
+    """The run that a run directory belongs to; ``run.json``."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
-    run_id: str
-    state: str
-    source: str
-    options: dict[str, Any]
-    config_digest: str
-    catalog_digest: str
-    weights_digest: str
-    versions: dict[str, str] = field(default_factory=dict)
-    hosts: dict[str, int] = field(default_factory=dict)
-    base: str = ""
-    accepted_untrustworthy: bool = False
+    run_id: str  # UTC start time and a random part
+    state: str  # ``running``, ``interrupted``, ``done`` or ``untrustworthy``
+    source: str  # the archive, as given
+    options: dict[str, Any]  # the options that the result depends on, as ``section.key``
+    config_digest: str  # sha256 of those options
+    catalog_digest: str  # sha256 of the inputs
+    weights_digest: str  # sha256 of the backbone's weights
+    versions: dict[str, str] = field(default_factory=dict)  # of the packages that the result depends on
+    hosts: dict[str, int] = field(default_factory=dict)  # workers per host
+    base: str = ""  # run whose features were judged again; empty if this run extracted its own
+    accepted_untrustworthy: bool = False  # published although the guard found reasons to stop (ledger.json)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON-ready data."""
@@ -112,13 +90,7 @@ class RunRecord:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "RunRecord":
-        """Read a record back.
-
-        Raises
-        ------
-        ValueError
-            When it is none.
-        """
+        """Read a record back; raises `ValueError` if the bytes are not a record."""
         try:
             return _RECORDS.validate_json(content)
         except ValidationError as error:
@@ -127,7 +99,7 @@ class RunRecord:
             raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from error
 
     def differences(self, other: "RunRecord") -> list[str]:
-        """Name what distinguishes two runs' inputs, as ``name: mine -> other's``; empty for the same job."""
+        """Return what differs between the inputs of two runs, as ``name: mine -> other's``; empty for the same job."""
         mine = {"source": self.source, **self.options}
         theirs = {"source": other.source, **other.options}
         lines = [
@@ -148,11 +120,11 @@ _RECORDS: Final = TypeAdapter(RunRecord)
 
 
 def version_name(number: int) -> str:
-    """Return the directory of a version below ``recuts/``; a number of more digits just takes them."""
+    """Return the directory of a version below ``recuts/``; numbers above 9999 have more digits."""
     return f"{number:04d}"
 
 
 def version_number(name: str) -> int | None:
-    """Return the version that a directory below ``recuts/`` is; None for a name that is no version's."""
+    """Return the number of the version in a directory below ``recuts/``; None if the name is not a version's."""
     is_number = name.isascii() and name.isdigit() and int(name) > 0
     return int(name) if is_number and version_name(int(name)) == name else None

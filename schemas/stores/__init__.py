@@ -1,1 +1,1 @@
-"""The Zarr stores: the layout of the features and of the Gaussian map."""
+"""The layout of the Zarr stores of features and of Gaussian maps."""

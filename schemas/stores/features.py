@@ -1,8 +1,8 @@
 """The feature store's layout: one Zarr array of patch features per product group.
 
-Chunks hold one row of positions of up to 256 images, because the statistics read whole rows of positions;
-at 1792 channels a chunk is 12.8 MB, inside the 8-16 MB that object stores like. Extraction writes blocks of
-exactly as many images as a chunk has, so every chunk has one writer.
+Statistics read whole rows of positions, so a chunk holds one row of positions of up to 256 images; at 1792 channels it
+is 12.8 MB, within the 8-16 MB that suit object stores. Extraction writes blocks of exactly as many images as a chunk,
+so every chunk has one writer.
 """
 
 from dataclasses import dataclass
@@ -12,50 +12,28 @@ CHUNK_IMAGES = 256
 
 @dataclass(frozen=True)
 class FeatureGeometry:
-    """The grid of patch positions that a backbone gives.
+    """The grid of patch positions that a backbone gives."""
 
-    Attributes
-    ----------
-    rows, columns
-        h' and w': positions in each direction.
-    channels
-        D: length of a patch feature vector.
-    grid_rows, grid_columns
-        h and w: cells of the grid before pooling.
-    pool_kernel, pool_stride
-        k and s, in cells of that grid (Eq. 3).
-    """
-
-    rows: int
-    columns: int
-    channels: int
-    grid_rows: int
-    grid_columns: int
-    pool_kernel: int
-    pool_stride: int
+    rows: int  # h': positions from top to bottom
+    columns: int  # w': positions from left to right
+    channels: int  # D: length of a patch feature vector
+    grid_rows: int  # h: rows of the grid before pooling
+    grid_columns: int  # w
+    pool_kernel: int  # k, in cells of that grid (Eq. 3)
+    pool_stride: int  # s, in cells (Eq. 3)
 
     def array_shape(self, images: int) -> tuple[int, int, int, int]:
         """Return the shape (images, rows, columns, channels) of a group's array."""
         return images, self.rows, self.columns, self.channels
 
     def chunk_shape(self, images: int) -> tuple[int, int, int, int]:
-        """Return the shape of its chunks."""
+        """Return the shape of the chunks of a group's array."""
         return min(CHUNK_IMAGES, max(images, 1)), 1, self.columns, self.channels
 
     def patch_box(self, row: int, column: int, *, width: int, height: int) -> tuple[int, int, int, int]:
-        """Return the pixels of an image that the patch at a position pools over.
+        """Return x, y, width and height of the patch at a position, in pixels of an image of the given size.
 
-        Parameters
-        ----------
-        row, column
-            Position.
-        width, height
-            Size of the original image in pixels.
-
-        Returns
-        -------
-        tuple of int
-            x, y, width, height in pixels: the patch's cells, rounded outwards to whole pixels.
+        The patch is the cells that the position pools over, rounded outwards to whole pixels.
         """
         x, box_width = self._extent(column, self.grid_columns, width)
         y, box_height = self._extent(row, self.grid_rows, height)

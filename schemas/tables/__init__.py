@@ -1,1 +1,1 @@
-"""The parquet tables, column by column: what each one says of an image, a pass or a score."""
+"""The parquet tables, column by column: inputs, verdicts, passes, scores and changes."""

@@ -1,4 +1,4 @@
-"""What distinguishes two manifests of the same inputs: which images became clean, and which ceased to be."""
+"""The difference between two manifests of the same inputs: which images became clean, and which are no longer clean."""
 
 from typing import Any, Final
 
@@ -18,37 +18,24 @@ COLUMNS = (
     Column("sample_id", pa.string(), "stable hash of `file_name`"),
     Column("file_name", pa.string(), "path relative to the source, or as written in the index"),
     Column("group", pa.string(), "product group"),
-    Column("decision_before", pa.string(), "decision in the manifest that was compared with"),
-    Column("decision_after", pa.string(), "decision now"),
-    Column("reason_before", pa.string(), "that decision in words"),
-    Column("reason_after", pa.string(), "this decision in words"),
-    Column("change", pa.string(), "`added` (became clean), `removed` (ceased to be clean) or `other`"),
+    Column("decision_before", pa.string(), "decision in the manifest that this run is compared with"),
+    Column("decision_after", pa.string(), "decision of this run"),
+    Column("reason_before", pa.string(), "`decision_before` in words"),
+    Column("reason_after", pa.string(), "`decision_after` in words"),
+    Column("change", pa.string(), "`added` (became clean), `removed` (is no longer clean) or `other`"),
 )
 
 
 def find_changes(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Return the inputs whose decision changed.
+    """Return the inputs whose decision changed, with this file's columns, in the order of ``after``.
 
-    Parameters
-    ----------
-    before, after
-        Two manifests of the same inputs.
-
-    Returns
-    -------
-    pandas.DataFrame
-        With this file's columns, in the order of ``after``.
-
-    Raises
-    ------
-    LedgerError
-        When an input is in only one of them, or in one of them twice.
+    Raises `LedgerError` if an input is in only one manifest, or twice in one.
     """
     ids, previous = after["sample_id"], before["sample_id"]
     if ids.duplicated().any() or previous.duplicated().any() or set(ids) != set(previous):
         raise LedgerError(
-            f"The manifests to compare have {len(previous)} and {len(ids)} rows, {len(set(ids) ^ set(previous))} of "
-            "them of inputs that the other lacks. Only manifests of one archive can be compared."
+            f"The two manifests have {len(previous)} and {len(ids)} rows, and {len(set(ids) ^ set(previous))} inputs "
+            "are in only one of them. Compare two manifests of the same archive."
         )
     old = before.set_index("sample_id").loc[ids]
     both = pd.DataFrame(
@@ -68,20 +55,13 @@ def find_changes(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_changes(changes: pd.DataFrame, manifest: pd.DataFrame) -> dict[str, Any]:
-    """Count the changes in total and for each group of a manifest.
-
-    Parameters
-    ----------
-    changes
-        What `find_changes` found.
-    manifest
-        One of the two manifests.
+    """Count the changes in total and for each group; ``manifest`` is either of the two that were compared.
 
     Returns
     -------
     dict
         ``total`` and ``groups``, each with ``added``, ``removed``, ``flipped`` (both together), ``other`` and
-        ``unchanged``, whose last three sum to the inputs.
+        ``unchanged``. The last three add up to the inputs.
     """
     inputs = manifest["group"].value_counts()
     groups = {

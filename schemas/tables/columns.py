@@ -1,4 +1,4 @@
-"""Tables as files: the one form in which every parquet table's schema is written, and CSV that is safe to open."""
+"""Tables as files: one way to write the schema of a parquet table, and CSV that is safe to open."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pandas.api.types import is_numeric_dtype
 
-# What a spreadsheet takes for the beginning of a formula, or leaves out before one (OWASP, "CSV Injection"); the last
-# four are the first four in full width.
+# Characters that start a formula in a spreadsheet, or that it skips before one (OWASP, "CSV Injection"); the last four
+# are the full-width forms of the first four.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
@@ -23,19 +23,14 @@ class Column(NamedTuple):
 
 
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
-    """Return the Arrow schema, each field carrying its meaning as metadata."""
+    """Return the Arrow schema, with the meaning of each field in its metadata."""
     return pa.schema([pa.field(c.name, c.type, metadata={"description": c.meaning}) for c in columns])
 
 
 def to_arrow(frame: pd.DataFrame, columns: Sequence[Column]) -> pa.Table:
     """Return ``frame`` as an Arrow table with exactly these columns, in this order and of these types.
 
-    Raises
-    ------
-    KeyError
-        When a column is missing.
-    pyarrow.ArrowInvalid
-        When values do not fit the declared type.
+    Raises `KeyError` if a column is missing, `pyarrow.ArrowInvalid` if values do not fit the type.
     """
     names = [column.name for column in columns]
     return pa.Table.from_pandas(
@@ -44,11 +39,11 @@ def to_arrow(frame: pd.DataFrame, columns: Sequence[Column]) -> pa.Table:
 
 
 def csv_for_people(frame: pd.DataFrame) -> bytes:
-    """Return a table as CSV that a spreadsheet shows and does not execute.
+    """Return a table as CSV that a spreadsheet shows and never executes.
 
-    File names and groups come from whoever fills the archive, and a spreadsheet runs a text like ``=HYPERLINK(...)``.
-    Such a text gets an apostrophe before it, which spreadsheets take for *this is text*. Numbers, ids, absolute paths
-    and URLs begin otherwise and stay as they are.
+    A stranger may have chosen the file names and groups of the archive, and a spreadsheet runs text such as
+    ``=HYPERLINK(...)``. An apostrophe before such text marks it as text. Numbers, ids, absolute paths and URLs start
+    differently and stay as they are.
     """
     texts = {str(name): column.map(_inert) for name, column in frame.items() if not is_numeric_dtype(column)}
     return frame.assign(**texts).to_csv(index=False).encode()
@@ -59,26 +54,17 @@ def _inert(value: object) -> object:
 
 
 def from_parquet(content: bytes, columns: Sequence[Column] = ()) -> pd.DataFrame:
-    """Return the table in a parquet file.
+    """Read a table from the bytes of a parquet file.
 
-    Parameters
-    ----------
-    content
-        The file.
-    columns
-        Those that it must have, of these types or nearly so; it may have others.
-
-    Raises
-    ------
-    ValueError
-        When it is no parquet file, is torn or altered, has text that is no UTF-8, or lacks a column.
+    It must have these columns, of these types or types that pandas turns them into; it may have more. Raises
+    `ValueError` if the bytes are not parquet, are torn or altered, hold text that is not UTF-8, or lack a column.
     """
     try:
         table = pq.read_table(BytesIO(content), page_checksum_verification=True)
         table.validate(full=True)
         types = {field.name: field.type for field in table.schema}
         frame = pd.read_parquet(BytesIO(content))
-    except Exception as error:  # Arrow and its codecs raise anything on bytes that are no table
+    except Exception as error:  # Arrow and its codecs raise anything on damaged bytes
         raise ValueError(" ".join(f"{type(error).__name__}: {error}".split())) from error
     for column in columns:
         if not _fits(types.get(column.name), column.type):
@@ -87,7 +73,7 @@ def from_parquet(content: bytes, columns: Sequence[Column] = ()) -> pd.DataFrame
 
 
 def _fits(found: pa.DataType | None, wanted: pa.DataType) -> bool:
-    """Tell whether a column is of a type, or of one that pandas makes of it when somebody writes the table again."""
+    """Tell whether a column has the wanted type, or one that pandas makes of it when it rewrites the table."""
     if found is None or found in (wanted, pa.null()):
         return found is not None
     if pa.types.is_integer(wanted) or pa.types.is_floating(wanted):

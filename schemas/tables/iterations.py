@@ -1,4 +1,4 @@
-"""The passes of a run: how the clean set of each group came to be."""
+"""The passes of a run: how each group arrived at its clean set."""
 
 import pyarrow as pa
 
@@ -7,11 +7,13 @@ from schemas.tables.columns import Column
 COLUMNS = (
     Column("group", pa.string(), "product group"),
     Column("iteration", pa.int16(), "pass, from 1"),
-    Column("n_fitted", pa.int64(), "images the Gaussians of this pass were fitted on"),
-    Column("n_clean", pa.int64(), "images clean after it"),
+    Column("n_fitted", pa.int64(), "images that the Gaussians of this pass were fitted on"),
+    Column("n_clean", pa.int64(), "images that are clean after the pass"),
     Column("n_added", pa.int64(), "images that became clean"),
-    Column("n_removed", pa.int64(), "images that ceased to be clean"),
+    Column("n_removed", pa.int64(), "images that are no longer clean"),
     Column("n_positions_trimmed", pa.int32(), "positions with a finite threshold"),
-    Column("floor_applied", pa.bool_(), "fewer images passed than `trim.min_clean_fraction`: the floor decided"),
+    Column(
+        "floor_applied", pa.bool_(), "true if fewer images passed than `trim.min_clean_fraction`, so the floor decided"
+    ),
     Column("seconds", pa.float64(), "wall time of the pass"),
 )

@@ -1,10 +1,10 @@
 """The scores of new images under a published Gaussian map, and the maps beside them.
 
-The directory of scores holds ``scores.parquet``, written last, and where they were asked for
+The directory of scores holds ``scores.parquet``, written last. On request it also holds
 
-- ``anomaly_maps/``: a Zarr v3 group with an array (images, rows, columns) float64 for each product group, named as in a
-  run's ``features/``, its attribute ``group`` the name itself: the distances of each image, NaN where it could not be
-  read. An image's map is in row ``row`` of its group's array.
+- ``anomaly_maps/``: a Zarr v3 group with one array (images, rows, columns) float64 for each product group: the
+  distances of each image, NaN if it could not be read. The map of an image is in row ``row`` of its group's array.
+  The array is named as in ``features/`` of a run; its attribute ``group`` holds the full name of the group.
 - ``maps/``: heat maps over the images, for people.
 """
 
@@ -20,14 +20,16 @@ HEAT_MAPS: Final = "maps"
 
 COLUMNS = (
     Column("image_path", pa.string(), "absolute path or URL of the image"),
-    Column("group", pa.string(), "product group whose map scored it"),
+    Column("group", pa.string(), "product group whose map gave the score"),
     Column("anomaly_score", pa.float64(), "largest Mahalanobis distance over all positions; higher is worse"),
-    Column("worst_row", pa.int16(), "row of the position with the largest margin (largest distance where all are 0)"),
+    Column(
+        "worst_row", pa.int16(), "row of the position with the largest margin (largest distance if all margins are 0)"
+    ),
     Column("worst_col", pa.int16(), "column of that position"),
-    Column("is_anomalous", pa.bool_(), "the margin is 1 or more"),
+    Column("is_anomalous", pa.bool_(), "true if the margin is 1 or more"),
     Column("margin", pa.float64(), "largest distance / threshold over all positions"),
     Column("width", pa.int32(), "pixels, after EXIF orientation"),
     Column("height", pa.int32(), "pixels, after EXIF orientation"),
-    Column("row", pa.int64(), "row of its map in the group's array of `anomaly_maps/`; null where no map is stored"),
-    Column("reason", pa.string(), "why there is no score; empty when there is one"),
+    Column("row", pa.int64(), "row of its map in the group's array of `anomaly_maps/`; null if no map is stored"),
+    Column("reason", pa.string(), "why there is no score; empty if there is one"),
 )

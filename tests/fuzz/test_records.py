@@ -37,7 +37,7 @@ RECORD = RunRecord(
 LEASE = LeaseRecord(owner="me", host="here", place="boot/1", pid=7, started="123", beat=3)
 OUTCOMES = (
     ImageOutcome(row=0, content_sha256="a" * 64, byte_count=10, width=4, height=3, reason=""),
-    ImageOutcome(row=1, content_sha256="", byte_count=None, width=None, height=None, reason="can not be read"),
+    ImageOutcome(row=1, content_sha256="", byte_count=None, width=None, height=None, reason="cannot be read"),
 )
 FEATURES = np.arange(2 * 2 * 3 * 4, dtype=np.float16).reshape(2, 2, 3, 4)
 RECEIPT = BlockReceipt.of(OUTCOMES, FEATURES)

@@ -54,7 +54,7 @@ def test_a_full_disk_ends_a_run_that_the_same_command_goes_on_with(disk: Path, t
         ended = paire("clean", archive, "--out", out, "--config", config, "--quiet")
         codes.append(ended.code)
         if ended.code:
-            assert "can not be written: No space left on device" in ended.error
+            assert "cannot be written: No space left on device" in ended.error
             assert "run the same command again" in ended.error
             assert not (out / SUCCESS).exists()
     assert codes == [EXIT_USAGE] * (len(SPACES) - 1) + [0]
@@ -73,7 +73,7 @@ def test_a_disk_that_became_read_only_ends_a_run_before_anything_is_spent(
         ended = here("clean", archive, "--out", place, "--config", config, "--quiet")
         assert ended.code == EXIT_USAGE
         assert f"{place}/" in ended.error
-        assert "can not be written: Read-only file system" in ended.error
+        assert "cannot be written: Read-only file system" in ended.error
     mount("-o", "remount,rw", str(disk))
     assert (begun / RUN_RECORD).exists()
     assert not out.exists()

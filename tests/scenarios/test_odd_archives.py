@@ -33,7 +33,7 @@ def commented(pixels: NDArray[np.uint8], number: int, folder: Path) -> None:
 
 
 def write_unreadable(folder: Path) -> None:
-    """Write every kind of file that can not be read."""
+    """Write every kind of file that cannot be read."""
     folder.mkdir(parents=True)
     (folder / "zero.png").write_bytes(b"")
     (folder / "truncated.png").write_bytes(png(part_pixels(0))[:2000])
@@ -129,10 +129,10 @@ def test_every_kind_of_unreadable_file_is_a_row_with_its_reason(cases: Run) -> N
         "zero.png": "the file is empty (0 bytes)",
         "text.jpg": "not an image in any of PNG, JPEG, BMP, TIFF, WEBP",
         "bomb.png": "1000 x 1000 pixels are more than input.max_pixels = 999999",
-        "broken link.png": "can not be read: no such file",
+        "broken link.png": "cannot be read: no such file",
     }
     assert sorted(reasons) == ["truncated.jpg", "truncated.png"]
-    assert all(reason.startswith("can not be decoded: ") for reason in reasons.values())
+    assert all(reason.startswith("cannot be decoded: ") for reason in reasons.values())
 
 
 @pytest.mark.parametrize("name", EQUAL)
@@ -210,5 +210,5 @@ def test_an_index_of_files_that_are_not_there_is_a_manifest_of_reasons(tmp_path:
     finished = quick_run_on(index, tmp_path / "run", "input.max_unreadable_fraction=0.5")
     assert_balanced(finished)
     rows = finished.manifest.set_index("sample_id")
-    assert rows.loc[sample_id("missing.png"), "reason"] == "can not be read: no such file"
+    assert rows.loc[sample_id("missing.png"), "reason"] == "cannot be read: no such file"
     assert sorted(finished.manifest["decision"]) == [*["clean"] * 4, *["skipped"] * 2, *["unreadable"] * 2]

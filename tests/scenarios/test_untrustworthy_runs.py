@@ -161,7 +161,7 @@ def test_a_refused_version_is_tried_with_a_warning(
 def test_its_map_scores_nothing(refused: Path, tmp_path: Path) -> None:
     write_parts(tmp_path / "new", 2)
     for model in (refused, refused / "model"):
-        with pytest.raises(GaussianMapError, match="not finished or not to be trusted"):
+        with pytest.raises(GaussianMapError, match="not finished or not trustworthy"):
             score(str(model), str(tmp_path / "new"), str(tmp_path / "scores"), config())
     assert not (tmp_path / "scores").exists()
 

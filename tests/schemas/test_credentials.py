@@ -33,7 +33,7 @@ HARMLESS = [
 @pytest.mark.parametrize("url", SECRETS)
 def test_credentials_in_a_url_are_refused_without_repeating_them(url: str) -> None:
     assert has_credentials(url)
-    with pytest.raises(ConfigError, match=r"the source .* has credentials") as caught:
+    with pytest.raises(ConfigError, match=r"the source .* contains credentials") as caught:
         refuse_credentials(url, "the source")
     assert "secret-text" not in str(caught.value)
 

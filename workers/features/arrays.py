@@ -1,6 +1,6 @@
-"""A run's Zarr arrays as recipes, and what is read from them: features by rows of positions, distances.
+"""A run's Zarr arrays as recipes, and how to read them: features by rows of positions, and distances.
 
-Chunks have checksums, so that nothing is judged by what was torn or altered.
+Chunks have checksums, so torn or altered values are never judged.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,10 +16,10 @@ from schemas.errors import DamagedArrayError, SourceError
 from schemas.stores.features import CHUNK_IMAGES
 from workers.storage.directory import Directory
 
-# What Zarr raises of a chunk of another length or checksum, or of one that zstd refuses.
+# Zarr raises these for a chunk with a wrong length or checksum, or if zstd refuses it.
 _DAMAGED = (ValueError, RuntimeError)
 
-# A row of positions of so many images can be one task: its features are 200 MB at 14 columns of 1792 channels.
+# One task can process a row of positions of this many images: 200 MB of features at 14 columns and 1792 channels.
 WHOLE_ROW_IMAGES = 4096
 
 
@@ -38,20 +38,20 @@ class ArrayRef:
         return array
 
     def reader(self) -> Callable[[int, int, int], NDArray[Any]]:
-        """Return what reads features from the array: of which images (start, stop), and of which row of positions."""
+        """Return a function that reads features, given the images (start, stop) and the row of positions."""
         return partial(read_features, self.open())
 
 
 class OpenedFeatures(ArrayRef):
-    """Features that a task opens once, whatever it reads of them."""
+    """Features that a task opens only once."""
 
     @classmethod
     def of(cls, features: ArrayRef) -> Self:
-        """Return the same features, opened when they are first read."""
+        """Return the same features, opened at their first read."""
         return cls(features.directory, features.group, features.name)
 
     def open(self, mode: str = "r") -> zarr.Array[Any]:
-        """Open the array, which is only read."""
+        """Open the array for reading."""
         assert mode == "r"
         return self._opened
 
@@ -61,10 +61,10 @@ class OpenedFeatures(ArrayRef):
 
 
 class HeldFeatures(OpenedFeatures):
-    """Features of which a task needs a row of positions several times: a chunk that was read stays in memory."""
+    """Features of a row of positions that a task reads several times: chunks stay in memory."""
 
     def reader(self) -> Callable[[int, int, int], NDArray[Any]]:
-        """Return what reads features from the array, once each."""
+        """Return a function that reads each part of the array once and then remembers it."""
         return self._read
 
     @cached_property
@@ -81,14 +81,14 @@ class Segment(NamedTuple):
 
 
 def cut_segments(mask: NDArray[np.bool_], size: int) -> Iterator[Segment]:
-    """Yield the segments of at most ``size`` images, in order, of a group's mask (images,)."""
+    """Yield a group's images, with their mask (images,), in segments of at most ``size``, in order."""
     for start in range(0, len(mask), size):
         stop = min(start + size, len(mask))
         yield Segment(start, stop, mask[start:stop])
 
 
 def is_whole_row(images: int, segment_images: int) -> bool:
-    """Tell whether a row of positions of a group of so many images is one task: one segment, and not a large one."""
+    """Tell whether one task can process a row of positions of a group: it is one segment, and not too large."""
     return images <= min(segment_images, WHOLE_ROW_IMAGES)
 
 
@@ -106,7 +106,7 @@ def read_chunks(
 ) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield (first image, values (images, columns, channels)) for each chunk of a segment at one row of positions.
 
-    Those without an image of ``wanted`` (segment's images,) or (segment's images, columns) are not read.
+    Skips the chunks without an image of ``wanted``, a mask (images,) or (images, columns) over the segment.
     """
     read = features.reader()
     for start in range(segment.start, segment.stop, CHUNK_IMAGES):
@@ -118,37 +118,22 @@ def read_chunks(
 def read_features(array: zarr.Array[Any], start: int, stop: int, row: int) -> NDArray[Any]:
     """Return the stored features (images, columns, channels) of some images at one row of positions.
 
-    Raises
-    ------
-    SourceError
-        When a chunk is torn or altered.
+    Raises `SourceError` if a chunk is torn or altered.
     """
     try:
         return np.asarray(array[start:stop, row])
     except _DAMAGED as error:
         raise SourceError(
             f"the stored features of images {start} to {stop - 1} of {array.store_path} at row {row} are damaged "
-            f"({' '.join(str(error).split())}). Restore them, or clean the archive anew; an unfinished run extracts "
-            "them anew when the same command is run again."
+            f"({' '.join(str(error).split())}). Restore them, or clean the archive again; an unfinished run extracts "
+            "them again if you run the same command."
         ) from error
 
 
 def read_distances(distances: ArrayRef, segment: Segment, row: int | None = None) -> NDArray[np.float64]:
-    """Return the stored distances (taking part, rows, columns) of a segment's masked images.
+    """Return the stored distances (taking part, rows, columns) of a segment's masked images, at all rows or at one.
 
-    Parameters
-    ----------
-    distances
-        The array (images, rows, columns).
-    segment
-        The images.
-    row
-        The row of positions, for distances (taking part, columns) there; None for all.
-
-    Raises
-    ------
-    DamagedArrayError
-        When a chunk is torn, altered or missing.
+    Raises `DamagedArrayError` if a chunk is torn, altered or missing.
     """
     rows = slice(None) if row is None else row
     values = read_stored(distances.open(), (slice(segment.start, segment.stop), rows))[segment.mask]
@@ -158,12 +143,9 @@ def read_distances(distances: ArrayRef, segment: Segment, row: int | None = None
 
 
 def read_stored(array: zarr.Array[Any], selection: Any = ...) -> NDArray[Any]:
-    """Return a part of a stored array of distances, or of what is kept beside them.
+    """Return a part of a stored array of distances, or of an array beside them.
 
-    Raises
-    ------
-    DamagedArrayError
-        When a chunk is torn or altered.
+    Raises `DamagedArrayError` if a chunk is torn or altered.
     """
     try:
         return np.asarray(array[selection])
@@ -173,7 +155,7 @@ def read_stored(array: zarr.Array[Any], selection: Any = ...) -> NDArray[Any]:
 
 def _damaged(array: zarr.Array[Any], why: str) -> str:
     return (
-        f"{array.store_path} is damaged ({why}). Restore it, or make it anew: `paire recut` judges the features of a "
-        "finished run again, `paire score --anomaly-maps` scores again; an unfinished run makes its own anew when the "
-        "same command is run again."
+        f"{array.store_path} is damaged ({why}). Restore it or make it again: `paire recut` judges the features of a "
+        "finished run again, `paire score --anomaly-maps` scores again, and an unfinished run makes it again if you "
+        "run the same command."
     )

@@ -1,8 +1,7 @@
-"""One extraction task: a block of images in, whole chunks of the feature store and one outcome per image out.
+"""One extraction task: from a block of images to whole chunks of the feature store and one outcome per image.
 
-Reading, decoding and the forward pass overlap: some threads decode a bounded number of images ahead, batches of them
-wait for the compute threads, a bounded number too, and the features of one batch are put into place while later ones
-are computed.
+Reading, decoding and the forward pass overlap. Some threads decode a bounded number of images ahead, a bounded number
+of batches wait for the compute threads, and the features of one batch are stored while later batches are computed.
 """
 
 import hashlib
@@ -27,18 +26,18 @@ from workers.features.extractor import SLICE_IMAGES, PatchExtractor
 from workers.images.decode import DecodedImage, UndecodableError, decode_image
 from workers.storage.directory import read_bytes
 
-# Images being read and decoded ahead of the forward pass, in batches.
+# Batches of images to read and decode ahead of the forward pass.
 BATCHES_AHEAD = 2
 
-# Slices waiting for each compute thread when a batch is gathered, so that none is idle meanwhile.
+# Slices that wait for each compute thread, so that none is idle while the next batch is gathered.
 SLICES_AHEAD = 2
 
-# Between two looks at an image that is being waited for.
+# Time between two checks on an image that is not there yet.
 GLANCE_S = 1.0
 
 NO_POISON: Mapping[int, str] = MappingProxyType({})
 
-# What became of an image, and its pixels.
+# The outcome of an image, and its pixels if it is readable.
 Arrived = tuple[ImageOutcome, DecodedImage | None]
 
 
@@ -55,37 +54,33 @@ def extract_block(
 ) -> tuple[NDArray[Any], list[ImageOutcome]]:
     """Read, decode and extract a block of images.
 
-    Batches are fixed slices of the block, and an unreadable image leaves a blank in its place, so that the
-    features depend on the block and the configuration alone.
+    Batches are fixed slices of the block, and an unreadable image leaves a gap in its batch, so the features depend
+    only on the block and the configuration.
 
     Parameters
     ----------
     images
         The block, in row order.
-    extractor
-        This process's extractor.
-    inputs, features
-        The configuration.
     readers
-        Threads that read and decode ahead of the forward pass; as many as compute threads.
+        Threads that read and decode ahead of the forward pass; use as many as compute threads.
     on_batch
         Called with the number of images of each finished batch.
     on_last_batch
-        Called when all images have been decoded and their batches started: another block may begin.
+        Called when all images are decoded and their batches started, so that another block may begin.
     poison
-        Row to reason, of images that are not to be decoded; see `workers.images.quarantine`.
+        Row to reason, for images that must not be decoded; see `workers.images.quarantine`.
 
     Returns
     -------
     features : ndarray
-        (images, rows, columns, channels); zeros where an image is unreadable.
+        (images, rows, columns, channels); zeros for an unreadable image.
     outcomes : list of ImageOutcome
         One per image, in the order given.
 
     Raises
     ------
     DecoderError
-        When decoding an image does not end in time. The thread that decodes it is left to itself.
+        When decoding an image does not end in time. Its thread keeps running.
     """
     block = np.zeros(extractor.geometry.array_shape(len(images)), dtype=features.dtype)
     outcomes: list[ImageOutcome] = []
@@ -114,7 +109,7 @@ def extract_block(
 
 
 def _batch_pixels(images: Sequence[DecodedImage | None], image_size: int) -> NDArray[np.float32]:
-    """Return (images, image_size, image_size, 3) pixels, zero where there is no image."""
+    """Return (images, image_size, image_size, 3) pixels, zero for a missing image."""
     pixels = np.zeros((len(images), image_size, image_size, 3), np.float32)
     for slot, image in enumerate(images):
         if image is not None:
@@ -130,11 +125,11 @@ def read_image(
     poison: Mapping[int, str] = NO_POISON,
     on_decoding: Callable[[], None] = lambda: None,
 ) -> Arrived:
-    """Read and decode one image; whatever is wrong with it becomes the outcome's reason."""
+    """Read and decode one image; whatever is wrong with it becomes the reason in its outcome."""
     try:
         content = read_bytes(image.path)
     except (OSError, ValueError) as error:
-        return ImageOutcome(image.row, reason=f"can not be read: {_in_words(error)}"), None
+        return ImageOutcome(image.row, reason=f"cannot be read: {_in_words(error)}"), None
     digest = hashlib.sha256(content).hexdigest()
     if image.row in poison:
         return ImageOutcome(image.row, digest, len(content), reason=poison[image.row]), None
@@ -152,10 +147,10 @@ def read_image(
 
 
 class _Readers:
-    """Threads that read and decode images.
+    """Threads that read and decode images; they are daemons, unlike those of the standard executor.
 
-    They are daemons, as those of the standard executor are not: one that never ends holds up neither the end of its
-    block nor that of the process. The standard pool of daemons leaves semaphores behind in a process that is killed.
+    A thread that never ends must delay neither the end of its block nor that of the process. The standard pool with
+    daemon threads, ``multiprocessing.pool.ThreadPool``, leaks semaphores in a process that is killed.
     """
 
     def __init__(self, count: int) -> None:
@@ -175,7 +170,7 @@ class _Readers:
             self._jobs.put(None)
 
     def submit(self, job: Callable[[], Arrived]) -> "Future[Arrived]":
-        """Return the job's result, which a thread will set."""
+        """Run the job in a thread; returns its future result."""
         future: Future[Arrived] = Future()
         self._jobs.put((future, job))
         return future
@@ -185,12 +180,12 @@ class _Readers:
             future, job = each
             try:
                 future.set_result(job())
-            except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
+            except BaseException as error:  # noqa: BLE001 - the waiting thread raises it again
                 future.set_exception(error)
 
 
 class _Arrival:
-    """One image that is being read in another thread."""
+    """One image that another thread is reading."""
 
     def __init__(
         self,
@@ -207,7 +202,7 @@ class _Arrival:
         )
 
     def wait(self) -> Arrived:
-        """Return the image once it is there; raise where decoding it does not end."""
+        """Return the image when it is ready; raises `DecoderError` if decoding takes too long."""
         while True:
             try:
                 return self._result.result(min(GLANCE_S, self._timeout_s))
@@ -217,7 +212,7 @@ class _Arrival:
                     continue
             raise DecoderError(
                 f"decoding {self._image.path} did not end within input.decode_timeout_s = {self._timeout_s:g} s. "
-                "Remove it from the source, or wait longer."
+                "Remove it from the source, or raise the limit."
             )
 
     def _begin_decoding(self) -> None:
@@ -231,7 +226,7 @@ def _read_ahead(
     features: FeaturesConfig,
     poison: Mapping[int, str],
 ) -> Iterator[Arrived]:
-    """Yield the images in order while a bounded number of later ones is being read."""
+    """Yield the images in order while threads read a bounded number of later ones."""
     upcoming = (_Arrival(pool, image, inputs, features, poison) for image in images)
     pending = deque(islice(upcoming, (1 + BATCHES_AHEAD) * features.batch_size))
     while pending:
@@ -241,7 +236,7 @@ def _read_ahead(
 
 
 def _in_words(error: Exception) -> str:
-    """Name an I/O failure without repeating the path, which the row has already."""
+    """Name an I/O failure without the path, which the row contains already."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, IsADirectoryError):

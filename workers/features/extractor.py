@@ -24,23 +24,17 @@ from workers.features.weights import build_model
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Images that one CPU thread takes through the backbone at once: enough for the convolutions, and at 256 pixels few
-# enough for the outputs of a layer to stay in the heap (see workers.compute). A fixed number, whatever the threads, so
-# that features do not depend on them.
+# Images that one CPU thread passes through the backbone at once: enough to keep convolutions efficient, and few enough,
+# at 256 pixels, for the outputs of a layer to stay in the heap (see workers.compute). The number is fixed, so features
+# do not depend on the number of threads.
 SLICE_IMAGES = 4
 
 
 class PatchExtractor:
-    """A backbone, cut after its last needed node, and the pooling that makes patch features of its outputs.
+    """A backbone, cut after the last node it needs, and the pooling that turns its outputs into patch features.
 
-    Attributes
-    ----------
-    geometry
-        The grid of positions that an image gives.
-    weights_digest
-        sha256 hex of the weights in use.
-    backbone
-        From (images, 3, image_size, image_size) normalised pixels to a mapping of node to its output.
+    ``geometry`` is the grid of positions of an image, ``weights_digest`` the sha256 hex of the weights. ``backbone``
+    maps normalised pixels (images, 3, image_size, image_size) to a mapping of node to output.
     """
 
     def __init__(self, features: FeaturesConfig) -> None:
@@ -49,12 +43,12 @@ class PatchExtractor:
         Raises
         ------
         ConfigError
-            When the backbone or a node does not exist, the grid is smaller than the pooling kernel, or there are
-            fewer channels than are to be chosen.
+            When the backbone or a node does not exist, the grid is smaller than the pooling kernel, or the nodes have
+            fewer channels than ``features.channels``.
         WeightsError
-            When the weights can not be had or do not fit.
+            When the weights cannot be loaded or do not fit.
         DeviceError
-            When the device is not there.
+            When the device does not exist.
         """
         self._config = features
         self._device = resolve_device(features.device)
@@ -62,7 +56,7 @@ class PatchExtractor:
         cut = _fuse_batch_norms(_cut(model, features))
         self.backbone = cut.to(self._device).to(memory_format=torch.channels_last)
         if self._device.type == "cuda":
-            # Results must not depend on what cuDNN happens to time as fastest, nor lose digits to TF32.
+            # Results must not depend on which algorithm cuDNN times as fastest, nor lose digits to TF32.
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
@@ -81,7 +75,7 @@ class PatchExtractor:
         Returns
         -------
         ndarray
-            (images, rows, columns, channels) in the configured dtype (Eqs. 1-3); the chosen channels only.
+            (images, rows, columns, channels) in the configured dtype (Eqs. 1-3); only the chosen channels.
 
         Raises
         ------
@@ -91,13 +85,13 @@ class PatchExtractor:
         return self.start(pixels)()
 
     def start(self, pixels: NDArray[np.float32]) -> Callable[[], NDArray[Any]]:
-        """Start extracting a batch as `extract` does, and return what waits for its features.
+        """Start extracting a batch; the function returned waits for the features, which are those of `extract`.
 
-        On the CPU the compute threads of this process share the batch, slice by slice; on a GPU it is queued there.
-        Later batches may be started meanwhile. The pixels must not be changed until the features are there.
+        On the CPU the compute threads of this process share the batch slice by slice; a GPU queues it. Later batches
+        may start before this one ends. The pixels must not change until the features are ready.
         """
         if self._device.type == "cuda":
-            # From pinned memory the copy runs beside the kernels of the batch before.
+            # From pinned memory, the copy overlaps with the kernels of the previous batch.
             on_device = torch.from_numpy(pixels).pin_memory().to(self._device, non_blocking=True)
             features = self._patch_features(on_device)
             return lambda: self._to_storage(features)
@@ -108,7 +102,7 @@ class PatchExtractor:
         return lambda: np.concatenate([part.result() for part in slices])
 
     def _extract_slice(self, pixels: NDArray[np.float32]) -> NDArray[Any]:
-        # torch can not wrap read-only memory, and has no use for writing to it either.
+        # torch cannot wrap read-only memory.
         writable = pixels if pixels.flags.writeable else pixels.copy()
         return self._to_storage(self._patch_features(torch.from_numpy(writable)))
 
@@ -116,8 +110,8 @@ class PatchExtractor:
     def _patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return (images, rows, columns, channels) float32 on the device.
 
-        Resizing to the first node's grid and average pooling are both linear and separable (Eqs. 1-3), so each node
-        goes straight to the positions: one small matrix along its rows, one along its columns.
+        Resizing to the first node's grid and average pooling are linear and separable (Eqs. 1-3), so two small
+        matrices, one along rows and one along columns, take each node straight to the positions.
         """
         outputs = self._outputs(pixels)
         nodes = [_pooled(output, down, across) for output, (down, across) in zip(outputs, self._poolings, strict=True)]
@@ -126,7 +120,7 @@ class PatchExtractor:
 
     @torch.inference_mode()
     def _outputs(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """Return what the nodes put out for (images, image_size, image_size, 3) pixels, in float32."""
+        """Return the nodes' outputs for (images, image_size, image_size, 3) pixels, in float32."""
         autocast = (
             torch.autocast(self._device.type, dtype=torch.bfloat16)
             if self._config.precision == "bf16"
@@ -143,23 +137,23 @@ class PatchExtractor:
         if not largest <= torch.finfo(dtype).max:  # also true for NaN
             raise FeatureRangeError(
                 f"A patch feature of backbone {self._config.backbone!r} is {largest:g}, beyond the range of "
-                f"features.dtype = {self._config.dtype!r}. Use --set features.dtype=float32, and if the value is "
-                "not finite, other weights or precision=fp32."
+                f"features.dtype = {self._config.dtype!r}. Use --set features.dtype=float32; if the value is not "
+                "finite, use other weights or precision=fp32."
             )
         stored: NDArray[Any] = features.to(dtype).cpu().numpy()
         return stored
 
     def _measure_geometry(self) -> tuple[FeatureGeometry, torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Return the grid of positions, the indices of the chosen channels, None for all, and each node's pooling."""
+        """Return the grid of positions, the indices of the chosen channels (None for all), and each node's pooling."""
         size, kernel, stride = self._config.image_size, self._config.pool_kernel, self._config.pool_stride
         try:
             shapes = [output.shape for output in self._outputs(torch.zeros(1, size, size, 3, device=self._device))]
             (grid_rows, grid_columns), channels = _grid(shapes)
-        except Exception as error:  # models check their input in ways of their own
+        except Exception as error:  # each model checks its input in its own way
             raise ConfigError(
                 f"features.nodes = {','.join(self._config.nodes)!r} of {self._config.backbone!r} do not give feature "
                 f"maps at features.image_size = {size}: {error} ({type(error).__name__}). "
-                "Name nodes that put out (images, channels, rows, columns)."
+                "Name nodes with outputs (images, channels, rows, columns)."
             ) from error
         if min(grid_rows, grid_columns) < kernel:
             raise ConfigError(
@@ -189,16 +183,10 @@ class PatchExtractor:
 
 
 def _grid(shapes: Sequence[torch.Size]) -> tuple[tuple[int, int], int]:
-    """Return the first node's grid, which is everyone's, and the number of channels of all nodes together.
-
-    Raises
-    ------
-    ValueError
-        When a node does not put out (images, channels, rows, columns).
-    """
+    """Return the first node's grid, and the total number of channels; ValueError for a node without a grid."""
     for shape in shapes:
         if len(shape) != 4:
-            raise ValueError(f"a node puts out an array of shape {tuple(shape)}")
+            raise ValueError(f"the output of a node has shape {tuple(shape)}")
     return (shapes[0][2], shapes[0][3]), sum(shape[1] for shape in shapes)
 
 
@@ -217,35 +205,18 @@ def _pooling(cells: int, grid: int, kernel: int, stride: int) -> torch.Tensor:
 
 
 def choose_channels(channels: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Draw a random subset of channels (PaDiM: Defard et al. 2020, arXiv:2011.08785, section III-A).
+    """Draw ``count`` of the channels at random (PaDiM: Defard et al. 2020, arXiv:2011.08785, section III-A).
 
-    The channels are ranked by the raw output of PCG64, which NumPy keeps the same on every platform and in every
-    version, unlike what `numpy.random.Generator` makes of it: a map is scored with the channels that it was fitted on.
-    So the subsets of one seed also lie within one another.
+    The raw output of PCG64 ranks the channels. NumPy keeps that output the same on every platform and in every version,
+    unlike what `numpy.random.Generator` derives from it, and a map must be scored with the channels that it was fitted
+    on. A smaller subset of the same seed lies within a larger one.
 
-    Parameters
-    ----------
-    channels
-        How many there are.
-    count
-        How many to draw.
-    seed
-        Of the draw.
-
-    Returns
-    -------
-    ndarray
-        (count,) int64, ascending.
-
-    Raises
-    ------
-    ConfigError
-        When there are fewer than are to be drawn.
+    Returns (count,) int64 in ascending order; raises `ConfigError` if there are fewer channels than ``count``.
     """
     if count > channels:
         raise ConfigError(
             f"features.channels = {count}, but the backbone's nodes have only {channels} channels. Choose {channels} "
-            "or fewer, name more nodes, or leave it out for all channels."
+            "or fewer, name more nodes, or leave the option out for all channels."
         )
     ranks = np.random.PCG64(seed).random_raw(channels)
     return np.sort(np.argsort(ranks, kind="stable")[:count])
@@ -264,14 +235,14 @@ def _cut(model: torch.nn.Module, features: FeaturesConfig) -> torch.fx.GraphModu
         ) from error
     except Exception as error:
         raise ConfigError(
-            f"features.backbone = {features.backbone!r} can not be cut at nodes: torchvision can not trace it "
+            f"features.backbone = {features.backbone!r} cannot be cut at nodes: torchvision cannot trace it "
             f"({type(error).__name__}). Choose a convolutional one, like wide_resnet50_2 or resnet18."
         ) from error
     return cut
 
 
 def _fuse_batch_norms(cut: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Fold each batch normalisation into the convolution before it, whose output nothing else needs."""
+    """Fold each batch normalisation into the convolution before it, if nothing else uses that output."""
     modules = dict(cut.named_modules())
     calls = Counter(node.target for node in cut.graph.nodes if node.op == "call_module")
     for node in list(cut.graph.nodes):
@@ -279,7 +250,7 @@ def _fuse_batch_norms(cut: torch.fx.GraphModule) -> torch.fx.GraphModule:
         if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         convolution, norm = modules[str(before.target)], modules[str(node.target)]
-        is_used_once = calls[before.target] == 1  # fusing changes it for all its calls
+        is_used_once = calls[before.target] == 1  # fusing changes all its calls
         if is_used_once and isinstance(convolution, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
             fused = fuse_conv_bn_eval(convolution, norm)
             convolution.weight, convolution.bias = fused.weight, fused.bias
@@ -298,19 +269,9 @@ def _shared(features: FeaturesConfig) -> PatchExtractor:
 
 
 def shared_extractor(features: FeaturesConfig, weights_digest: str = "") -> PatchExtractor:
-    """Return this process's extractor for a configuration, building it on first use.
+    """Return this process's extractor for a configuration, building it on first use; it does not pickle.
 
-    Parameters
-    ----------
-    features
-        The configuration; it pickles, the extractor does not.
-    weights_digest
-        The digest that the weights must have; empty accepts any.
-
-    Raises
-    ------
-    WeightsError
-        When this machine's weights are others than the run's.
+    Raises `WeightsError` if ``weights_digest`` is not empty and this machine's weights have another digest.
     """
     with _build_lock:
         extractor = _shared(features)

@@ -1,6 +1,7 @@
-"""Receipts of extracted blocks: written last, and believed only if what is stored agrees with them.
+"""Receipts of extracted blocks: written last, and valid only if they match what is stored.
 
-Until then a block that was begun says so in the place of its receipt, and so tells the next attempt how this one ended.
+Until then, a note in the receipt's place says that the block was begun, which tells the next attempt how this one
+ended.
 """
 
 from collections.abc import Sequence
@@ -17,14 +18,9 @@ from workers.storage.directory import Directory, damage_as, read_bytes
 
 
 def begin(receipts: Directory, block: Sequence[ImageRef]) -> bool:
-    """Note that a block which is not finished is begun; tell whether an attempt before this one did not come to an end.
+    """Note that a block is begun; tell whether an earlier attempt at it did not finish.
 
-    Parameters
-    ----------
-    receipts
-        Those of the block's group.
-    block
-        The images, in row order.
+    ``receipts`` is the directory of the block's group; the images are in row order.
     """
     name = receipt_name(block[0].row)
     try:
@@ -37,34 +33,18 @@ def begin(receipts: Directory, block: Sequence[ImageRef]) -> bool:
 
 
 def write_receipt(receipts: Directory, outcomes: Sequence[ImageOutcome], features: NDArray[Any]) -> None:
-    """Declare a block finished, whose features are all stored.
+    """Declare a block finished after all its features are stored.
 
-    Parameters
-    ----------
-    receipts
-        Those of the block's group.
-    outcomes
-        One for each image, in row order.
-    features
-        (images, rows, columns, channels), as stored.
+    ``receipts`` is the directory of its group; the features (images, rows, columns, channels) are as stored.
     """
     receipts.write(receipt_name(outcomes[0].row), BlockReceipt.of(outcomes, features).to_bytes())
 
 
 def find_finished(receipts: Directory, block: Sequence[ImageRef], array: zarr.Array[Any]) -> list[ImageOutcome] | None:
-    """Return the outcomes of a block that is finished; None where it is to be extracted.
+    """Return the outcomes of a finished block; None if it must be extracted.
 
-    It is finished when its receipt and its stored features agree. An image that could not be read, because its file or
-    its store was away, is no lasting fact about it: where it can be read by now, its block is not finished.
-
-    Parameters
-    ----------
-    receipts
-        Those of the block's group.
-    block
-        The images, in row order.
-    array
-        The group's features.
+    A block is finished if its receipt matches its features in the group's ``array``, and none of its images that could
+    not be read before can be read now: the file or its store may have been away for a while.
     """
     try:
         receipt = BlockReceipt.from_bytes(receipts.read(receipt_name(block[0].row)))

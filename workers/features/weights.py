@@ -1,4 +1,4 @@
-"""The backbone's weights: where they come from, and a digest that says which they are.
+"""The backbone's weights: where they come from, and the digest that identifies them.
 
 Nothing is unpickled: state dicts are loaded with ``weights_only=True``.
 """
@@ -21,11 +21,6 @@ StateDict = Mapping[str, torch.Tensor]
 def build_model(features: FeaturesConfig) -> tuple[torch.nn.Module, str]:
     """Build the backbone with its weights, in evaluation mode on the CPU.
 
-    Parameters
-    ----------
-    features
-        Names the backbone and its weights.
-
     Returns
     -------
     model : torch.nn.Module
@@ -37,7 +32,7 @@ def build_model(features: FeaturesConfig) -> tuple[torch.nn.Module, str]:
     ConfigError
         When torchvision has no such backbone.
     WeightsError
-        When the weights can not be had or do not fit the backbone.
+        When the weights cannot be loaded or do not fit the backbone.
     """
     if features.backbone not in torchvision.models.list_models(module=torchvision.models):
         raise ConfigError(
@@ -46,7 +41,9 @@ def build_model(features: FeaturesConfig) -> tuple[torch.nn.Module, str]:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(features.seed)
-        model = torchvision.models.get_model(features.backbone, weights=None, **_quiet_arguments(features.backbone))
+        # These two would warn about their initialisation for training.
+        quiet = {"init_weights": True} if features.backbone in {"googlenet", "inception_v3"} else {}
+        model = torchvision.models.get_model(features.backbone, weights=None, **quiet)
     if features.weights == "random":
         digest = _tensor_digest(model.state_dict())
     else:
@@ -56,30 +53,24 @@ def build_model(features: FeaturesConfig) -> tuple[torch.nn.Module, str]:
     return model.eval(), digest
 
 
-def _quiet_arguments(backbone: str) -> dict[str, bool]:
-    """Return what keeps a builder from warning about its own training-time initialisation."""
-    return {"init_weights": True} if backbone in {"googlenet", "inception_v3"} else {}
-
-
 def _imagenet_file(backbone: str) -> bytes:
-    """Return torchvision's ImageNet file of a backbone, downloading it into torch's cache if it is not there."""
+    """Return the backbone's ImageNet file from torch's cache, downloading it if necessary."""
     known = torchvision.models.get_model_weights(backbone)
-    # The paper and PaDiM used the first edition; later ones have other feature statistics.
+    # The paper and PaDiM used the first edition; later editions have different feature statistics.
     entry = known["IMAGENET1K_V1"] if "IMAGENET1K_V1" in known.__members__ else known.DEFAULT
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
     try:
         if not cached.exists():
             cached.parent.mkdir(parents=True, exist_ok=True)
-            # As torchvision names its files: the digest's first digits stand before the extension.
+            # The names of torchvision's files end with the first digits of the digest.
             digest = cached.stem.rpartition("-")[2]
             torch.hub.download_url_to_file(entry.url, str(cached), hash_prefix=digest, progress=False)
         return cached.read_bytes()
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"features.weights = 'imagenet': {entry.url} could not be downloaded ({error}). Download it where there "
-            "is a network and pass the file with --set features.weights=PATH; or put it into "
-            f"{cached.parent}; or, to try the pipeline only, use "
-            "--set features.weights=random."
+            f"features.weights = 'imagenet': {entry.url} could not be downloaded ({error}). Download it on a machine "
+            f"with a network, then put it into {cached.parent} or pass it with --set features.weights=PATH. To try "
+            "the pipeline only, use --set features.weights=random."
         ) from error
 
 
@@ -88,15 +79,15 @@ def _local_file(location: str) -> bytes:
         return read_bytes(location)
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"features.weights = {location!r} can not be read ({type(error).__name__}: {error}). "
-            "It must be 'imagenet', 'random', or the path or URL of a state dict saved by torch.save."
+            f"features.weights = {location!r} cannot be read ({type(error).__name__}: {error}). "
+            "Use 'imagenet', 'random', or the path or URL of a state dict saved by torch.save."
         ) from error
 
 
 def _load(model: torch.nn.Module, content: bytes, features: FeaturesConfig) -> None:
     try:
         state = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no weights make torch raise anything
+    except Exception as error:  # torch raises anything on bytes that are not weights
         raise WeightsError(
             f"features.weights = {features.weights!r} is not a plain state dict ({_first_line(error)}). "
             "Save one with torch.save(model.state_dict(), path)."
@@ -116,7 +107,7 @@ def _load(model: torch.nn.Module, content: bytes, features: FeaturesConfig) -> N
 
 
 def _first_line(error: Exception) -> str:
-    """Return an exception's message as one short line."""
+    """Return an exception's message on one short line."""
     return " ".join(str(error).split())[:300]
 
 

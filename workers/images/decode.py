@@ -1,4 +1,4 @@
-"""From a file's bytes to the square pixels that the backbone sees."""
+"""From the bytes of a file to the square of pixels that the backbone sees."""
 
 import warnings
 from dataclasses import dataclass
@@ -13,33 +13,25 @@ TILEWIDTH, TILELENGTH = 322, 323
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 
-# Pillow's own guard is one number for the whole process and only warns up to twice its value;
-# decode_image checks each image against the configured bound before a pixel is decoded.
+# Pillow's own guard is one number for the whole process and only warns up to twice its value; decode_image compares
+# each image with the configured bound before it decodes a pixel.
 Image.MAX_IMAGE_PIXELS = None
 
-# What Pillow has to say of an odd file names no file, and would be an error where warnings are errors.
+# Pillow's warnings about odd files name no file, and would be errors if warnings are errors.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UndecodableError(ValueError):
-    """An image can not be used; the message is the manifest's reason."""
+    """An image cannot be used; the message becomes the reason in the manifest."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One image, ready for the backbone.
+    """One image, ready for the backbone."""
 
-    Attributes
-    ----------
-    pixels
-        (image_size, image_size, 3) float32, RGB in 0..1; (height, width, 3) when not resized.
-    width, height
-        Pixels of the original after its EXIF orientation.
-    """
-
-    pixels: NDArray[np.float32]
-    width: int
-    height: int
+    pixels: NDArray[np.float32]  # (image_size, image_size, 3) or (height, width, 3), RGB in 0..1
+    width: int  # of the original in pixels, after EXIF orientation
+    height: int  # of the original
 
 
 def decode_image(
@@ -47,17 +39,17 @@ def decode_image(
 ) -> DecodedImage:
     """Decode, orient, convert to RGB and resize one image.
 
-    Grey, palette and CMYK images become RGB; transparency is dropped; of several frames the first is used.
-    The resize is bilinear with anti-aliasing to exactly (image_size, image_size), as torchvision's on Pillow images.
+    Grey, palette and CMYK images become RGB, transparency is dropped, and only the first of several frames is used.
+    The resize is bilinear with anti-aliasing to exactly (image_size, image_size), like torchvision's on Pillow images.
 
     Parameters
     ----------
     content
-        The file: PNG, JPEG, BMP, TIFF or WebP.
+        The bytes of a PNG, JPEG, BMP, TIFF or WebP file.
     image_size
         Side of the result in pixels; None keeps the original size.
     max_pixels
-        Largest width x height that is decoded.
+        Largest width x height to decode.
     sixteen_bit_white
         The value of a 16-bit grey image that becomes 1.0.
 
@@ -80,7 +72,7 @@ def decode_image(
         raise UndecodableError(f"not an image in any of {', '.join(FORMATS)}") from error
     except Exception as error:
         detail = " ".join(str(error).split()) or "no detail"
-        raise UndecodableError(f"can not be decoded: {detail} ({type(error).__name__})") from error
+        raise UndecodableError(f"cannot be decoded: {detail} ({type(error).__name__})") from error
 
 
 def prepare_pixels(image: Image.Image, *, image_size: int | None, sixteen_bit_white: int) -> DecodedImage:
@@ -95,7 +87,7 @@ def prepare_pixels(image: Image.Image, *, image_size: int | None, sixteen_bit_wh
 
 
 def _tile_size(image: Image.Image) -> tuple[int, int]:
-    """Return the size of a TIFF's tiles, which are decoded whole, however small the image."""
+    """Return the size of a TIFF's tiles, which are decoded whole even if the image is small."""
     tags = getattr(image, "tag_v2", {})
     sides = [tags.get(tag, 0) for tag in (TILEWIDTH, TILELENGTH)]
     width, height = (side if isinstance(side, int) else 0 for side in sides)
@@ -103,10 +95,10 @@ def _tile_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return the image turned as its EXIF orientation says; damaged metadata says nothing."""
+    """Return the image turned by its EXIF orientation; damaged metadata is ignored."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - the parsers of metadata raise anything on bad bytes
+    except Exception:  # noqa: BLE001 - metadata parsers raise anything on bad bytes
         return image
 
 

@@ -1,7 +1,7 @@
-"""A process that does nothing but try to decode images, and may die of one, loop in one, or run out of memory.
+"""A process that only tries to decode images, and may crash, hang or run out of memory in the attempt.
 
-It loads Pillow and NumPy alone, so it starts in a fraction of a second. What it says of an image is what
-`workers.images.decode.decode_image` says of it; where it dies instead, that is what is wrong with the image.
+It loads only Pillow and NumPy, so it starts in a fraction of a second. It answers with what
+`workers.images.decode.decode_image` says about an image; if it dies instead, its death is the answer.
 """
 
 import json
@@ -21,29 +21,24 @@ from types import TracebackType
 from schemas.errors import DecoderError
 from workers.images.decode import UndecodableError, decode_image
 
-# Bytes that decoding may take: of the largest image that is decoded at all, of its file, and of the process besides.
-# The formats take up to 23 for each pixel (WebP with transparency, turned as its EXIF orientation says).
+# Limit of memory for decoding: bytes per pixel of the largest allowed image, per byte of its file, and for the process
+# itself. The formats need up to 23 per pixel (WebP with transparency, turned by its EXIF orientation).
 BYTES_PER_PIXEL, BYTES_PER_FILE_BYTE, BASE_BYTES = 40, 4, 256 * 2**20
 
-# For the process to load its libraries, on a machine with much other work.
+# Enough for the process to load its libraries on a busy machine.
 START_S = 120.0
 
 _ROOT = str(Path(__file__).parents[2])
 
 
 class DecoderDiedError(Exception):
-    """Decoding an image ended the process; the message is the manifest's reason."""
+    """The process died or was too slow while it decoded an image; the message becomes the manifest's reason."""
 
 
 class DecoderProcess:
-    """The process, from the outside; it is started when it is first needed, and again after it died.
+    """The process as its parent sees it; it starts when first needed, and again after it died.
 
-    Parameters
-    ----------
-    image_size, max_pixels, sixteen_bit_white
-        Of `workers.images.decode.decode_image`.
-    timeout_s
-        How long decoding an image may take.
+    The options are those of `workers.images.decode.decode_image`; ``timeout_s`` limits the time for one image.
     """
 
     def __init__(self, *, image_size: int, max_pixels: int, sixteen_bit_white: int, timeout_s: float) -> None:
@@ -61,14 +56,10 @@ class DecoderProcess:
         self._end()
 
     def try_image(self, content: bytes) -> str:
-        """Return why an image can not be decoded; nothing where it can.
+        """Return why an image cannot be decoded; empty if it can.
 
-        Raises
-        ------
-        DecoderDiedError
-            When the process died of it, or did not answer in time.
-        DecoderError
-            When the process does not start, which is no image's fault.
+        Raises `DecoderDiedError` if the process died of it or did not answer in time, and `DecoderError` if the process
+        does not start, so no image is the cause.
         """
         if self._process is None:
             self._start()
@@ -90,12 +81,12 @@ class DecoderProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                # A signal to the command's process group is not for it: it would be taken for the image's doing.
+                # Keep out signals to the command's process group: they would be blamed on an image.
                 start_new_session=True,
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")])),
-                    # Each thread's stack and buffers would count as the image's.
+                    # The stack and buffers of more threads would count against an image.
                     "OPENBLAS_NUM_THREADS": "1",
                 },
             )
@@ -109,16 +100,16 @@ class DecoderProcess:
         code = self._end()
         raise DecoderError(
             f"the process that tries images did not start within {START_S:g} s (exit code {code}). Check that "
-            f"{sys.executable} can start processes here and has memory for one more, then run the same command again."
+            f"{sys.executable} can start one more process here and has memory for it, then run the same command again."
         )
 
     def _end(self) -> int:
-        """End the process, unless it has ended; returns its exit code."""
+        """End the process if it still runs; returns its exit code."""
         if self._process is None:
             return 0
         self._connection.close()
         with suppress(subprocess.TimeoutExpired):
-            # It ends by itself where it died or has nothing to do.
+            # It ends by itself if it died or is idle.
             self._process.wait(0.5)
         self._process.kill()
         code = self._process.wait()
@@ -142,9 +133,9 @@ def _too_slow(timeout_s: float) -> str:
 
 
 def main(descriptor: int) -> None:
-    """Try every image that comes through a connection, until its other end is closed; the process itself."""
+    """Try every image that arrives on a connection until the other end closes it; this runs in the process itself."""
     with suppress(OSError), Path("/proc/self/oom_score_adj").open("w", encoding="ascii") as file:
-        file.write("1000")  # where the machine's memory runs out, this process is the one to end
+        file.write("1000")  # if memory runs out, the system must end this process first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     parent = Connection(descriptor)
     options = json.loads(parent.recv_bytes())
@@ -167,7 +158,7 @@ def main(descriptor: int) -> None:
 
 @contextmanager
 def _limited(limit_bytes: int, timeout_s: float) -> Iterator[None]:
-    """Limit the memory of this process, and its time, in case nobody is left to end it."""
+    """Limit this process's memory, and its time in case its parent is gone."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = math.ceil(used.ru_utime + used.ru_stime + timeout_s) + 1
     _, hard_seconds = resource.getrlimit(resource.RLIMIT_CPU)

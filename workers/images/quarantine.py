@@ -1,7 +1,7 @@
-"""Which images of a block must not be decoded where others are: they end the process, or hold it up for good.
+"""Find the images of a block that must not be decoded in a worker, because they kill the process or never end.
 
-An attempt at a block that died in its midst says nothing of which image it was, nor whether it was one at all. So each
-image is tried in a process of its own kind, which its death tells exactly; halving the block would try them more often.
+If a worker dies in the middle of a block, nobody knows which image was the cause, or whether one was. So a separate
+process tries each image, and its death names the image exactly; halving the block would try images more often.
 """
 
 from collections.abc import Sequence
@@ -16,28 +16,10 @@ from workers.storage.directory import read_bytes
 def find_poison(
     images: Sequence[ImageRef], inputs: InputConfig, features: FeaturesConfig, *, processes: int
 ) -> dict[int, str]:
-    """Try to decode every image of a block in other processes.
+    """Try to decode every image of a block, in ``processes`` other processes at once.
 
-    Parameters
-    ----------
-    images
-        The block.
-    inputs, features
-        The configuration.
-    processes
-        How many to try images in at a time.
-
-    Returns
-    -------
-    dict
-        Row to reason, of the images that can not be decoded there.
-
-    Raises
-    ------
-    StorageError
-        When the store of the images can not be used.
-    DecoderError
-        When such a process does not start.
+    Returns the row and the reason of each image that cannot be decoded there. Raises `StorageError` if the store of the
+    images cannot be used, and `DecoderError` if a process does not start.
     """
     lanes = [lane for start in range(processes) if (lane := images[start::processes])]
 
@@ -55,7 +37,7 @@ def find_poison(
 
 
 def _reason(decoder: DecoderProcess, image: ImageRef) -> str:
-    """Return why an image can not be decoded; nothing where it can, or can not be read."""
+    """Return why an image cannot be decoded; empty if it can, or if it cannot be read."""
     try:
         content = read_bytes(image.path)
     except (OSError, ValueError):
@@ -63,7 +45,7 @@ def _reason(decoder: DecoderProcess, image: ImageRef) -> str:
     try:
         return decoder.try_image(content)
     except DecoderDiedError:
-        # Whoever kills or stops processes for reasons of their own does not hit the same image twice in a row.
+        # Something else may have killed the process, but hardly twice in a row at the same image.
         try:
             return decoder.try_image(content)
         except DecoderDiedError as error:

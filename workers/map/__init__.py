@@ -1,1 +1,1 @@
-"""The published map of Gaussians: written, read, used for scores."""
+"""The published map of Gaussians: writing it, reading it, scoring with it."""

@@ -10,12 +10,12 @@ from PIL import Image
 from workers.map.scorer import upsample
 
 COLOUR_MAP = "inferno"
-# Strongest opacity of the heat map, so that the image stays visible under it.
+# Largest opacity of the heat map, so that the image stays visible below it.
 OPACITY = 0.55
 
 
 def heat_map_png(pixels: NDArray[np.float32], anomaly_map: NDArray[np.float64], *, reference: float) -> bytes:
-    """Draw an anomaly map over its image.
+    """Draw an anomaly map over its image, as a PNG.
 
     Parameters
     ----------
@@ -24,12 +24,7 @@ def heat_map_png(pixels: NDArray[np.float32], anomaly_map: NDArray[np.float64], 
     anomaly_map
         (rows, columns) float64 distances.
     reference
-        The distance drawn at half strength, such as a typical threshold; twice it is drawn at full strength.
-
-    Returns
-    -------
-    bytes
-        A PNG.
+        The distance drawn at half strength, such as a typical threshold; twice this distance is drawn at full strength.
     """
     height, width, _ = pixels.shape
     strength = np.clip(upsample(anomaly_map, width, height) / (2 * reference), 0.0, 1.0)

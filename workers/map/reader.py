@@ -1,7 +1,7 @@
-"""The published Gaussian map, opened by whoever scores new images; `workers.map.writer` writes it.
+"""Opening the published Gaussian map to score new images; `workers.map.writer` writes it.
 
-A map that was altered scores otherwise and looks as good as before. So whoever scores compares what is read with the
-checksums that were kept when it was written, see ``schemas.stores.gaussian_map``.
+An altered map gives other scores and looks as good as before. So every read is compared with the checksums that the
+writer stored, see ``schemas.stores.gaussian_map``.
 """
 
 import dataclasses
@@ -43,55 +43,30 @@ from schemas.stores.gaussian_map import (
 from workers.gaussian.fit import DualGaussian, Gaussian, PrimalGaussian
 from workers.storage.directory import Directory, damage_as
 
-# The largest map of a group that a scorer keeps in memory; larger ones are streamed row by row.
+# The largest map of a group that a scorer keeps in memory; it streams larger maps row by row.
 CACHED_BYTES = 2 * 1024**3
 
 
 @dataclass(frozen=True)
 class MapDescription:
-    """What a map says of itself: the attributes of its Zarr group.
+    """What a map says about itself: the attributes of its Zarr group."""
 
-    Attributes
-    ----------
-    run_id, config_digest
-        The run that published it.
-    features
-        The configuration of the patch features it was fitted on.
-    weights_digest
-        sha256 of the backbone's weights.
-    geometry
-        The grid of positions.
-    estimator
-        The covariance estimator.
-    sixteen_bit_white
-        The value of a 16-bit grey image that was shown as white.
-    """
-
-    run_id: str
-    config_digest: str
-    features: FeaturesConfig
-    weights_digest: str
+    run_id: str  # the run that published it
+    config_digest: str  # of that run
+    features: FeaturesConfig  # configuration of the patch features that it was fitted on
+    weights_digest: str  # sha256 of the backbone's weights
     geometry: FeatureGeometry
     estimator: str
-    sixteen_bit_white: int = 65535
+    sixteen_bit_white: int = 65535  # value of a 16-bit grey image that was shown as white
 
     def to_attributes(self) -> dict[str, Any]:
         """Return JSON-ready attributes."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "run_id": self.run_id,
-            "config_digest": self.config_digest,
-            "features": self.features.model_dump(mode="json", exclude={"device"}),
-            "weights_digest": self.weights_digest,
-            "geometry": dataclasses.asdict(self.geometry),
-            "estimator": self.estimator,
-            "sixteen_bit_white": self.sixteen_bit_white,
-        }
+        features = self.features.model_dump(mode="json", exclude={"device"})
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(self), "features": features}
 
     @classmethod
     def from_attributes(cls, attributes: dict[str, Any]) -> "MapDescription":
-        """Read the attributes back; raises KeyError, TypeError or ValueError when they are not a map's."""
+        """Read the attributes back; raises KeyError, TypeError or ValueError if they are not a map's."""
         if attributes.get("format") != FORMAT or attributes.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format {attributes.get('format')!r} version {attributes.get('format_version')!r}")
         return cls(
@@ -106,17 +81,7 @@ class MapDescription:
 
 
 class GaussianMap:
-    """A published map of Gaussians, opened for scoring.
-
-    Attributes
-    ----------
-    url
-        Where it was opened.
-    description
-        The features it was fitted on.
-    groups
-        The product groups it can score.
-    """
+    """A published map of Gaussians, opened for scoring at ``url``; ``groups`` are the product groups it can score."""
 
     def __init__(
         self,
@@ -129,7 +94,7 @@ class GaussianMap:
         self.groups = tuple(sorted(groups))
         self._attributes = groups
         self._directory = directory
-        # As many rows as one group has: blocks arrive sorted by group.
+        # Holds the rows of one group, because blocks arrive sorted by group.
         self._cached_rows = lru_cache(maxsize=description.geometry.rows)(self._read_rows)
 
     @classmethod
@@ -141,14 +106,13 @@ class GaussianMap:
         url
             Path or fsspec URL of the run's ``model`` directory.
         published_only
-            Refuse the map of a run that is not published. Whoever passes False has seen that the map is complete, and
-            does not score with it what others rely on.
+            Refuse the map of a run that is not published. With False, the caller must know that the map is complete,
+            and must not give its scores to others.
 
         Raises
         ------
         GaussianMapError
-            When there is no map, its run is not published though it has to be, it is of an unknown format, or it is
-            not as its run has written it.
+            When there is no map, its run is not published, its format is unknown, or it is not as its run wrote it.
         """
         directory = Directory.at(url)
         with damage_as(
@@ -160,15 +124,15 @@ class GaussianMap:
             root = directory.zarr_group("")
         if published_only and not Directory.at(directory.url.rsplit("/", 1)[0]).exists(SUCCESS):
             raise GaussianMapError(
-                f"{directory.url} belongs to a run that is not finished or not to be trusted (no {SUCCESS} beside it). "
-                "Run the same 'paire clean' command again first: it finishes the run, or says why it is not published."
+                f"{directory.url} belongs to a run that is not finished or not trustworthy (no {SUCCESS} beside it). "
+                "Run the same 'paire clean' command again: it finishes the run, or says why it is not published."
             )
         attributes = root.attrs.asdict()
         try:
             description = MapDescription.from_attributes(attributes)
         except Exception as error:
             raise GaussianMapError(
-                f"{directory.url} is not a Gaussian map that this version reads (expected {FORMAT} version "
+                f"{directory.url} is not a Gaussian map that this version can read (expected {FORMAT} version "
                 f"{FORMAT_VERSION}; {type(error).__name__}: {error}). Use the version of paire that wrote it."
             ) from error
         if attributes_checksum(attributes) != attributes.get(CHECKSUM):
@@ -177,20 +141,14 @@ class GaussianMap:
             return cls(directory, description, _groups(root, attributes))
 
     def require_group(self, group: str | None) -> str:
-        """Return the group to score under; None is the only one there is.
-
-        Raises
-        ------
-        GaussianMapError
-            When there is no such group, or several to choose from.
-        """
+        """Return the group to score under, by default the only one; raises `GaussianMapError` without such a group."""
         if group in self.groups:
             return str(group)
         known = ", ".join(repr(name) for name in self.groups[:10]) or "none"
         if group is None and len(self.groups) == 1:
             return self.groups[0]
         if group is None:
-            problem = "several groups" if self.groups else "no groups, because its run could judge none of its images"
+            problem = "several groups" if self.groups else "no groups, because its run could not judge any image"
         else:
             problem = f"no group {group!r}"
         raise GaussianMapError(f"the map {self.url} has {problem}. Groups: {known}. Name one of them.")
@@ -198,35 +156,24 @@ class GaussianMap:
     def thresholds(self, group: str) -> NDArray[np.float64]:
         """Return the thresholds (rows, columns) float64 of a group."""
         with damage_as(lambda _: _damaged(self._directory, f"the thresholds of group {group!r}")):
-            return self._read_thresholds(group)
+            geometry = self.description.geometry
+            array = array_of(self._node(group), THRESHOLDS, (geometry.rows, geometry.columns))
+            thresholds: NDArray[np.float64] = np.ascontiguousarray(array[:])
+            _compare(checksum([thresholds]), self._attributes[group][CHECKSUMS][THRESHOLDS])
+            return thresholds
 
     def smoothing(self, group: str) -> int:
-        """Return the side of the square of positions that a group's distances are averaged over before thresholds."""
+        """Return the side of the square of positions to average a group's log distances over before thresholds."""
         return int(self._attributes[group][SMOOTHING])
 
     def nearest(self, group: str) -> float:
-        """Return the share of the images that each position of a group was fitted on: those nearest there."""
+        """Return the share of the images, those nearest to a position, that its Gaussian was fitted on."""
         return float(self._attributes[group][NEAREST])
 
     def distances(self, group: str, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return the Mahalanobis distances of patch features to a group's map.
+        """Return Mahalanobis distances (images, rows, columns) float64 of features (images, rows, columns, channels).
 
-        Parameters
-        ----------
-        group
-            Product group.
-        features
-            (images, rows, columns, channels), any floating dtype.
-
-        Returns
-        -------
-        ndarray
-            (images, rows, columns) float64.
-
-        Raises
-        ------
-        GaussianMapError
-            When the map is not as its run has written it.
+        Raises `GaussianMapError` if the map is not as its run wrote it.
         """
         distances = np.empty(features.shape[:3])
         for row, gaussians in enumerate(self._rows(group)):
@@ -243,27 +190,16 @@ class GaussianMap:
 
     def _read_rows(self, group: str, start: int, stop: int) -> list[tuple[Gaussian, ...]]:
         numbers = f"row {start}" if stop - start == 1 else f"rows {start} to {stop - 1}"
-        what = f"{numbers} of group {group!r}"
-        with damage_as(lambda _: _damaged(self._directory, what)):
-            arrays = self._read_arrays(group, start, stop)
-        return [_gaussians({name: values[row] for name, values in arrays.items()}) for row in range(stop - start)]
-
-    def _read_arrays(self, group: str, start: int, stop: int) -> dict[str, NDArray[np.float64]]:
-        node, geometry = self._node(group), self.description.geometry
-        arrays = {
-            name: np.ascontiguousarray(array_of(node, name, (geometry.rows, geometry.columns, *position))[start:stop])
-            for name, position in self._shapes(group).items()
-        }
-        found = [checksum(values[row] for values in arrays.values()) for row in range(stop - start)]
-        _compare(found, self._attributes[group][CHECKSUMS][ROWS][start:stop])
-        return arrays
-
-    def _read_thresholds(self, group: str) -> NDArray[np.float64]:
         geometry = self.description.geometry
-        array = array_of(self._node(group), THRESHOLDS, (geometry.rows, geometry.columns))
-        thresholds: NDArray[np.float64] = np.ascontiguousarray(array[:])
-        _compare(checksum([thresholds]), self._attributes[group][CHECKSUMS][THRESHOLDS])
-        return thresholds
+        with damage_as(lambda _: _damaged(self._directory, f"{numbers} of group {group!r}")):
+            node = self._node(group)
+            arrays = {
+                name: np.ascontiguousarray(array_of(node, name, (geometry.rows, geometry.columns, *shape))[start:stop])
+                for name, shape in self._shapes(group).items()
+            }
+            found = [checksum(values[row] for values in arrays.values()) for row in range(stop - start)]
+            _compare(found, self._attributes[group][CHECKSUMS][ROWS][start:stop])
+        return [_gaussians({name: values[row] for name, values in arrays.items()}) for row in range(stop - start)]
 
     def _shapes(self, group: str) -> dict[str, tuple[int, ...]]:
         attributes = self._attributes[group]
@@ -274,7 +210,7 @@ class GaussianMap:
 
 
 def _gaussians(arrays: Mapping[str, NDArray[np.float64]]) -> tuple[Gaussian, ...]:
-    """Return the Gaussians of a row of positions, of which each array has one part a column."""
+    """Return the Gaussians of a row of positions from arrays whose first axis is the column."""
     if VARIANCE not in arrays:
         return tuple(PrimalGaussian(*pair) for pair in zip(arrays[MEAN], arrays[FACTOR], strict=True))
     parts = (arrays[MEAN], arrays[FACTOR], arrays[VARIANCE], arrays[RIDGE].tolist())
@@ -282,7 +218,7 @@ def _gaussians(arrays: Mapping[str, NDArray[np.float64]]) -> tuple[Gaussian, ...
 
 
 def position_shapes(geometry: FeatureGeometry, form: str, fitted: int) -> dict[str, tuple[int, ...]]:
-    """Return what each array of a row has of a position."""
+    """Return the shape that each array of the Gaussians has at one position."""
     if form == PRIMAL:
         return {MEAN: (geometry.channels,), FACTOR: (geometry.channels, geometry.channels)}
     rank = max(fitted - 1, 1)
@@ -290,12 +226,12 @@ def position_shapes(geometry: FeatureGeometry, form: str, fitted: int) -> dict[s
 
 
 def byte_count_of(shape: tuple[int, ...]) -> int:
-    """Return the bytes of an array of float64 of some shape."""
+    """Return the bytes of a float64 array of a shape."""
     return math.prod(shape) * np.dtype(np.float64).itemsize
 
 
 def _groups(root: zarr.Group, attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the attributes of every product group; raises ValueError where they are not those that were completed."""
+    """Return the attributes of every product group; raises ValueError if they differ from those of the complete map."""
     found = {str(node.attrs["group"]): node.attrs.asdict() for _, node in root.groups()}
     _compare({group: attributes_checksum(each) for group, each in found.items()}, attributes[GROUPS])
     return found
@@ -303,8 +239,8 @@ def _groups(root: zarr.Group, attributes: Mapping[str, Any]) -> dict[str, dict[s
 
 def _damaged(directory: Directory, what: str) -> GaussianMapError:
     return GaussianMapError(
-        f"{what} in the Gaussian map {directory.url} can not be read, or not as they were written: a file is damaged, "
-        "missing, or of another map. Restore the map from a copy, or make it anew with 'paire recut' or 'paire clean'."
+        f"{what} in the Gaussian map {directory.url} cannot be read as written: a file is damaged, missing, "
+        "or from another map. Restore the map from a copy, or make it again with 'paire recut' or 'paire clean'."
     )
 
 
@@ -314,8 +250,8 @@ def _compare(found: object, expected: object) -> None:
 
 
 def array_of(node: zarr.Group, name: str, shape: tuple[int, ...] | None = None) -> zarr.Array[Any]:
-    """Return an array of a group; raises ValueError where it is not of float64 and the shape that it must have."""
+    """Return an array of a group; raises ValueError unless it is float64 and has the shape, if one is given."""
     array = node[name]
     if not isinstance(array, zarr.Array) or array.dtype != np.float64 or array.shape != (shape or array.shape):
-        raise ValueError(f"{name} is no array of float64 {shape or ''}")
+        raise ValueError(f"{name} is not an array of float64 {shape or ''}")
     return array

@@ -23,7 +23,7 @@ ImageLike = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of some images, in the order given.
+    """The scores of some images, in the order given.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Scores:
     is_anomalous
         (images,) bool: the margin is 1 or more.
     worst_row, worst_col
-        (images,) int16: the position that the margin is of.
+        (images,) int16: the position with the largest margin.
     anomaly_maps
         (images, rows, columns) float64: the distances.
     """
@@ -47,7 +47,7 @@ class Scores:
     anomaly_maps: NDArray[np.float64]
 
     def pixel_maps(self, width: int, height: int) -> NDArray[np.float32]:
-        """Return the anomaly maps upsampled bilinearly to (images, height, width) float32."""
+        """Return the anomaly maps, upsampled bilinearly to (images, height, width) float32."""
         maps = np.empty((len(self.anomaly_maps), height, width), np.float32)
         for index, anomaly_map in enumerate(self.anomaly_maps):
             maps[index] = upsample(anomaly_map, width, height)
@@ -70,21 +70,19 @@ class ImageScorer:
 
         Parameters
         ----------
-        gaussian_map
-            An open map.
         group
-            The product group; None where the map has one only.
+            The product group; optional if the map has only one.
         weights
-            Where the backbone's weights are now, if not where they were.
+            Where the backbone's weights are now, if they have moved.
         device
             ``auto``, ``cpu`` or ``cuda``.
 
         Raises
         ------
         GaussianMapError
-            When the group is not in the map.
+            When the map does not have the group.
         WeightsError
-            When the weights are not those of the map.
+            When the weights differ from those of the map.
         """
         self.group = gaussian_map.require_group(group)
         self._map = gaussian_map
@@ -105,7 +103,7 @@ class ImageScorer:
         UndecodableError
             When one of them is not an image.
         OSError
-            When one of them can not be read.
+            When one of them cannot be read.
         """
         size = self._features.batch_size
         parts = [
@@ -128,7 +126,7 @@ class ImageScorer:
 def scoring_config(
     gaussian_map: GaussianMap, config: Config, *, weights: str | None = None, device: str = "auto"
 ) -> Config:
-    """Return a configuration with all that must be as it was when the map was fitted."""
+    """Return the configuration with everything that must be as it was when the map was fitted."""
     description = gaussian_map.description
     features = description.features.model_copy(update={"device": device, **({"weights": weights} if weights else {})})
     inputs = config.input.model_copy(update={"sixteen_bit_white": description.sixteen_bit_white})
@@ -158,7 +156,7 @@ def score_block(
     *,
     readers: int,
 ) -> tuple[Scores, list[ImageOutcome]]:
-    """Read and score a block of images; an unreadable one has an outcome with a reason and a meaningless score."""
+    """Read and score a block of images; an unreadable image has a reason in its outcome and a meaningless score."""
     features, outcomes = extract_block(
         images, extractor, inputs=config.input, features=config.features, readers=readers
     )

@@ -1,6 +1,6 @@
-"""Writing the Gaussian map: some rows of positions at a time, by different tasks.
+"""Writing the Gaussian map: different tasks write some rows of positions each.
 
-Whoever writes rows returns their checksums, and the last to write keeps them all, see ``schemas.stores.gaussian_map``.
+Each task returns the checksums of its rows; the last step stores them, see ``schemas.stores.gaussian_map``.
 """
 
 from collections.abc import Sequence
@@ -35,26 +35,25 @@ from workers.map.reader import MapDescription, array_of, byte_count_of, position
 from workers.passes.by_products import SMALL_GROUP
 from workers.storage.directory import Directory
 
-# Chunks up to a size that object stores like.
+# Largest chunk; object stores are efficient at this size.
 CHUNK_BYTES = 16 * 1024**2
 
 
 def create_map(directory: Directory, description: MapDescription) -> None:
-    """Create an empty map, replacing one that is there."""
+    """Create an empty map, replacing an old one."""
     directory.zarr_group("", "w").attrs.update(description.to_attributes())
 
 
 def chunk_rows(geometry: FeatureGeometry, *, measured: int, fitted: int) -> int:
-    """Return how many rows of positions of a product group's map share a chunk, and are written by one task.
+    """Return how many rows of positions of a product group's map share a chunk, so that one task writes them.
 
-    Of a small group as many as are not too large together: ten thousand groups would be as many times fifty objects.
+    A small group has as many rows in a chunk as its size allows: ten thousand groups with fifty objects each would be
+    half a million objects.
 
     Parameters
     ----------
-    geometry
-        The grid of positions.
     measured, fitted
-        Images of the group that take part, and those that each position is fitted on.
+        Images of the group that take part, and images that each position is fitted on.
     """
     if measured > SMALL_GROUP:
         return 1
@@ -65,10 +64,10 @@ def chunk_rows(geometry: FeatureGeometry, *, measured: int, fitted: int) -> int:
 def array_chunks(
     geometry: FeatureGeometry, *, fitted: int, rows_together: int
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return the shape and the chunks of each array of a product group's Gaussians."""
+    """Return the shape and the chunk shape of each array of a product group's Gaussians."""
     found = {}
     for name, position in position_shapes(geometry, _form(geometry, fitted), fitted).items():
-        # Rows are written by different tasks and streamed by scorers.
+        # Different tasks write the rows, and scorers stream them.
         columns = min(geometry.columns, max(1, CHUNK_BYTES // byte_count_of(position)))
         found[name] = ((geometry.rows, geometry.columns, *position), (rows_together, columns, *position))
     return found
@@ -77,7 +76,7 @@ def array_chunks(
 def create_group_map(
     directory: Directory, group: str, geometry: FeatureGeometry, fitted: int, *, rows_together: int = 1
 ) -> None:
-    """Create the arrays of one product group, to be filled by `write_rows`, so many rows of positions at a time."""
+    """Create the arrays of one product group; `write_rows` then fills ``rows_together`` rows of positions at a time."""
     form = _form(geometry, fitted)
     node = directory.zarr_group("", "r+").create_group(storage_name(group), overwrite=True)
     node.attrs.update({"group": group, "form": form, "fitted": fitted, CHUNK_ROWS: rows_together})
@@ -87,14 +86,14 @@ def create_group_map(
 
 
 def write_rows(directory: Directory, group: str, first: int, rows: Sequence[Sequence[FittedGaussian]]) -> list[int]:
-    """Write the Gaussians of some rows of positions that share chunks; returns the checksum of each row."""
+    """Write the Gaussians of rows of positions that share chunks; returns the checksum of each row."""
     node = directory.zarr_group(storage_name(group), "r+")
     is_dual = isinstance(rows[0][0].gaussian, DualGaussian)
     arrays = {name: array_of(node, name) for name in (MEAN, FACTOR, *((VARIANCE, RIDGE) if is_dual else ()))}
     values = {name: np.zeros((len(rows), *array.shape[1:])) for name, array in arrays.items()}
     for place in np.ndindex(values[MEAN].shape[:2]):
         gaussian = rows[place[0]][place[1]].gaussian
-        # Adding nothing makes -0 of 0: a chunk of zeros is not stored, and read as 0.
+        # Adding 0 turns -0 into 0: Zarr does not store a chunk of zeros, and reads it back as 0.
         values[MEAN][place] = gaussian.mean + 0.0
         if isinstance(gaussian, DualGaussian):
             values[FACTOR][place][: len(gaussian.directions)] = gaussian.directions
@@ -116,20 +115,10 @@ def write_thresholds(
     smoothing: int,
     nearest: float = 1.0,
 ) -> None:
-    """Write a product group's thresholds, which completes its part of the map.
+    """Write a product group's thresholds (rows, columns), which completes its part of the map.
 
-    Parameters
-    ----------
-    directory, group
-        The map and the product group.
-    thresholds
-        (rows, columns) float64.
-    checksums
-        Those of the group's rows, as `write_rows` has returned them.
-    smoothing
-        Side of the square of positions that log distances are averaged over before they meet the thresholds.
-    nearest
-        Share of the images that each position was fitted on: those nearest there.
+    ``checksums`` are those that `write_rows` returned; ``schemas.stores.gaussian_map`` explains ``smoothing`` and
+    ``nearest``.
     """
     node = directory.zarr_group(storage_name(group), "r+")
     array_of(node, THRESHOLDS)[:] = thresholds
@@ -138,7 +127,7 @@ def write_thresholds(
 
 
 def complete_map(directory: Directory) -> None:
-    """Complete a map all of whose groups are written: none is believed before."""
+    """Complete a map after all its groups are written; readers refuse it before."""
     root = directory.zarr_group("", "r+")
     groups = {str(node.attrs["group"]): attributes_checksum(node.attrs.asdict()) for _, node in root.groups()}
     attributes = {**root.attrs.asdict(), GROUPS: groups}

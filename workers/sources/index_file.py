@@ -1,7 +1,7 @@
-"""Index files: tables that name images, read strictly and as text throughout.
+"""Index files: tables that name images, read strictly and as text.
 
-A file or a group may well be called 'NA' or '007', and a torn row must be an error, not a row of something else; the
-readers of table libraries guess at both.
+The readers of table libraries guess types and skip over damage. Here a file or a group may be called 'NA' or '007', and
+a torn row is an error.
 """
 
 import csv
@@ -21,50 +21,38 @@ CSV_EXTENSION = ".csv"
 
 @dataclass(frozen=True)
 class IndexFormat:
-    """What an index file must hold.
+    """What an index file must hold; columns that are neither required nor optional are ignored."""
 
-    Attributes
-    ----------
-    kind
-        What it is called in messages.
-    required, optional
-        Names of the columns that are read; others are left alone.
-    advice
-        What to write into it, as a sentence.
-    """
-
-    kind: str
+    kind: str  # the file's name in messages
     required: tuple[str, ...]
     optional: tuple[str, ...]
-    advice: str
+    advice: str  # what to write into it, as a sentence
 
 
 def read_index(location: str, expected: IndexFormat) -> pd.DataFrame:
-    """Read the columns of an index that are asked for.
+    """Read the required and optional columns of an index.
 
     Parameters
     ----------
     location
         Path or URL; a CSV by its extension, else a parquet file.
-    expected
-        The columns.
 
     Returns
     -------
     pandas.DataFrame
-        The required columns and those optional ones that are there, in that order, with one row per line. Of a CSV
-        all are text, empty where a line says nothing; of a parquet file they are what it says.
+        The required columns and the optional ones that exist, in that order, with one row per line. The values of a CSV
+        are text, empty if missing; those of a parquet file keep their types.
 
     Raises
     ------
     SourceError
-        When it can not be read, is no table, or lacks a required column or has one twice.
+        When the file cannot be read, is not a table, lacks a required column, or has a column twice.
     """
     try:
         content = read_bytes(location)
     except (OSError, ValueError) as error:
         raise SourceError(
-            f"the {expected.kind} {location!r} can not be read ({type(error).__name__}). Check the path."
+            f"the {expected.kind} {location!r} cannot be read ({type(error).__name__}). Check the path."
         ) from error
     is_csv = location.lower().endswith(CSV_EXTENSION)
     try:
@@ -78,19 +66,14 @@ def read_index(location: str, expected: IndexFormat) -> pd.DataFrame:
 
 
 def folder_of(location: str) -> str:
-    """Return the folder that a file is in, as an absolute path or URL: what the paths in an index are relative to."""
+    """Return the folder of an index file, an absolute path or URL; the paths in the index are relative to it."""
     return posixpath.dirname(location if is_url(location) else split_location(location)[1])
 
 
 def resolve(folder: str, path: str) -> str:
-    """Return a path written in an index as an absolute path or URL; an empty one, which names nothing, stays empty.
+    """Return a path from an index as an absolute path or URL; an empty one names nothing and stays empty.
 
-    Parameters
-    ----------
-    folder
-        The index's folder, an absolute path or URL.
-    path
-        Relative to it, absolute, or a URL.
+    ``folder`` is the absolute path or URL that relative paths start from.
     """
     if not path or is_url(path):
         return path

@@ -1,7 +1,6 @@
-"""Labelled image sets as one table, however they lie on disk.
+"""Labelled image sets as one table, whatever their layout on disk.
 
-The sets that anomaly detection is measured on each have their own tree of folders. Whoever builds a training set
-from labels, or compares a result with them, reads them here.
+The common anomaly detection data sets each have their own tree of folders. Commands that need labels read them here.
 """
 
 import posixpath
@@ -29,16 +28,16 @@ TRAIN, TEST = "train", "test"
 COLUMNS = ("image_path", "label_index", "defect", "mask_path", "split", "group")
 
 UNNAMED_DEFECT = "anomaly"
-"""The kind of defect where the source does not name one."""
+"""The kind of defect if the source does not name one."""
 
-# The folder of normal images, which tells the two trees of the same shape apart.
+# The folder of normal images distinguishes the two trees, which have the same shape.
 _NORMAL_FOLDERS = {MVTEC: "good", BTAD: "ok"}
 _KSDD2_MASK = re.compile(r"(?P<image>(?:train|test)/[^/]+)_GT\.[^./]+")
 # The published KolektorSDD2 archive holds train/10301 (copy).png and train/10301_GT (copy).png by accident.
 _STRAY_COPY = re.compile(r".* \(copy\)\.[^./]+")
 _IMAGE_EXTENSIONS = tuple(f".{extension}" for extension in InputConfig().extensions)
 
-# Of a folder whose layout is unknown, in the message that says so.
+# Entries of a folder with an unknown layout that the error names.
 _ENTRIES_SHOWN = 10
 
 _LOOKED_FOR = (
@@ -56,7 +55,7 @@ _LABELS = IndexFormat(
 
 
 class _Listed(NamedTuple):
-    """One labelled image, its fields as in ``COLUMNS``."""
+    """One labelled image, with the fields of ``COLUMNS``."""
 
     image_path: str
     label_index: int
@@ -68,21 +67,11 @@ class _Listed(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """A labelled set whose layout is known.
+    """A labelled set with a known layout."""
 
-    Attributes
-    ----------
-    location
-        Absolute path or URL, without a trailing slash.
-    kind
-        ``mvtec``, ``btad``, ``ksdd2`` or ``csv``.
-    files
-        Of a tree: every image in it, masks included, relative to it and sorted.
-    """
-
-    location: str
-    kind: str
-    files: tuple[str, ...] = ()
+    location: str  # absolute path or URL, without a trailing slash
+    kind: str  # ``mvtec``, ``btad``, ``ksdd2`` or ``csv``
+    files: tuple[str, ...] = ()  # of a tree: every image, masks included, relative to it and sorted
 
     def read(self) -> pd.DataFrame:
         """Return the table of `read_labelled`."""
@@ -104,7 +93,7 @@ def read_labelled(source: str) -> pd.DataFrame:
 
         - an MVTec AD category: ``train/good``, ``test/good``, ``test/<defect>``, ``ground_truth/<defect>/N_mask.png``;
         - a BTAD product: ``train/ok``, ``test/ok``, ``test/ko``, ``ground_truth/ko/N.png``;
-        - KolektorSDD2: ``train/N.png`` and ``train/N_GT.png``, ``test`` alike; an image is anomalous when its mask
+        - KolektorSDD2: ``train/N.png`` and ``train/N_GT.png``, the same in ``test``; an image is anomalous if its mask
           has a pixel that is not zero;
         - a CSV with ``image_path`` and ``label_index`` (0 normal, 1 anomalous), optionally ``split`` (train or test),
           ``defect``, ``mask_path`` and ``group``; paths are relative to the CSV, absolute, or URLs.
@@ -112,26 +101,23 @@ def read_labelled(source: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per image, sorted by group and path: ``image_path`` (absolute or URL), ``label_index`` (int64, 0 or
-        1), ``defect`` (its kind; empty for a normal image), ``mask_path`` (absolute or URL; empty for a normal image
-        and where there is none), ``split`` (train or test; empty where a CSV has no such column) and ``group``. No
-        image of a CSV is opened or looked for.
+        One row per image, sorted by group and path: ``image_path`` (absolute or URL), ``label_index`` (int64, 0 or 1),
+        ``defect`` (its kind; empty for a normal image), ``mask_path`` (absolute or URL; empty for a normal image or
+        without a mask), ``split`` (train or test; empty if a CSV has no such column) and ``group``. The images of a CSV
+        are not opened and need not exist.
 
     Raises
     ------
     SourceError
-        When the source is missing or unreadable, its layout is unknown, or a label is missing or not one.
+        When the source is missing or unreadable, its layout is unknown, or a label is missing or invalid.
     """
     return find_labelled(source).read()
 
 
 def find_labelled(source: str) -> LabelledSource:
-    """Find out how a labelled set is laid out, from its file names alone.
+    """Find the layout of a labelled set from its file names alone.
 
-    Raises
-    ------
-    SourceError
-        When the source is missing, or its layout is none or more than one of those known.
+    Raises `SourceError` if the source does not exist, or its layout is not exactly one of the known ones.
     """
     try:
         fs, root = split_location(source)
@@ -179,7 +165,7 @@ def _from_defect_folders(source: LabelledSource) -> Iterator[_Listed]:
 
 
 def _from_mask_pairs(source: LabelledSource) -> Iterator[_Listed]:
-    """Read ``train/N.png`` with ``train/N_GT.png``, and ``test`` alike."""
+    """Read ``train/N.png`` with ``train/N_GT.png``, and the same in ``test``."""
     masks = {match["image"]: name for name in source.files if (match := _KSDD2_MASK.fullmatch(name))}
     for name in source.files:
         split, _, rest = name.partition("/")
@@ -189,8 +175,8 @@ def _from_mask_pairs(source: LabelledSource) -> Iterator[_Listed]:
         stem = posixpath.splitext(name)[0]
         if stem not in masks:
             raise SourceError(
-                f"{name!r} in {source.location} has no mask {posixpath.basename(stem)}_GT.png beside it, so it is "
-                "not known whether it is anomalous. Add the mask (all zero for a normal image) or remove the image."
+                f"{name!r} in {source.location} has no mask {posixpath.basename(stem)}_GT.png beside it, so its label "
+                "is unknown. Add the mask (all zero for a normal image) or remove the image."
             )
         mask = f"{source.location}/{masks[stem]}"
         defect = UNNAMED_DEFECT if _has_defect(mask) else ""
@@ -204,8 +190,8 @@ def _has_defect(mask_path: str) -> bool:
             return bool(np.asarray(mask.convert("L")).any())
     except Exception as error:
         raise SourceError(
-            f"the mask {mask_path!r} can not be read ({type(error).__name__}), and it says whether its image is "
-            "anomalous. Replace it or remove the image with it."
+            f"the mask {mask_path!r} cannot be read ({type(error).__name__}), so the label of its image is unknown. "
+            "Replace the mask, or remove it with the image."
         ) from error
 
 
@@ -223,10 +209,10 @@ def _from_csv(location: str) -> pd.DataFrame:
         }
     )
     _refuse(location, rows, table["image_path"] == "", "image_path", "is empty", "Name an image")
-    _refuse(location, rows, ~label.isin([0, 1]), "label_index", "is no label", "Write 0 (normal) or 1 (anomalous)")
+    _refuse(location, rows, ~label.isin([0, 1]), "label_index", "is not a label", "Write 0 (normal) or 1 (anomalous)")
     if "split" in rows.columns:
         unknown = ~table["split"].isin([TRAIN, TEST])
-        _refuse(location, rows, unknown, "split", "is no split", "Write train or test, or leave the column out")
+        _refuse(location, rows, unknown, "split", "is not a split", "Write train or test, or leave the column out")
     again = table["image_path"].duplicated()
     _refuse(location, rows, again, "image_path", "is listed more than once", "Keep one row for each image")
     if table.empty:
@@ -235,7 +221,7 @@ def _from_csv(location: str) -> pd.DataFrame:
 
 
 def _column(rows: pd.DataFrame, name: str, default: str) -> pd.Series:
-    """Return an optional column, with the default where it says nothing."""
+    """Return an optional column, with the default in place of missing values."""
     column = rows[name] if name in rows.columns else pd.Series("", index=rows.index, dtype=str)
     return column.where(column != "", default)
 

@@ -1,7 +1,7 @@
-"""Everything in a folder that is no folder: listed whole, or refused.
+"""List every file in a folder, or refuse the folder.
 
-An archive, a labelled set and a folder of masks must not become smaller because a folder in them may not be read, so
-whoever lists files lists them here.
+An archive, a labelled set or a folder of masks must not become smaller because a folder in it cannot be read, so all
+code that lists files uses this file.
 """
 
 import os
@@ -18,43 +18,21 @@ NO_FILE = "neither a file nor a folder, but a pipe, socket or device"
 
 
 class ListedFile(NamedTuple):
-    """Something in a folder that is no folder.
+    """Anything in a folder that is not a folder itself."""
 
-    Attributes
-    ----------
-    name
-        Path relative to the folder.
-    location
-        Absolute path or URL.
-    fault
-        Why it can not be taken as a file, in words; empty for a file.
-    may_lead_away
-        Whether it lies elsewhere than its name says, or may: it is a link, or what lists it does not tell.
-    """
-
-    name: str
-    location: str
-    fault: str = ""
-    may_lead_away: bool = False
+    name: str  # path relative to the folder
+    location: str  # absolute path or URL
+    fault: str = ""  # why it cannot be used as a file; empty for a file
+    may_lead_away: bool = False  # it is a link, or the file system does not tell
 
 
 def list_files(folder: str) -> list[ListedFile]:
-    """List everything in a folder and below it that is no folder, sorted by path.
+    """List everything in a folder (path or URL) and below it that is not a folder, sorted by path.
 
-    A link to a file is a file, and so is one to nowhere, which reading will say. A link to a folder is not followed,
-    because it may lead back. A name that is not text has a fault, and its bytes escaped.
+    A link to a file counts as a file, even a broken one: reading it will fail. A link to a folder is not followed,
+    because it may form a cycle. A name that is not text has a fault, and its bytes are escaped.
 
-    Parameters
-    ----------
-    folder
-        Path or URL.
-
-    Raises
-    ------
-    SourceError
-        When the folder, or one in it, can not be listed.
-    ValueError
-        When the location's protocol can not be used.
+    Raises `SourceError` if the folder or one in it cannot be listed, and `ValueError` if the protocol cannot be used.
     """
     fs, root = split_location(folder)
     found = _remote_files(fs, root) if is_url(folder) else _local_files(root)
@@ -62,25 +40,25 @@ def list_files(folder: str) -> list[ListedFile]:
 
 
 def list_sound_files(folder: str) -> list[ListedFile]:
-    """List a folder as `list_files`, and refuse it when something in it is no file."""
+    """List a folder like `list_files`, but raise `SourceError` if any entry has a fault."""
     files = list_files(folder)
     for file in files:
         if file.fault:
             raise SourceError(
-                f"{file.name!r} in {folder!r} can not be taken: {file.fault}. Files would be missing: correct or "
+                f"{file.name!r} in {folder!r} cannot be used: {file.fault}. Files would be missing, so correct or "
                 "remove it."
             )
     return files
 
 
 def _below(root: str, path: str) -> str:
-    """Return a path relative to a folder; of an object's key every character, for 'a//b' is another one than 'a/b'."""
+    """Return a path relative to a folder; keys of objects keep every character, because 'a//b' is not 'a/b'."""
     prefix = f"{root.rstrip('/')}/"
     return path.removeprefix(prefix) if path.startswith(prefix) else posixpath.relpath(path, root)
 
 
 def _as_text(file: ListedFile) -> ListedFile:
-    """Return an entry whose texts can be written anywhere."""
+    """Return an entry whose name and location can be written to any file."""
     try:
         file.name.encode()
     except UnicodeEncodeError:
@@ -93,25 +71,28 @@ def _escaped(text: str) -> str:
 
 
 def _remote_files(fs: Any, root: str) -> Iterator[ListedFile]:
-    """Yield every file of a URL, by its path there, and nothing against it.
-
-    Empty objects whose name ends in a slash stand for folders, as storage consoles make them.
-    """
+    """Yield every file below a URL, without the empty objects that storage consoles create for folders."""
     try:
         paths = sorted(path for path in fs.find(root) if not path.endswith("/"))
     except (OSError, ValueError) as error:
         raise _refusal(fs.unstrip_protocol(root), error) from error
-    is_disk = isinstance(fs, LocalFileSystem)  # which follows links to folders
+    is_disk = isinstance(fs, LocalFileSystem)  # its `find` follows links to folders
     for path in paths:
         yield ListedFile(path, fs.unstrip_protocol(path), may_lead_away=is_disk)
 
 
 def _local_files(root: str) -> Iterator[ListedFile]:
-    """Yield everything in a folder that is no folder, by its path, and why it is no file."""
+    """Yield everything below a folder that is not a folder, sorted by path."""
     found: list[ListedFile] = []
     folders = [root]
     while folders:
-        for entry in _entries(folders.pop()):
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as scan:
+                entries = list(scan)
+        except OSError as error:
+            raise _refusal(folder, error) from error
+        for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(entry.path)
             elif entry.is_dir():
@@ -123,16 +104,8 @@ def _local_files(root: str) -> Iterator[ListedFile]:
     yield from sorted(found)
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise _refusal(folder, error) from error
-
-
 def _refusal(folder: str, error: Exception) -> SourceError:
     return SourceError(
-        f"{folder!r} can not be listed ({type(error).__name__}), so files would be missing. Check the path and grant "
+        f"{folder!r} cannot be listed ({type(error).__name__}), so files would be missing. Check the path and grant "
         "access to it, or name the files in an index or labels file instead."
     )

@@ -1,8 +1,8 @@
-"""Where images may lie: the folders and URLs that a source must stay in.
+"""The folders and URLs that the images of a source must lie in.
 
-An index may name whatever a worker can read, and an archive may hold links that lead out of it: another customer's
-images, a device that never ends, an address inside the network. Whoever writes an archive need not be whoever runs the
-command, so what leaves the roots is not opened.
+An index can name anything that a worker can read, and an archive can hold links that lead out of it: to another
+customer's images, to a device that never ends, to an address inside the network. The writer of an archive may be a
+stranger, so workers open nothing outside these roots.
 """
 
 import os
@@ -17,10 +17,10 @@ from workers.storage.directory import is_url, split_location
 
 ANYWHERE = "any"
 
-# Folders that are remembered: inputs come folder by folder.
+# Folders to remember; inputs arrive folder by folder.
 _FOLDERS = 65_536
 
-_ADVICE = "outside of the source's folder and of input.roots; to allow it, set input.roots to a folder that holds it"
+_ADVICE = "outside the source's folder and input.roots; to allow it, set input.roots to a folder that holds it"
 OUTSIDE = f"lies {_ADVICE}"
 LINK_OUTSIDE = f"a link to a file {_ADVICE}"
 
@@ -28,43 +28,29 @@ _LOCAL_PROTOCOLS = ("file", "local")
 _WEB_PROTOCOLS = ("http", "https")
 _SAME_PROTOCOL = {"s3a": "s3"}
 
-# What can be opened without harm; 0 is what is not there, and a link that remains is one to itself.
+# These can be opened without harm. 0 means that nothing exists there; a link that is still a link points to itself.
 _READABLE = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, 0)
 
 Parts = tuple[str, ...]
 
 
 class Roots:
-    """The folders and URLs that images may lie in.
+    """The folders and URLs that images may lie in: the source's own, and others; ``any`` allows everything.
 
-    Parameters
-    ----------
-    home
-        The source's own folder or URL.
-    others
-        Folders and URLs besides it; ``any`` allows everything.
-
-    Raises
-    ------
-    ConfigError
-        When one of the others is no folder, or a URL that can not be used.
+    Raises `ConfigError` if one of the others is not a folder, or a URL that cannot be used.
     """
 
     def __init__(self, home: str, others: Collection[str] = ()) -> None:
         self._anywhere = ANYWHERE in others
         self._roots = [_parts(home), *(_checked_parts(other) for other in others if other != ANYWHERE)]
-        # The links of a folder are followed once, not once for each of its files.
+        # Resolves the links of a folder once, not once per file.
         self._holds_folder = lru_cache(_FOLDERS)(lambda folder: self._holds(_local_parts(folder)))
 
     def departure(self, location: str) -> str:
-        """Return why a file is not to be opened, in words; empty where it may be.
+        """Return why a file (absolute path or URL) must not be opened; empty if it may be.
 
-        A local file lies where its links lead. What is not there departs from nothing: reading it will say so.
-
-        Parameters
-        ----------
-        location
-            Absolute path or URL.
+        A local file counts as lying where its links lead. A missing file inside the roots has no reason against it:
+        reading it will fail.
         """
         if not _is_local(location):
             return "" if self._holds(_url_parts(location)) else OUTSIDE
@@ -75,8 +61,8 @@ class Roots:
             path, reason = os.path.realpath(path), LINK_OUTSIDE
             mode = _mode(path)
         try:
-            is_inside = self._holds_folder(os.path.dirname(path))  # noqa: PTH120 - pathlib takes long for millions
-        except ValueError:  # a null byte, or what the file system's encoding has no bytes for
+            is_inside = self._holds_folder(os.path.dirname(path))  # noqa: PTH120 - pathlib is slow for millions
+        except ValueError:  # a null byte, or a character that the file system cannot encode
             return ""
         if not is_inside:
             return reason
@@ -93,8 +79,8 @@ def _checked_parts(location: str) -> Parts:
         raise ConfigError(f"input.roots: {location!r}: {error}. Give folders, or URLs like s3://bucket.") from error
     if _is_local(location) and not fs.isdir(path):
         raise ConfigError(
-            f"input.roots: {location!r} is no folder. Give folders or URLs that images may lie in, or {ANYWHERE!r} for "
-            "no limit."
+            f"input.roots: {location!r} is not a folder. Give folders or URLs that images may lie in, or {ANYWHERE!r} "
+            "for no limit."
         )
     return _parts(location)
 
@@ -104,12 +90,12 @@ def _parts(location: str) -> Parts:
 
 
 def _local_parts(folder: str) -> Parts:
-    """Return the parts of an absolute path, all of whose links are followed."""
+    """Return the parts of an absolute path after following all links."""
     return ("file", *filter(None, os.path.realpath(folder).split("/")))
 
 
 def _url_parts(url: str) -> Parts:
-    """Return the parts of a URL as its server may read it."""
+    """Return the parts of a URL as its server may interpret it."""
     protocol, rest = _protocol(url), url.partition("://")[2]
     if protocol in _WEB_PROTOCOLS:
         rest = unquote(rest).replace("\\", "/")
@@ -126,7 +112,7 @@ def _protocol(url: str) -> str:
 
 
 def _mode(path: str) -> int:
-    """Return the mode of what is at a path, itself a link or not; 0 where that can not be said."""
+    """Return the mode of a path without following links; 0 if there is none."""
     try:
         return os.lstat(path).st_mode
     except (OSError, ValueError):

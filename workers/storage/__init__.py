@@ -1,1 +1,1 @@
-"""Files on disk and in object stores: whole writes, exact reads, plain errors."""
+"""Files on disk and in object stores: complete writes, exact reads, plain errors."""

@@ -1,4 +1,4 @@
-"""Directories on any fsspec file system, as a recipe: pickles as its URL, opens its file system where it is used."""
+"""Directories on any fsspec file system: a directory pickles as its URL and opens its file system where it is used."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -18,35 +18,30 @@ from schemas.errors import StorageError
 from workers.storage.local_files import create_file, replace_file
 from workers.storage.settings import storage_in_use
 
-# Of URLs that the settings of object stores are for.
+# The settings of object stores apply to these URLs.
 S3_PROTOCOLS = ("s3", "s3a")
 
 
 def is_url(location: str) -> bool:
-    """Tell whether a location names a protocol, like ``s3://bucket/key``; anything else is a local path."""
+    """Tell whether a location starts with a protocol, like ``s3://bucket/key``; anything else is a local path."""
     return "://" in location
 
 
 def split_location(location: str | os.PathLike[str]) -> tuple[Any, str]:
-    """Return the file system of a location and the path on it; a local path becomes absolute.
+    """Return the file system of a location, and the path on it; a local path becomes absolute.
 
-    Raises
-    ------
-    ValueError
-        When the protocol is unknown or its package is not installed.
-    ConfigError
-        When a URL carries credentials.
+    Raises `ValueError` for a protocol that is unknown or not installed, `ConfigError` for a URL with credentials.
     """
     text = os.fspath(location)
     if not is_url(text):
-        # Not through url_to_fs: local names may hold '::' or '~', which mean something to it.
+        # Not with url_to_fs, which gives '::' and '~' in local names a meaning.
         return LocalFileSystem(), os.path.abspath(text)  # noqa: PTH100 - resolve() would follow links
     refuse_credentials(text, "the URL")
     if _is_s3(text):
         store = _object_store()
         return store, store._strip_protocol(text)
     try:
-        if "::" in text:  # part of a name; url_to_fs would take it for a chain of file systems
+        if "::" in text:  # part of a name, not a chain of file systems as in url_to_fs
             fs = fsspec.filesystem(text.partition("://")[0])
             return fs, fs._strip_protocol(text)
         fs, path = fsspec.core.url_to_fs(text)
@@ -56,14 +51,9 @@ def split_location(location: str | os.PathLike[str]) -> tuple[Any, str]:
 
 
 def read_bytes(location: str) -> bytes:
-    """Return a whole file.
+    """Return the content of a file.
 
-    Raises
-    ------
-    OSError
-        When it can not be read, whatever its file system raises.
-    ValueError
-        When the location's protocol can not be used.
+    Raises `OSError` if it cannot be read, on any file system, and `ValueError` if the protocol cannot be used.
     """
     fs, path = split_location(location)
     try:
@@ -71,32 +61,20 @@ def read_bytes(location: str) -> bytes:
     except (OSError, ValueError, StorageError):
         raise
     except Exception as error:
-        # Clients of remote stores have errors of their own, such as an HTTP client's for status 403.
+        # Clients of remote stores raise errors of their own, such as an HTTP client for status 403.
         raise OSError(" ".join(f"{type(error).__name__}: {error}".split())) from error
     return content
 
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory on disk or in an object store.
+    """A directory on disk or in an object store."""
 
-    Attributes
-    ----------
-    url
-        Absolute path or URL, without a trailing slash.
-    """
-
-    url: str
+    url: str  # absolute path or URL, without a trailing slash
 
     @classmethod
     def at(cls, location: str | os.PathLike[str]) -> "Directory":
-        """Return the directory at a path or URL; nothing is created.
-
-        Raises
-        ------
-        ConfigError
-            When a URL carries credentials.
-        """
+        """Return the directory at a path or URL and create nothing; raises `ConfigError` for a URL with credentials."""
         text = os.fspath(location)
         if is_url(text):
             return cls(refuse_credentials(text, "the URL").rstrip("/"))
@@ -106,31 +84,28 @@ class Directory:
         return Directory(f"{self.url}/{name}")
 
     def exists(self, name: str = "") -> bool:
-        """Tell whether a file or directory is there."""
+        """Tell whether a file or directory exists."""
         fs, path = self._locate(name)
         with self._reading(name):
             return bool(fs.exists(path))
 
     def is_empty(self) -> bool:
-        """Tell whether nothing is in it, or it is not there."""
+        """Tell whether the directory is empty or missing."""
         fs, path = self._locate("")
         with self._reading(""):
             return not fs.exists(path) or not fs.ls(path, detail=False)
 
     def read(self, name: str) -> bytes:
-        """Return a whole file."""
+        """Return the content of a file."""
         fs, path = self._locate(name)
         with self._reading(name):
             content: bytes = fs.cat_file(path)
             return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a whole file, replacing it; it is never there in part, even if this process is killed.
+        """Write or replace a whole file; it never exists in part, even if this process is killed.
 
-        Raises
-        ------
-        StorageError
-            When it can not be written, as where a disk is full or read-only.
+        Raises `StorageError` if the file cannot be written, for example because a disk is full or read-only.
         """
         fs, path = self._locate(name)
         with _writing(path):
@@ -141,14 +116,9 @@ class Directory:
                 replace_file(path, content)
 
     def create(self, name: str, content: bytes) -> None:
-        """Write a file that must not be there yet.
+        """Write a file that must not exist yet.
 
-        Raises
-        ------
-        FileExistsError
-            When it is; then it is left as it is.
-        StorageError
-            When it can not be written.
+        Raises `FileExistsError` if it exists, and leaves it as it is; raises `StorageError` if it cannot be written.
         """
         fs, path = self._locate(name)
         with _writing(path):
@@ -162,7 +132,7 @@ class Directory:
                 create_file(path, content)
 
     def remove(self, name: str) -> None:
-        """Remove a file or a directory tree, if it is there."""
+        """Remove a file or a directory tree if it exists."""
         fs, path = self._locate(name)
         if fs.exists(path):
             with _writing(path):
@@ -171,16 +141,10 @@ class Directory:
     def zarr_group(self, name: str, mode: Literal["r", "r+", "a", "w"] = "r") -> zarr.Group:
         """Open the Zarr v3 group below this directory.
 
-        Raises
-        ------
-        FileNotFoundError
-            When it is to be read and is not there.
-        ValueError
-            When the location's protocol can not be used.
-        StorageError
-            When it can not be written, here or by whoever writes to the group.
+        Raises `FileNotFoundError` if a group to read does not exist, `ValueError` if the protocol cannot be used, and,
+        now or later through the group, `StorageError` if it cannot be written.
         """
-        self._locate(name)  # refuses a protocol that can not be used, in our words
+        self._locate(name)  # refuses an unusable protocol with our message
         url = f"{self.url}/{name}" if name else self.url
         store: FsspecStore | LocalStore
         if _is_s3(url):
@@ -194,15 +158,15 @@ class Directory:
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
-        """Say that a store denies access, which on disk the errors themselves say well enough."""
+        """Turn denied access to a store into our error; on disk the system's errors say enough."""
         try:
             yield
         except PermissionError as error:
             if not is_url(self.url):
                 raise
             raise StorageError(
-                f"{self.url}/{name}: access is denied. Grant the credentials in use GetObject and ListBucket, or use "
-                "others: storage.profile, or AWS_ACCESS_KEY_ID and its like."
+                f"{self.url}/{name}: access is denied. Grant GetObject and ListBucket to the credentials in use, or "
+                "choose others with storage.profile or AWS_ACCESS_KEY_ID and so on."
             ) from error
 
     def _locate(self, name: str) -> tuple[Any, str]:
@@ -222,7 +186,7 @@ def damage_as(problem: Callable[[Exception], Exception]) -> Iterator[None]:
 
 @contextmanager
 def _writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say what can not be written and what to do, whatever it is that the file system reports."""
+    """Turn a failed write into our error, which says what to do."""
     try:
         yield
     except (FileExistsError, FileNotFoundError):
@@ -230,13 +194,13 @@ def _writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         reason = " ".join((error.strerror or str(error)).split())
         raise StorageError(
-            f"{os.fspath(path)} can not be written: {reason} ({type(error).__name__}). Make space or grant access "
-            "there, then run the same command again, which goes on with what is finished."
+            f"{os.fspath(path)} cannot be written: {reason} ({type(error).__name__}). Make space or grant access "
+            "there, then run the same command again: it keeps what is finished."
         ) from error
 
 
 class _LocalFiles(LocalStore):
-    """Zarr's files on a disk, with errors of ours where they can not be written."""
+    """Zarr's store on a disk, with our errors for failed writes."""
 
     async def _open(self, *, mode: Literal["r", "r+", "a", "w", "w-"] | None = None) -> None:
         with _writing(self.root):
@@ -264,7 +228,7 @@ def _is_s3(url: str) -> bool:
 
 
 def _object_store(*, asynchronous: bool = False) -> Any:
-    # Not at the top: its client takes long to load, which only those who need it shall wait for.
+    # Imported here because the S3 client takes long to load.
     from workers.storage.object_store import open_store
 
     return open_store(storage_in_use(), asynchronous=asynchronous)

@@ -1,7 +1,7 @@
-"""What a failed request to an object store means: try again, give up at once, or leave it to whoever asked; in words.
+"""What a failed request to an object store means: try again, give up at once, or leave it to the caller.
 
-A wrong reading here costs images: a store that is away for a minute must not look like ten thousand files that can not
-be read, and wrong credentials not like a busy store.
+A wrong answer costs images: ten thousand images must not become unreadable because a store is away for a minute, and
+wrong credentials must not look like a busy store.
 """
 
 import aiohttp
@@ -22,11 +22,11 @@ _PASSING = (
     ConnectionError,
 )
 _PASSING_CODES = {"SlowDown", "RequestTimeout", "Throttling", "ConditionalRequestConflict", "OperationAborted"}
-# Statuses that callers know how to go on from.
+# Callers handle these statuses.
 PRECONDITION_FAILED, EMPTY = 412, 416
 _TOO_MANY, _SERVER_ERROR, _NOT_IMPLEMENTED = 429, 500, 501
 
-# About who asks, not about what is asked for: no other object would fare better.
+# These answers concern the caller, not the object: every other request would fail too.
 _REFUSED_CODES = {
     "AccountProblem",
     "AllAccessDisabled",
@@ -48,15 +48,15 @@ _WRITING = {"put_object", "create_multipart_upload", "upload_part", "complete_mu
 
 
 class TornAnswerError(OSError):
-    """What arrived is not what the store said it would send."""
+    """The answer is not what the store announced."""
 
 
 class LeftBehindError(OSError):
-    """Some objects of a bulk removal were not removed for a passing reason."""
+    """A bulk removal left some objects behind for a passing reason."""
 
 
 def answer_of(error: BaseException) -> tuple[int, str]:
-    """Return the status and code that a store answered with; 0 and '' without an answer, or where we have said it."""
+    """Return the status and code of a store's answer; 0 and '' if there is none, or for an error of ours."""
     if isinstance(error, StorageError):
         return 0, ""
     for one in (error, error.__cause__):
@@ -68,7 +68,7 @@ def answer_of(error: BaseException) -> tuple[int, str]:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Tell whether the same request may succeed when it is made again."""
+    """Tell whether the same request may succeed if it is repeated."""
     status, code = answer_of(error)
     if status:
         failing = status >= _SERVER_ERROR and status != _NOT_IMPLEMENTED
@@ -79,7 +79,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def in_words(error: BaseException) -> str:
-    """Name a failure: what the store answered, else the kind of error, whose text may hold anything."""
+    """Name a failure by the store's answer, else by the type of the error, whose text may contain secrets."""
     status, code = answer_of(error)
     if status or code:
         return f"status {status} {code}".strip()
@@ -89,33 +89,24 @@ def in_words(error: BaseException) -> str:
 
 
 def refusal_of(error: Exception, method: str, name: str, address: str) -> StorageError | None:
-    """Return an error of ours for what concerns the whole store; None for what concerns one object of it.
+    """Return our error for a failure that concerns the whole store; None if it concerns only one object.
 
-    Parameters
-    ----------
-    error
-        What a request failed with.
-    method
-        The operation of S3, like ``put_object``.
-    name
-        The request in words.
-    address
-        The store's host.
+    ``method`` is the S3 operation, like ``put_object``, ``name`` the request in words, ``address`` the store's host.
     """
     if isinstance(error, boto.ProfileNotFound):
         return StorageError(
             f"{name}: {redacted(str(error))} on this machine. Correct storage.profile or AWS_PROFILE, or add the "
-            "profile to the AWS configuration files of every machine that takes part."
+            "profile to the AWS configuration files of every machine of the cluster."
         )
     code = answer_of(error)[1]
     if code in _REFUSED_CODES or isinstance(error, boto.BotoCoreError):
         return StorageError(
-            f"{name}: {address} can not be used with these credentials and settings ({in_words(error)}). "
-            "Check AWS_ACCESS_KEY_ID and its like, storage.profile, storage.region and storage.endpoint_url; for a "
+            f"{name}: {address} cannot be used with these credentials and settings ({in_words(error)}). "
+            "Check AWS_ACCESS_KEY_ID and so on, storage.profile, storage.region and storage.endpoint_url; for a "
             "public bucket use --set storage.anonymous=true."
         )
     if code == "NoSuchBucket" and method in _WRITING:
-        return StorageError(f"{name}: there is no such bucket at {address}. Create it, or check its name.")
+        return StorageError(f"{name}: the bucket does not exist at {address}. Create it or correct its name.")
     if isinstance(error, PermissionError) and method in _WRITING:
-        return StorageError(f"{name}: writing is denied. Grant the credentials in use PutObject and DeleteObject.")
+        return StorageError(f"{name}: writing is denied. Grant PutObject and DeleteObject to the credentials in use.")
     return None

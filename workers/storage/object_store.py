@@ -1,9 +1,9 @@
-"""S3 as the rest expects a file system to be: patient with faults, exact in what it reads, plain in its errors.
+"""S3 as a file system that repeats failed requests, checks what it reads, and raises plain errors.
 
-It is s3fs, but for these: one budget of time covers every passing fault of a request (s3fs does not retry refused
-connections, answers of status 500, or torn parts of large objects); what is read is compared with the size that the
-store states; what others write is seen at once (s3fs remembers listings); names are no patterns (s3fs removes
-``a[1]`` as one); no bucket is created by writing into it; objects that a bulk removal leaves behind are an error.
+How it differs from s3fs: one budget of time covers every passing fault of a request (s3fs does not repeat refused
+connections, status 500, or torn parts of large objects). Reads are checked against the size that the store states.
+Listings are not cached, so writes by others are seen at once. Names are never patterns (s3fs removes ``a[1]`` as one).
+Writing never creates a bucket. Objects that a bulk removal leaves behind are an error.
 """
 
 import asyncio
@@ -42,23 +42,23 @@ Result = TypeVar("Result")
 
 PROTOCOLS = ("s3", "s3a")
 
-# Larger objects are read and written in parts of this size, some at a time: S3 is quick at it, a fault costs one part.
+# Larger objects are read and written in parts of this size, some at once: S3 is fast at it, and a fault costs one part.
 PART_BYTES = 16 * 2**20
 PARTS_AT_ONCE = 4
 
-# Pauses between attempts are drawn below bounds that double from the first to the last, so that many workers that were
-# refused together do not come back together.
+# Pauses between attempts are random, below bounds that double from the first to the longest: workers that were refused
+# together must not come back together.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
-# After so many failures, some seconds, a person is told why nothing happens.
+# The number of failures, some seconds, after which a warning tells why nothing happens.
 ATTEMPTS_UNSAID = 6
 
 CONNECT_TIMEOUT_S = 5.0
-# Image readers, statistics and Zarr of one process together.
+# Image readers, statistics and Zarr of one process share these.
 CONNECTIONS = 64
-# What DeleteObjects takes.
+# The limit of DeleteObjects.
 REMOVED_AT_ONCE = 1000
 
-# Metadata of objects that must not have been there: which attempt of which process made it.
+# Metadata of objects made by `_create`: a mark that tells which attempt of which process made them.
 _CREATED_BY = "created-by"
 
 _ASKED_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -66,17 +66,12 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class ObjectStore(S3FileSystem):  # type: ignore[misc]
-    """An S3 store; an fsspec file system.
+    """An S3 store as an fsspec file system, with the options of ``s3fs.S3FileSystem``.
 
-    Parameters
-    ----------
-    retry_seconds
-        How long a request that fails for a passing reason is tried again.
-    options
-        Those of ``s3fs.S3FileSystem``.
+    It repeats a request that fails for a passing reason for ``retry_seconds``.
     """
 
-    # The patience is ours.
+    # s3fs tries once; `_patiently` repeats.
     retries = 1
     _s3: Any
 
@@ -87,7 +82,7 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
         self._closed = False
 
     def disconnect(self) -> None:
-        """Close the connections, which s3fs leaves to chance."""
+        """Close the connections, which s3fs leaves to the garbage collector."""
         self._closed = True
         if self._s3 is not None and self._home is not None and self._home.is_running():
             closing = asyncio.run_coroutine_threadsafe(self._s3creator.__aexit__(None, None, None), self._home)
@@ -96,7 +91,7 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
 
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         async def call() -> Any:
-            if self._closed:  # a request beside one that failed may outlive the connections
+            if self._closed:  # a request may outlive the connections if one beside it fails
                 raise StorageError(f"{method}: the connections have been closed.")
             self._home = asyncio.get_running_loop()
             return await S3FileSystem._call_s3(self, method, *akwarglist, **kwargs)
@@ -107,12 +102,12 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
         if start is not None or end is not None:
             return (await self._read_range(path, await self._process_limits(path, start, end)))[0]
         try:
-            # A range states the object's size beside its own: neither a torn body nor a wrong length goes unnoticed.
+            # The answer to a range states its own size and the object's, so a torn body or a wrong length is noticed.
             first, size, tag = await self._read_range(path, _range(0, PART_BYTES))
         except OSError as error:
             if answer_of(error)[0] != EMPTY:
                 raise
-            return b""  # only an empty object has no first byte
+            return b""  # the object is empty: it has no first byte
         starts = range(len(first), size, PART_BYTES)
         limit = asyncio.Semaphore(PARTS_AT_ONCE)
 
@@ -123,7 +118,7 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
         return b"".join([first, *await asyncio.gather(*map(rest, starts))])
 
     async def _read_range(self, path: str, span: str, **conditions: str) -> tuple[bytes, int, str]:
-        """Return the bytes of a range, the object's size and its tag; tried again until they are whole."""
+        """Return the bytes of a range, the object's size and its tag; repeat until the bytes are complete."""
         bucket, key, _ = self.split_path(path)
         place = {"Bucket": bucket, "Key": key}
 
@@ -157,7 +152,7 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
                 self, path, data, chunksize=chunksize, max_concurrency=max_concurrency or PARTS_AT_ONCE, **kwargs
             )
 
-        # An upload in parts whose completion was answered into the void is not there any more when it is tried again.
+        # An upload in parts whose last answer was lost is complete, and no longer exists when it is repeated.
         await self._patiently(
             put,
             "put_object",
@@ -166,7 +161,7 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
         )
 
     async def _create(self, path: str, data: bytes) -> None:
-        """Write an object that is not there yet, or raise FileExistsError."""
+        """Write an object that does not exist yet, or raise FileExistsError."""
         bucket, key, _ = self.split_path(path)
         place, mark = {"Bucket": bucket, "Key": key}, uuid.uuid4().hex
         try:
@@ -174,13 +169,13 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
         except OSError as error:
             if not isinstance(error, FileExistsError) and answer_of(error)[0] != PRECONDITION_FAILED:
                 raise
-            # An earlier attempt, whose answer was lost, may be the one that created it.
+            # An earlier attempt whose answer was lost may have created it.
             found = await self._call_s3("head_object", **place)
             if found.get("Metadata", {}).get(_CREATED_BY) != mark:
-                raise FileExistsError(f"s3://{bucket}/{key} is there already") from error
+                raise FileExistsError(f"s3://{bucket}/{key} already exists") from error
 
     async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Do nothing: there are no directories, and a bucket is its owner's to create."""
+        """Do nothing: S3 has no directories, and only its owner creates a bucket."""
 
     makedirs = sync_wrapper(_makedirs)
 
@@ -220,7 +215,7 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
         place: dict[str, Any],
         passing: Callable[[BaseException], bool] | None = None,
     ) -> Result:
-        """Return what a call returns, tried again while it fails for a passing reason and the budget lasts."""
+        """Return the result of a call; repeat it while it fails for a passing reason and the budget lasts."""
         name = f"{method} of s3://{'/'.join(str(place[part]) for part in ('Bucket', 'Key') if place.get(part))}"
         passing, started = passing or is_passing, time.monotonic()
         retrying = AsyncRetrying(
@@ -237,7 +232,7 @@ class ObjectStore(S3FileSystem):  # type: ignore[misc]
             if passing(error):
                 raise StorageError(
                     f"{name} failed {attempts} times in {seconds:.0f} s at {self._address()}, the last time with "
-                    f"{in_words(error)}. Check the store and storage.endpoint_url, or wait longer than "
+                    f"{in_words(error)}. Check the store and storage.endpoint_url, or raise "
                     f"storage.retry_seconds = {self._retry_seconds:g}; then run the same command again."
                 ) from error
             refusal = refusal_of(error, method, name, self._address())
@@ -267,14 +262,10 @@ _lock = Lock()
 
 
 def open_store(settings: StorageConfig, *, asynchronous: bool = False) -> ObjectStore:
-    """Return this process's store of some settings; opened once, for it takes long and holds the connections.
+    """Return this process's store with these settings; it is opened once, because opening is slow.
 
-    Parameters
-    ----------
-    settings
-        How it is reached; what they leave open the environment and the AWS configuration files say.
-    asynchronous
-        For the event loop of the caller, such as Zarr's.
+    The environment and the AWS configuration files decide what the settings leave open. An ``asynchronous`` store is
+    for the event loop of the caller, such as Zarr's.
     """
     key = (os.getpid(), settings, asynchronous)
     with _lock:
@@ -287,7 +278,7 @@ def open_store(settings: StorageConfig, *, asynchronous: bool = False) -> Object
 
 @atexit.register
 def forget_stores() -> None:
-    """Open stores anew when they are next used: after the environment's credentials have changed."""
+    """Open stores again at their next use: after the credentials in the environment have changed."""
     with _lock:
         for (process, _, _), store in _stores.items():
             if process == os.getpid():
@@ -296,10 +287,10 @@ def forget_stores() -> None:
 
 
 def _options(settings: StorageConfig) -> dict[str, Any]:
-    """Return the options of s3fs; only those that are set, because FSSPEC_S3_* variables stand behind them."""
+    """Return the options of s3fs; unset ones are left out, because FSSPEC_S3_* variables give their defaults."""
     given = {name: value for protocol in PROTOCOLS for name, value in fsspec_config.conf.get(protocol, {}).items()}
     options: dict[str, Any] = {
-        # Another process may write what this one has listed.
+        # Other processes may write after this one has listed.
         "use_listings_cache": False,
         "skip_instance_cache": True,
         "default_block_size": PART_BYTES,
@@ -327,18 +318,12 @@ def _range(start: int, stop: int) -> str:
 
 
 def _checked_size(body: bytes, span: str, answer: dict[str, Any]) -> int:
-    """Return the size of an object of which a range has arrived.
-
-    Raises
-    ------
-    TornAnswerError
-        When the body is not the range that was asked for, from its first byte to its last.
-    """
+    """Return the size of the object; raises TornAnswerError unless the body is exactly the range asked for."""
     sent, asked = _CONTENT_RANGE.fullmatch(answer.get("ContentRange") or ""), _ASKED_RANGE.fullmatch(span)
     if sent is None and not body and answer.get("ContentLength") == 0:
-        return 0  # some stores answer so instead of with status 416
+        return 0  # some stores answer like this instead of with status 416
     if sent is None or asked is None:
-        raise TornAnswerError(f"no statement of what was sent for {span}")
+        raise TornAnswerError(f"the answer to {span} does not say which bytes it holds")
     first, last, size = map(int, sent.groups())
     if asked[1]:
         wanted = int(asked[1]), min(int(asked[2] or size), size - 1)

@@ -1,7 +1,8 @@
-"""How this process reaches object stores: set once by a command, and by it in each of its workers.
+"""How this process reaches object stores; a command sets this once, in its own process and in each worker.
 
-Files are read and written deep inside tasks that know nothing but a URL, so the settings belong to the process, as the
-environment's credentials do. They hold no secret. Imports nothing heavy: commands set them before anything is loaded.
+Tasks read and write files deep inside and know only a URL, so the settings belong to the process, like the credentials
+in its environment. They hold no secret. This file imports nothing heavy, because commands set them before they load
+anything.
 """
 
 from schemas.config import StorageConfig
@@ -10,11 +11,11 @@ _current = StorageConfig()
 
 
 def use_storage(settings: StorageConfig) -> None:
-    """Reach object stores in this way from now on, in all threads of this process."""
+    """Use these settings from now on, in all threads of this process."""
     global _current
     _current = settings
 
 
 def storage_in_use() -> StorageConfig:
-    """Return the settings in force."""
+    """Return the current settings."""
     return _current

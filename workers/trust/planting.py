@@ -1,8 +1,8 @@
 """Artificial defects of a known kind, size and contrast, planted into the pixels of a real image.
 
-What a run would catch can be measured without a label only on defects that somebody has put there. These are drawn
-from a seed, on top of an image that stays as it was everywhere else. The generator is NumPy's, and every defect knows
-its pixels: the transforms of torchvision, which draw from torch's global state and return no mask, offer neither.
+Without labels, only planted defects show what a run would catch. A seed determines each defect, and the rest of the
+image stays as it was. The transforms of torchvision are unsuitable: they draw from torch's global state and return no
+mask.
 """
 
 from collections.abc import Callable
@@ -24,79 +24,55 @@ BLOB: Final = "blob"
 STAIN: Final = "stain"
 KINDS: Final = (CUT_PASTE, SCRATCH, BLOB, STAIN)
 
-# Longer sides of cut-paste patches are up to so many times the shorter (Li et al., "CutPaste", CVPR 2021, 3.1).
+# Largest ratio of the sides of a cut-paste patch (Li et al., "CutPaste", CVPR 2021, 3.1).
 MAX_ASPECT: Final = 3.3
-# Places that a patch may be cut from, tried until one differs enough from where it is pasted.
+# Places to try for a patch that differs enough from where it is pasted.
 SOURCES: Final = 32
 # A scratch is this many times longer than wide, but at least a pixel wide.
 SCRATCH_ASPECT: Final = 12.0
 # How far a scratch may bend, as a share of its length.
 SCRATCH_BEND: Final = 0.2
-# Points of its curve, and its pixels' side on the canvas it is drawn on before being averaged: no visible corners.
+# Points of a scratch's curve, and the scale of the canvas that it is drawn on and averaged from: no visible corners.
 CURVE_POINTS: Final = 24
 OVERSAMPLING: Final = 4
-# A stain's outline is a disc's, dented by noise of this size (share of the radius) and this strength.
+# A stain is a disc whose outline is dented by noise of this size (share of the radius) and this strength.
 DENT_SIZE: Final = 0.3
 DENT_STRENGTH: Final = 0.6
-# Where the outline is left, a stain fades over this share of its radius.
+# At its outline, a stain fades over this share of its radius.
 STAIN_EDGE: Final = 0.25
-# Fainter pixels of a defect do not count as its own.
+# Fainter pixels do not count as part of a defect.
 MIN_OPACITY: Final = 0.1
 
-# Places are drawn on a grid of so many cells a side, from the half of them with the most detail: products have more
-# of it than the background they lie on.
+# Places are drawn from a grid of cells, from the half with the most detail: products have more detail than their
+# background.
 PLACE_CELLS: Final = 32
-# Dark and light are these percentiles of an image's grey levels: single pixels are neither.
+# Percentiles of an image's grey levels that count as dark and light, so that single pixels do not matter.
 SPAN_PERCENTILES: Final = (1.0, 99.0)
-# The span of an image of one colour is taken as a grey level of 8 bits: contrast needs a unit.
+# The span of an image of one colour: one grey level of 8 bits, because contrast needs a unit.
 MIN_SPAN: Final = 1.0 / 255.0
-# A defect gets darker or lighter as drawn where this contrast has room; it has none where clipping at black or white
-# leaves less than this share of it.
+# A defect is darker or lighter as drawn if this contrast has room. It has no room if clipping at black or white leaves
+# less than this share of it.
 ROOM_CONTRAST: Final = 0.4
 ENOUGH_ROOM: Final = 0.9
 
 
 class Defect(NamedTuple):
-    """A defect to plant.
+    """A defect to plant."""
 
-    Attributes
-    ----------
-    kind
-        One of ``KINDS``.
-    size
-        Its length as a share of the image's shorter side; at least one pixel is planted.
-    contrast
-        Root mean square of its change of the grey level over its own pixels, as a share of the image's span of grey
-        levels.
-    """
-
-    kind: str
-    size: float
-    contrast: float
+    kind: str  # one of ``KINDS``
+    size: float  # length as a share of the image's shorter side; at least one pixel is planted
+    contrast: float  # root mean square of its change of the grey level, as a share of ``Scene.span``
 
 
 @dataclass(frozen=True)
 class Planting:
-    """A defect in its place.
+    """A defect in its place."""
 
-    Attributes
-    ----------
-    top, left
-        Row and column of the image where the box around the defect begins.
-    change
-        (rows, columns, 3) float32: what it adds to the pixels in the box; they stay in 0..1.
-    mask
-        (rows, columns) bool: its pixels.
-    contrast
-        What was reached of the contrast asked for: less where there was no room to white or black, or where no patch
-        of the image differs enough from another.
-    """
-
-    top: int
-    left: int
-    change: Pixels
-    mask: NDArray[np.bool_]
-    contrast: float
+    top: int  # row of the image where the box around the defect begins
+    left: int  # column of the box
+    change: Pixels  # (rows, columns, 3): to add to the pixels in the box; they stay in 0..1
+    mask: NDArray[np.bool_]  # (rows, columns): pixels of the defect
+    contrast: float  # reached; too small if clipping at white or black, or patches too much alike, prevent more
 
     def on(self, pixels: Pixels) -> Pixels:
         """Return the image (height, width, 3) with the defect in it."""
@@ -106,7 +82,7 @@ class Planting:
         return planted
 
     def full_mask(self, height: int, width: int) -> NDArray[np.bool_]:
-        """Return the mask (height, width) of the whole image."""
+        """Return the defect's mask (height, width) in the whole image."""
         full = np.zeros((height, width), dtype=bool)
         rows, columns = self.mask.shape
         full[self.top : self.top + rows, self.left : self.left + columns] = self.mask
@@ -115,24 +91,12 @@ class Planting:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image to plant defects into, with all that does not depend on the defect.
+    """An image to plant defects into, with everything that does not depend on the defect."""
 
-    Attributes
-    ----------
-    pixels
-        (height, width, 3) float32 RGB in 0..1.
-    grey
-        (height, width) float32: mean of the channels.
-    span
-        From dark to light, the unit of contrast: it means the same in a dark image, in a pale one and in a texture.
-    places
-        (places, 2) int64: rows and columns, in ``PLACE_CELLS``, of the cells that defects are placed in.
-    """
-
-    pixels: Pixels
-    grey: Pixels
-    span: float
-    places: NDArray[np.int64]
+    pixels: Pixels  # (height, width, 3) RGB in 0..1
+    grey: Pixels  # (height, width): mean of the channels
+    span: float  # from dark to light: the unit of contrast, comparable between dark, pale and textured images
+    places: NDArray[np.int64]  # (places, 2): row and column, in ``PLACE_CELLS``, of the cells to place defects in
 
     @classmethod
     def of(cls, pixels: Pixels) -> "Scene":
@@ -146,23 +110,16 @@ class Scene:
 def plant(scene: Scene, defect: Defect, rng: np.random.Generator) -> Planting:
     """Plant one defect.
 
-    With generators in the same state, defects that differ only in contrast are of one shape at one place.
+    From generators in the same state, defects that differ only in contrast have the same shape and place.
 
     Parameters
     ----------
-    scene
-        The image.
     defect
-        What to plant: cut-paste (a patch of the image elsewhere in it), scratch (a thin, slightly bent line), blob (a
-        round bump that fades to its rim) or stain (a spot of irregular outline). All but cut-paste change the three
-        channels by the same amount, to lighter or darker.
+        Its kind is cut-paste (a patch of the image copied elsewhere in it), scratch (a thin, slightly bent line), blob
+        (a round bump that fades to its rim) or stain (a spot with an irregular outline). All but cut-paste change the
+        three channels by the same amount, to lighter or darker. An unknown kind is a KeyError.
     rng
         Draws place, shape and sign.
-
-    Raises
-    ------
-    KeyError
-        When the kind is unknown.
     """
     height, width = scene.grey.shape
     length = max(1, round(defect.size * min(height, width)))
@@ -182,17 +139,15 @@ def plant(scene: Scene, defect: Defect, rng: np.random.Generator) -> Planting:
 def planted_view(view: Pixels, planting: Planting, *, height: int, width: int) -> Pixels:
     """Return the backbone's view of an image with a defect planted at the original size.
 
-    Resizing is linear, so only the defect's change is resized, with Pillow's filter as the image was: away from the
-    defect the view keeps every bit, whatever the depth of the original.
+    Resizing is linear, so only the change is resized, with the same filter of Pillow as the image. Away from the defect
+    the view keeps every bit, whatever the depth of the original.
 
     Parameters
     ----------
     view
-        (size, size, 3) float32 in 0..1: the image as it was resized for the backbone.
-    planting
-        The defect.
+        (size, size, 3) float32 in 0..1: the image resized for the backbone.
     height, width
-        Of the original image.
+        Size of the original image.
     """
     rows = _Resizing.of(planting.top, planting.mask.shape[0], height, len(view))
     columns = _Resizing.of(planting.left, planting.mask.shape[1], width, len(view))
@@ -207,21 +162,11 @@ def planted_view(view: Pixels, planting: Planting, *, height: int, width: int) -
 
 
 class _Resizing(NamedTuple):
-    """One axis of resizing a small part of an image.
+    """How to resize a small part of an image along one axis."""
 
-    Attributes
-    ----------
-    target
-        Pixels of the result that the part reaches.
-    padding
-        Zeros to put before and after the part, so that it holds all that those pixels are made of.
-    box
-        What of the padded part becomes the target, in its pixels.
-    """
-
-    target: slice
-    padding: tuple[int, int]
-    box: tuple[float, float]
+    target: slice  # pixels of the result that the part reaches
+    padding: tuple[int, int]  # zeros before and after, so that the part holds all that these pixels depend on
+    box: tuple[float, float]  # the target, in pixels of the padded part
 
     @classmethod
     def of(cls, start: int, length: int, original: int, size: int) -> "_Resizing":
@@ -238,7 +183,7 @@ class _Resizing(NamedTuple):
 
 
 def _draw_place(scene: Scene, rows: int, columns: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Return where a box begins whose centre lies in one of the scene's places, as far as it fits into the image."""
+    """Return where a box begins: centred in one of the scene's places, but inside the image."""
     height, width = scene.grey.shape
     cell = scene.places[rng.integers(len(scene.places))]
     centre = (cell + rng.random(2)) / PLACE_CELLS * (height, width)
@@ -249,10 +194,10 @@ def _draw_place(scene: Scene, rows: int, columns: int, rng: np.random.Generator)
 def _shaded(
     here: Floats, opacity: Floats, mask: NDArray[np.bool_], wanted: float, needed: float, rng: np.random.Generator
 ) -> Floats:
-    """Return the change (rows, columns, 3) to lighter or darker that comes to the wanted strength.
+    """Return the change (rows, columns, 3) to lighter or darker with the wanted strength.
 
-    Which of the two does not depend on the strength: the drawn one, unless it has no room for the strength needed and
-    the other has more.
+    The direction does not depend on the strength: it is the drawn one, unless that has no room for ``needed`` and the
+    other has more.
     """
     shape = opacity[..., np.newaxis] / float(np.sqrt(np.mean(opacity[mask] ** 2)))
 
@@ -266,10 +211,7 @@ def _shaded(
 
 
 def _pasted(scene: Scene, here: Floats, wanted: float, rng: np.random.Generator) -> Floats:
-    """Return the change (rows, columns, 3) of blending in a patch cut elsewhere, to the wanted strength if it can be.
-
-    The first patch that differs enough is taken, or the one that differs most.
-    """
+    """Return the change (rows, columns, 3) that pastes the first patch that differs enough, or the most different."""
     rows, columns = here.shape[:2]
     height, width = scene.grey.shape
     mask = np.ones((rows, columns), dtype=bool)
@@ -285,7 +227,7 @@ def _pasted(scene: Scene, here: Floats, wanted: float, rng: np.random.Generator)
 
 
 def _strength(change: Floats, mask: NDArray[np.bool_]) -> float:
-    """Return the root mean square of a change of the grey level over a defect's pixels."""
+    """Return the root mean square of the change of the grey level over a defect's pixels."""
     return float(np.sqrt(np.mean(change.mean(axis=2)[mask] ** 2)))
 
 
@@ -296,7 +238,7 @@ def _rectangle(length: int, rng: np.random.Generator) -> Floats:
 
 
 def _line(length: int, rng: np.random.Generator) -> Floats:
-    """Return a thin line across a square, at any angle and slightly bent."""
+    """Return a thin, slightly bent line across a square at any angle."""
     angle, bend = rng.uniform(0.0, np.pi), rng.uniform(-SCRATCH_BEND, SCRATCH_BEND)
     thickness = max(1.0, length / SCRATCH_ASPECT)
     along = np.array([np.cos(angle), np.sin(angle)])
@@ -313,13 +255,13 @@ def _line(length: int, rng: np.random.Generator) -> Floats:
     return opacity / opacity.max() if opacity.max() > MIN_OPACITY else np.ones_like(opacity)
 
 
-def _bump(length: int, rng: np.random.Generator) -> Floats:  # noqa: ARG001 - all shapes are made alike
+def _bump(length: int, rng: np.random.Generator) -> Floats:  # noqa: ARG001 - all shapes have the same signature
     """Return a disc that is strongest at its centre: 1 - (distance / radius)^2."""
     return np.clip(1.0 - _squared_radius(length), 0.0, None)
 
 
 def _spot(length: int, rng: np.random.Generator) -> Floats:
-    """Return a disc with a dented outline, of one strength except for its edge."""
+    """Return a disc with a dented outline, of equal strength except at its edge."""
     noise = gaussian_filter(rng.standard_normal((length, length)), DENT_SIZE * length / 2, mode="nearest")
     spread = float(noise.std())
     dents = DENT_STRENGTH * noise / spread if spread else 0.0

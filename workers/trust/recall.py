@@ -1,7 +1,7 @@
-"""What a trust test counts: caught defects by kind, size and contrast, and rejected images that were left as they are.
+"""The counts of a trust test: caught defects by kind, size and contrast, and rejected images without a defect.
 
-Margins go in and shares with intervals come out. In one cell of the table every image counts once, so its interval is
-that of independent trials; cells share images, so figures of several cells together have no interval.
+Within one cell of the table every image counts once, so its interval is that of independent trials. Cells share images,
+so the intervals of several cells cannot be combined.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ from scipy.stats import binomtest
 from workers.trust.planting import KINDS, Defect
 from workers.trust.trial import Trials
 
-# Lengths of defects as shares of the image's shorter side: from a speck to what nobody overlooks.
+# Lengths of defects as shares of the image's shorter side, from a speck to the obvious.
 SIZES: Final = (0.01, 0.02, 0.04, 0.08, 0.16)
-# Root mean square change of the grey level, as a share of the image's span from dark to light.
+# See `Defect.contrast`.
 CONTRASTS: Final = {"faint": 0.1, "medium": 0.2, "strong": 0.4}
 DEFECTS: Final = tuple(Defect(*parts) for parts in product(KINDS, SIZES, CONTRASTS.values()))
 _CONTRAST_NAMES: Final = {value: name for name, value in CONTRASTS.items()}
 
-# Of the intervals, which are Wilson's: they hold their level for few images and for shares near 0 and 1.
+# Of Wilson's intervals, which hold their level for few images and for shares near 0 and 1.
 CONFIDENCE: Final = 0.95
 
 OVERALL: Final = "overall"
@@ -30,7 +30,7 @@ OVERALL: Final = "overall"
 
 @dataclass(frozen=True)
 class Share:
-    """How many of how many, with the interval; ``value`` is None of nothing, whose interval is 0 to 1."""
+    """A count out of a total, with its interval; of nothing, ``value`` is None and the interval 0 to 1."""
 
     count: int
     of: int
@@ -40,7 +40,7 @@ class Share:
 
     @classmethod
     def counted(cls, count: int, of: int) -> "Share":
-        """Return the share of a count."""
+        """Return a count as a share of a total."""
         if not of:
             return cls(0, 0, None, 0.0, 1.0)
         interval = binomtest(count, of).proportion_ci(CONFIDENCE, method="wilson")
@@ -49,34 +49,18 @@ class Share:
 
 @dataclass(frozen=True)
 class GroupTrust:
-    """What a group's rule caught.
+    """What the thresholds of a group caught."""
 
-    Attributes
-    ----------
-    group
-        Product group, or ``overall``.
-    fitted
-        Kept images of the fit without those that were held out.
-    untouched
-        Of the held-out images as they are: those beyond a threshold.
-    recall
-        Of each of ``DEFECTS``: planted images that are beyond a threshold.
-    contrast
-        The mean contrast that each of them reached.
-    notes
-        What makes the figures mean less.
-    """
-
-    group: str
-    fitted: int
-    untouched: Share
-    recall: tuple[Share, ...]
-    contrast: tuple[float, ...]
-    notes: tuple[str, ...] = ()
+    group: str  # product group, or ``overall``
+    fitted: int  # images of the fit, which leaves out those held out
+    untouched: Share  # held-out images without a defect that are beyond a threshold
+    recall: tuple[Share, ...]  # for each of ``DEFECTS``: planted images beyond a threshold
+    contrast: tuple[float, ...]  # mean contrast that each of ``DEFECTS`` reached
+    notes: tuple[str, ...] = ()  # sentences about what weakens the figures
 
     @classmethod
     def of(cls, group: str, fitted: int, trials: Trials) -> "GroupTrust":
-        """Count a group's trials: an image is rejected when its margin is 1 or more, as by a run."""
+        """Count a group's trials; an image is rejected if its margin is 1 or more, as in a run."""
         took_part = ~np.isnan(trials.untouched)
         images, caught = int(took_part.sum()), (trials.planted[took_part] >= 1).sum(axis=0)
         return cls(
@@ -89,7 +73,7 @@ class GroupTrust:
 
     @classmethod
     def together(cls, groups: Sequence["GroupTrust"]) -> "GroupTrust":
-        """Return the counts of several groups together."""
+        """Return the sum of several groups' counts."""
 
         def add(shares: Sequence[Share]) -> Share:
             return Share.counted(sum(share.count for share in shares), sum(share.of for share in shares))

@@ -1,12 +1,12 @@
-"""One task of a trust test: images out of an archive, each with many planted defects, under one Gaussian map.
+"""One task of a trust test: images of an archive, each with many planted defects, under one Gaussian map.
 
-A planted image exists only between its planting and its forward pass; what is kept of it are its features, and those
-for one task.
+A planted image exists only from its planting to its forward pass; only its features are kept, for one task.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from workers.trust.planting import Defect, Pixels, Planting, Scene, plant, plant
 
 
 class Subject(NamedTuple):
-    """An image of the archive, as the manifest knows it."""
+    """An image of the archive, as in the manifest."""
 
     sample_id: str
     path: str
@@ -30,34 +30,21 @@ class Subject(NamedTuple):
 
 
 class LeftOutError(Exception):
-    """An image can not take part; the message says why."""
+    """An image cannot take part; the message says why."""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """What became of some images, untouched and with each defect.
+    """The margins of some images, without and with each defect; the margin is the largest distance / threshold."""
 
-    Attributes
-    ----------
-    untouched
-        (images,) float64: the margin, the largest distance / threshold, of each image as it is; NaN where it did not
-        take part.
-    planted
-        (images, defects) float64: its margin with each defect.
-    contrast
-        (images, defects) float64: the contrast that was reached.
-    reasons
-        Why an image did not take part; empty for the others.
-    """
-
-    untouched: NDArray[np.float64]
-    planted: NDArray[np.float64]
-    contrast: NDArray[np.float64]
-    reasons: tuple[str, ...]
+    untouched: NDArray[np.float64]  # (images,), without a defect; NaN if the image took no part
+    planted: NDArray[np.float64]  # (images, defects)
+    contrast: NDArray[np.float64]  # (images, defects): the contrast reached
+    reasons: tuple[str, ...]  # why each image took no part; empty if it did
 
     @classmethod
     def concatenate(cls, parts: Sequence["Trials"]) -> "Trials":
-        """Return the trials of several sets of images together, in order."""
+        """Return the trials of several sets of images, in order."""
         return cls(
             np.concatenate([part.untouched for part in parts]),
             np.concatenate([part.planted for part in parts]),
@@ -68,22 +55,14 @@ class Trials:
 
 @dataclass(frozen=True)
 class PlantingGround:
-    """An image that defects are planted into.
+    """An image to plant defects into."""
 
-    Attributes
-    ----------
-    scene
-        The image at its original size.
-    view
-        (image_size, image_size, 3) float32: as the run saw it.
-    """
-
-    scene: Scene
-    view: Pixels
+    scene: Scene  # at its original size
+    view: Pixels  # (image_size, image_size, 3): as the run saw it
 
     def plant(self, subject: Subject, defect: Defect, seed: int) -> tuple[Planting, Pixels]:
         """Return a defect in its place, and the backbone's view of the image with it."""
-        # Defects that differ in contrast share a place and a shape.
+        # Defects that differ only in contrast share a place and a shape.
         rng = seeded_generator(seed, subject.sample_id, defect.kind, defect.size)
         planting = plant(self.scene, defect, rng)
         height, width = self.scene.grey.shape
@@ -91,17 +70,11 @@ class PlantingGround:
 
 
 def read_ground(subject: Subject, config: Config) -> PlantingGround:
-    """Read an image of the archive again.
-
-    Raises
-    ------
-    LeftOutError
-        When it can not be read, or is not what the run read.
-    """
+    """Read an image again; raises `LeftOutError` if it cannot be read or has changed since the run."""
     try:
         content = read_bytes(subject.path)
     except (OSError, ValueError) as error:
-        raise LeftOutError(f"can not be read any more ({type(error).__name__})") from error
+        raise LeftOutError(f"can no longer be read ({type(error).__name__})") from error
     if hashlib.sha256(content).hexdigest() != subject.content_sha256:
         raise LeftOutError("has changed since the run read it (content_sha256 differs)")
     try:
@@ -121,24 +94,18 @@ def run_trials(
     *,
     seed: int,
 ) -> Trials:
-    """Score some images of a group as they are and with each defect, one at a time.
+    """Score some images of a group without and with each defect.
 
     Parameters
     ----------
-    subjects
-        The images.
     defects
-        What to plant, one after the other, into each of them.
-    group
-        Their product group.
+        To plant into each image, one at a time.
     gaussian_map
-        Scores them; they should not be among those that it was fitted on.
-    extractor
-        This process's extractor.
+        Gives the scores; it should not be fitted on these images.
     config
         That of the run.
     seed
-        Of places and shapes.
+        Determines places and shapes.
     """
     shape = len(subjects), 1 + len(defects)
     margin, contrast = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -167,7 +134,7 @@ def _extract(
     config: Config,
     seed: int,
 ) -> NDArray[Any]:
-    """Return the features (1 + defects, rows, columns, channels) of one image, and fill in the contrasts reached."""
+    """Return one image's features (1 + defects, rows, columns, channels); fills in the contrasts reached."""
 
     def views() -> Iterator[Pixels]:
         yield ground.view
@@ -176,13 +143,8 @@ def _extract(
             contrast[number] = planting.contrast
             yield view
 
-    parts, batch = [], []
-    for view in views():
-        batch.append(view)
-        if len(batch) == config.features.batch_size:
-            parts.append(extractor.extract(np.stack(batch)))
-            batch = []
-    if batch:
+    upcoming, parts = views(), []
+    while batch := list(islice(upcoming, config.features.batch_size)):
         parts.append(extractor.extract(np.stack(batch)))
     return np.concatenate(parts)
 
@@ -195,6 +157,6 @@ def _decode(content: bytes, config: Config, image_size: int | None) -> DecodedIm
 
 
 def seeded_generator(*names: object) -> np.random.Generator:
-    """Return a generator of its own for what is named, wherever and in whatever order it is asked for."""
+    """Return a generator that depends only on these names, not on where or in which order it is requested."""
     digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))

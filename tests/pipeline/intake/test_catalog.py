@@ -207,7 +207,7 @@ def test_a_folder_that_can_not_be_listed_is_an_error_not_a_smaller_archive(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(SourceError, match=r"can not be listed"):
+    with pytest.raises(SourceError, match=r"cannot be listed"):
         catalog_of(tmp_path / "source")
 
 
@@ -478,7 +478,7 @@ def test_an_index_that_can_not_be_read_is_an_error(tmp_path: Path, make: object)
     path = tmp_path / "index.csv"
     assert callable(make)
     make(path)
-    with pytest.raises(SourceError, match=r"can not be read"):
+    with pytest.raises(SourceError, match=r"cannot be read"):
         catalog_of(path)
 
 

@@ -49,13 +49,13 @@ OUTCOMES = {
         ImageOutcome(2, "sha-clean", 100, 64, 32),
         ImageOutcome(3, "sha-bad", 200, 160, 320),
         ImageOutcome(4, "sha-floor", 300, 16, 16),
-        ImageOutcome(5, "sha-torn", 50, reason="can not be decoded: torn"),
+        ImageOutcome(5, "sha-torn", 50, reason="cannot be decoded: torn"),
         ImageOutcome(6, "sha-untrimmed", 400, 17, 16),
     ),
     "b": (
         ImageOutcome(0, "sha-same", 10, 64, 64),
         ImageOutcome(1, "sha-same", 10, 64, 64),
-        ImageOutcome(2, reason="can not be read: no such file"),
+        ImageOutcome(2, reason="cannot be read: no such file"),
     ),
 }
 
@@ -239,8 +239,8 @@ EVIDENCE_COLUMNS = SHARED_COLUMNS[4:]
 @pytest.mark.parametrize(
     ("name", "reason", "facts"),
     [
-        ("a/torn.png", "can not be decoded: torn", ("sha-torn", 50, None, None)),
-        ("b/torn.png", "can not be read: no such file", (None, None, None, None)),
+        ("a/torn.png", "cannot be decoded: torn", ("sha-torn", 50, None, None)),
+        ("b/torn.png", "cannot be read: no such file", (None, None, None, None)),
     ],
 )
 def test_an_unreadable_file_has_a_reason_what_is_known_and_no_evidence(

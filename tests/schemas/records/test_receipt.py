@@ -42,7 +42,7 @@ def test_an_altered_outcome_does_not_agree() -> None:
 
 @given(cut=st.integers(0, len(RECEIPT.to_bytes()) - 3))
 def test_a_torn_receipt_is_none(cut: int) -> None:
-    with pytest.raises(ValueError, match="no receipt"):
+    with pytest.raises(ValueError, match="not a receipt"):
         BlockReceipt.from_bytes(RECEIPT.to_bytes()[:cut])
 
 

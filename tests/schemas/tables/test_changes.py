@@ -93,5 +93,5 @@ def test_the_clean_afterwards_are_the_clean_before_plus_added_minus_removed(inpu
 )
 def test_manifests_of_other_inputs_are_not_compared(other: pd.DataFrame) -> None:
     for pair in ((BEFORE, other), (other, BEFORE)):
-        with pytest.raises(LedgerError, match="one archive"):
+        with pytest.raises(LedgerError, match="the same archive"):
             find_changes(*pair)

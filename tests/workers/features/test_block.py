@@ -74,10 +74,10 @@ def test_outcomes_say_what_is_wrong(block: list[ImageRef], extractor: PatchExtra
     assert [outcomes[number].reason.partition(":")[0] for number in sorted(UNREADABLE)] == [
         "the file is empty (0 bytes)",
         "not an image in any of PNG, JPEG, BMP, TIFF, WEBP",
-        "can not be decoded",
-        "can not be read",
+        "cannot be decoded",
+        "cannot be read",
     ]
-    assert outcomes[10] == ImageOutcome(110, reason="can not be read: no such file")
+    assert outcomes[10] == ImageOutcome(110, reason="cannot be read: no such file")
     assert outcomes[0].width == outcomes[0].height == 64
 
 
@@ -122,7 +122,7 @@ def test_no_images_give_no_features(extractor: PatchExtractor) -> None:
 def test_a_block_of_unreadable_images_is_a_block_of_zeros(tmp_path: Path, extractor: PatchExtractor) -> None:
     features, outcomes = extract([ImageRef(row, str(tmp_path / "none")) for row in range(9)], extractor)
     assert not features.any()
-    assert {outcome.reason for outcome in outcomes} == {"can not be read: no such file"}
+    assert {outcome.reason for outcome in outcomes} == {"cannot be read: no such file"}
 
 
 def test_features_have_the_stored_dtype(block: list[ImageRef]) -> None:
@@ -149,12 +149,12 @@ def test_the_white_of_sixteen_bit_images_and_the_bound_on_pixels_come_from_the_c
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("missing.png", "can not be read: no such file"),
-        ("folder", "can not be read: it is a directory"),
-        ("nul\0byte.png", "can not be read: "),
-        ("nosuchprotocol://a/b.png", "can not be read: "),
-        ("memory://nothing/there.png", "can not be read: no such file"),
-        ("", "can not be read: "),
+        ("missing.png", "cannot be read: no such file"),
+        ("folder", "cannot be read: it is a directory"),
+        ("nul\0byte.png", "cannot be read: "),
+        ("nosuchprotocol://a/b.png", "cannot be read: "),
+        ("memory://nothing/there.png", "cannot be read: no such file"),
+        ("", "cannot be read: "),
     ],
 )
 def test_a_file_that_can_not_be_read_has_a_reason(tmp_path: Path, path: str, reason: str) -> None:
@@ -173,14 +173,14 @@ def test_a_file_without_permission_has_a_reason(tmp_path: Path, monkeypatch: pyt
     # Tests may run as a user to whom every file is open.
     monkeypatch.setattr("workers.features.block.read_bytes", refuse)
     outcome, _ = read_image(ImageRef(0, str(tmp_path / "a.png")), CONFIG.input, CONFIG.features)
-    assert outcome.reason == "can not be read: permission denied"
+    assert outcome.reason == "cannot be read: permission denied"
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410, 500, 503])
 def test_an_image_that_a_web_server_refuses_has_a_reason(status: int) -> None:
     with serving({}, {"/a.png": status}) as address:
         outcome, decoded = read_image(ImageRef(0, f"{address}/a.png"), CONFIG.input, CONFIG.features)
-    assert outcome.reason.startswith("can not be read: ")
+    assert outcome.reason.startswith("cannot be read: ")
     assert decoded is None
 
 
@@ -197,4 +197,4 @@ def test_a_web_server_that_is_not_there_is_a_reason() -> None:
     with serving({}, {}) as address:
         pass
     outcome, _ = read_image(ImageRef(0, f"{address}/a.png"), CONFIG.input, CONFIG.features)
-    assert outcome.reason.startswith("can not be read: ")
+    assert outcome.reason.startswith("cannot be read: ")

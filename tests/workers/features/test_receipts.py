@@ -23,7 +23,7 @@ class Block:
         self.missing = folder / "3.png"
         self.images = [ImageRef(4 + number, str(folder / f"{number}.png")) for number in range(4)]
         self.outcomes = [ImageOutcome(4 + number, "ab" * 32, 10, 64, 64) for number in range(3)]
-        self.outcomes.append(ImageOutcome(7, reason="can not be read: no such file"))
+        self.outcomes.append(ImageOutcome(7, reason="cannot be read: no such file"))
         self.store, self.receipts = Directory.at(folder / "features"), Directory.at(folder / "receipts")
         self.array: Any = self.store.zarr_group("", "w").create_array(
             "all", shape=(8, 3, 2, 8), chunks=(4, 1, 2, 8), dtype="float16", compressors=compressors

@@ -116,14 +116,14 @@ def test_where_a_file_lies_does_not_matter(tmp_path: Path, state: OrderedDict[st
 @pytest.mark.parametrize("weights", ["missing.pth", "nosuchprotocol://bucket/a.pth", "."])
 def test_a_file_that_can_not_be_read_is_an_error_that_names_it(weights: str) -> None:
     message = refusal(weights)
-    assert f"features.weights = {weights!r} can not be read" in message
+    assert f"features.weights = {weights!r} cannot be read" in message
     assert "state dict" in message
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
 def test_a_web_server_that_refuses_the_file_is_an_error_that_names_it(status: int) -> None:
     with serving({}, {"/a.pth": status}) as address:
-        assert f"features.weights = '{address}/a.pth' can not be read" in refusal(f"{address}/a.pth")
+        assert f"features.weights = '{address}/a.pth' cannot be read" in refusal(f"{address}/a.pth")
 
 
 NOT_WEIGHTS = {

@@ -241,7 +241,7 @@ def test_a_map_in_an_object_store_is_opened() -> None:
 
 def test_no_map_is_an_error_that_says_what_to_give(tmp_path: Path) -> None:
     message = refusal(tmp_path / "nothing")
-    assert f"{tmp_path / 'nothing'} is not a Gaussian map" in message
+    assert f"{tmp_path / 'nothing'} is not a Gaussian map (" in message
     assert "'model' directory of a finished run" in message
 
 
@@ -273,7 +273,7 @@ def test_the_map_of_an_unfinished_run_is_an_error_that_says_what_to_do(tmp_path:
     write_group(model, GROUP, GEOMETRY, samples(6), THRESHOLDS)
     complete_map(model)
     message = refusal(model.url)
-    assert "not finished or not to be trusted (no _SUCCESS beside it)" in message
+    assert "not finished or not trustworthy (no _SUCCESS beside it)" in message
     assert "Run the same 'paire clean' command again" in message
     opened = GaussianMap.open(model.url, published_only=False)  # for those who look into such a run
     assert opened.groups == (GROUP,)
@@ -338,7 +338,7 @@ def test_no_altered_or_missing_chunk_scores(tmp_path: Path, fitted: int) -> None
         for damaged in (bytes(altered), content[:-8], None):
             path.unlink() if damaged is None else path.write_bytes(damaged)
             opened = GaussianMap.open(model.url)
-            with pytest.raises(GaussianMapError, match="a file is damaged, missing, or of another map"):
+            with pytest.raises(GaussianMapError, match="a file is damaged, missing, or from another map"):
                 opened.distances(GROUP, samples(2)) + opened.thresholds(GROUP)
             path.write_bytes(content)
     GaussianMap.open(model.url).distances(GROUP, samples(2))
@@ -350,7 +350,7 @@ def test_a_row_of_another_map_does_not_score(tmp_path: Path) -> None:
     write_group(new_map(other, describe(GEOMETRY)), GROUP, GEOMETRY, samples(6, seed=9), THRESHOLDS)
     finish(other)
     shutil.copytree(other.url, one.url, dirs_exist_ok=True, ignore=lambda _, names: {"zarr.json"} & set(names))
-    with pytest.raises(GaussianMapError, match=r"row 0 of group .* of another map"):
+    with pytest.raises(GaussianMapError, match=r"row 0 of group .* from another map"):
         GaussianMap.open(model.url).distances(GROUP, samples(2))
 
 
@@ -361,7 +361,7 @@ def test_a_map_that_lacks_an_attribute_is_an_error(tmp_path: Path, missing: str)
     attributes = group.attrs.asdict()
     del attributes[missing]
     group.attrs.put(attributes)
-    assert "not a Gaussian map that this version reads" in refusal(model.url)
+    assert "not a Gaussian map that this version can read" in refusal(model.url)
 
 
 def test_the_only_group_is_meant_when_none_is_named(tmp_path: Path) -> None:

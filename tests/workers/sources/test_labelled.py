@@ -112,7 +112,7 @@ def test_a_kolektor_image_without_a_mask_is_an_error(tmp_path: Path) -> None:
 def test_a_kolektor_mask_that_can_not_be_read_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "train/1.png")
     write(tmp_path, "train/1_GT.png", content=BLACK[:40])
-    with pytest.raises(SourceError, match=r"mask .*1_GT\.png.* can not be read"):
+    with pytest.raises(SourceError, match=r"mask .*1_GT\.png.* cannot be read"):
         read_labelled(str(tmp_path))
 
 
@@ -173,7 +173,7 @@ def test_a_folder_that_may_not_be_listed_is_an_error(
 ) -> None:
     write(tmp_path, "train/good/0.png", "test/cut/0.png")
     lock(monkeypatch, tmp_path / locked)
-    with pytest.raises(SourceError, match=r"can not be listed \(PermissionError\)"):
+    with pytest.raises(SourceError, match=r"cannot be listed \(PermissionError\)"):
         find_labelled(str(tmp_path))
 
 
@@ -225,7 +225,7 @@ def test_a_label_may_be_written_as_any_number(tmp_path: Path, one: str) -> None:
 @pytest.mark.parametrize("label", ["", "2", "-1", "0.5", "inf", "nan", "good", "True"])
 def test_anything_else_is_no_label(tmp_path: Path, label: str) -> None:
     source = csv(tmp_path, f"image_path,label_index\na.png,0\nb.png,{label}\n")
-    with pytest.raises(SourceError, match=rf"row 1 .*label_index '{label}' is no label \(1 such rows\)"):
+    with pytest.raises(SourceError, match=rf"row 1 .*label_index '{label}' is not a label \(1 such rows\)"):
         read_labelled(source)
 
 
@@ -235,14 +235,14 @@ def test_anything_else_is_no_label(tmp_path: Path, label: str) -> None:
         pytest.param("path,label\na.png,0\n", "'path', 'label' but no 'image_path' and no 'label_index'", id="columns"),
         pytest.param("image_path,label_index\n,0\n", "row 0 .*image_path '' is empty", id="empty path"),
         pytest.param("image_path,label_index\na,0\n./a,1\n", "row 1 .*'./a' is listed more than once", id="twice"),
-        pytest.param("image_path,label_index,split\na,0,val\n", "split 'val' is no split", id="split"),
-        pytest.param("image_path,label_index,split\na,0,train\nb,1,\n", "row 1 .*split '' is no split", id="no split"),
+        pytest.param("image_path,label_index,split\na,0,val\n", "split 'val' is not a split", id="split"),
+        pytest.param("image_path,label_index,split\na,0,train\nb,1,\n", "row 1 .*split '' is not a split", id="none"),
         pytest.param("image_path,label_index\n", "have no rows", id="no rows"),
         pytest.param("", "not a readable table", id="empty file"),
         pytest.param(b"image_path,label_index\ncaf\xe9,0\n", "not a readable table", id="not UTF-8"),
         pytest.param("image_path,label_index\na,0,1\nb,1,1\n", "more fields than its header", id="every row longer"),
         pytest.param("image_path,label_index\na,0\nb,1,1\n", "not a readable table", id="one row longer"),
-        pytest.param("image_path,label_index\na\n", "label_index '' is no label", id="one row shorter"),
+        pytest.param("image_path,label_index\na\n", "label_index '' is not a label", id="one row shorter"),
         pytest.param('image_path,label_index\n"a,0\n', "not a readable table", id="an open quote"),
         pytest.param("image_path,label_index,image_path\na,0,b\n", "more than one column 'image_path'", id="twice"),
     ],

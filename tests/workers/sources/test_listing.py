@@ -1,4 +1,4 @@
-"""Listing folders: everything once, what is no file with a reason, and nothing at all where a part can not be seen."""
+"""Listing folders: everything once, what is no file with a reason, and nothing at all where a part cannot be seen."""
 
 import os
 from collections.abc import Iterator
@@ -87,13 +87,13 @@ def test_a_folder_that_can_not_be_listed_is_an_error_and_not_a_shorter_list(
     write(tmp_path, "a.png", "sub/b.png", "sub/deep/c.png")
     lock(monkeypatch, tmp_path / locked)
     for read in (list_files, list_sound_files):
-        with pytest.raises(SourceError, match=r"can not be listed \(PermissionError\)") as caught:
+        with pytest.raises(SourceError, match=r"cannot be listed \(PermissionError\)") as caught:
             read(str(tmp_path))
         assert repr(str(tmp_path / locked)) in str(caught.value)
 
 
 def test_a_folder_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"nowhere' can not be listed \(FileNotFoundError\)"):
+    with pytest.raises(SourceError, match=r"nowhere' cannot be listed \(FileNotFoundError\)"):
         list_files(str(tmp_path / "nowhere"))
 
 
@@ -102,7 +102,7 @@ def test_a_store_that_refuses_is_an_error_of_ours(memory: str, monkeypatch: pyte
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.find", refuse)
-    with pytest.raises(SourceError, match=r"memory:///?listing' can not be listed \(PermissionError\)"):
+    with pytest.raises(SourceError, match=r"memory:///?listing' cannot be listed \(PermissionError\)"):
         list_files(memory)
 
 
@@ -121,7 +121,7 @@ def test_a_list_of_sound_files_is_refused_where_something_is_none(tmp_path: Path
         os.mkfifo(tmp_path / "pipe")
     else:
         Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"name\xff"))).write_bytes(b"")  # noqa: PTH118
-    with pytest.raises(SourceError, match=rf"'{spoiler}.*' in .* can not be taken") as caught:
+    with pytest.raises(SourceError, match=rf"'{spoiler}.*' in .* cannot be used") as caught:
         list_sound_files(str(tmp_path))
     assert isinstance(caught.value, PaireError)
 

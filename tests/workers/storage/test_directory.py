@@ -242,6 +242,6 @@ def test_what_can_not_be_written_is_named_with_the_reason_and_what_to_do(
         (r"a/values/c/\d", lambda: array.__setitem__(slice(None), 1.0)),
     ]
     for name, attempt in attempts:
-        with pytest.raises(StorageError, match=f"^{tmp_path}/{name} can not be written: No space left on device"):
+        with pytest.raises(StorageError, match=f"^{tmp_path}/{name} cannot be written: No space left on device"):
             attempt()
     assert not directory.exists("name")

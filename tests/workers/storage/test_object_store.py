@@ -200,7 +200,7 @@ def test_a_public_bucket_is_read_without_credentials(bucket: Server, monkeypatch
 def test_no_bucket_is_created_by_writing_into_it(bucket: Server) -> None:
     before = bucket.client.list_buckets()["Buckets"]
     for write in (Directory.write, Directory.create):
-        with pytest.raises(StorageError, match="there is no such bucket"):
+        with pytest.raises(StorageError, match="the bucket does not exist"):
             write(Directory.at("s3://nobody-has-made-this/run"), "run.json", b"{}")
     assert not Directory.at("s3://nobody-has-made-this").exists()
     assert bucket.client.list_buckets()["Buckets"] == before

@@ -179,7 +179,7 @@ def test_an_archive_that_has_gone_is_said_and_leaves_nothing_behind(copied: Tiny
     manifest = pd.read_parquet(copied.run / "manifest.parquet")
     manifest["image_path"] = str(tmp_path / "gone") + manifest["image_path"]
     manifest.to_parquet(copied.run / "manifest.parquet")
-    with pytest.raises(SourceError, match=r"none of the 5 images that were drawn .*can not be read any more"):
+    with pytest.raises(SourceError, match=r"none of the 5 images that were drawn .*can no longer be read"):
         trust(str(copied.run), HERE, images=5)
     assert not files_of(copied.run / FOLDER)
 
