@@ -92,7 +92,7 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterator[Cluster]:
+def open_cluster(config: ClusterConfig, scheduler: str | None = None, *, local_only: bool = False) -> Iterator[Cluster]:
     """Connect to a scheduler, or start a local cluster, for as long as the block runs.
 
     Parameters
@@ -108,7 +108,7 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
         When the scheduler can not be reached, no worker joins in time, a worker runs another version, or certificates
         are of no use.
     """
-    address, security = _address(config, scheduler), _security(config)
+    address, security = None if local_only else _address(config, scheduler), _security(config)
     with _connected(address, config, security) if address else _local(config, security) as (client, threads):
         workers = workers_of(client)
         if not workers:
@@ -126,7 +126,9 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
 
 
 @contextmanager
-def opening_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterator[Callable[[], Cluster]]:
+def opening_cluster(
+    config: ClusterConfig, scheduler: str | None = None, *, local_only: bool = False
+) -> Iterator[Callable[[], Cluster]]:
     """Open a local cluster in the background, so that its processes start and load torch beside other work.
 
     A named scheduler's cluster is there already, and one inside this process would load what this process loads: such
@@ -142,7 +144,7 @@ def opening_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iter
     context, until_closed = copy_context(), ExitStack()
 
     def opened() -> Cluster:
-        return until_closed.enter_context(open_cluster(config, scheduler))
+        return until_closed.enter_context(open_cluster(config, scheduler, local_only=local_only))
 
     def opened_and_loading() -> Cluster:
         cluster = opened()
@@ -150,7 +152,7 @@ def opening_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iter
         return cluster
 
     with ThreadPoolExecutor(1, thread_name_prefix="open-cluster") as pool:
-        is_waited_for = config.processes and not _address(config, scheduler)
+        is_waited_for = config.processes and (local_only or not _address(config, scheduler))
         coming = pool.submit(context.run, opened_and_loading) if is_waited_for else None
         try:
             yield coming.result if coming else lambda: context.run(opened)

@@ -1,5 +1,6 @@
-"""What `paire evaluate` compares with the truth: a finished run, or the scores of a test set."""
+"""The evaluation job: a finished run, or the scores of a test set, against true labels."""
 
+import json
 from functools import lru_cache
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.commands.evaluate.curves import draw_curves
 from pipeline.commands.evaluate.evaluation import AnomalyMaps, Evaluation, evaluate_comparison
 from pipeline.commands.evaluate.truth import compare
 from pipeline.run_directory.finished import require_judged, warn_if_untrustworthy
@@ -18,34 +20,48 @@ from schemas.records import run as layout
 from schemas.tables import catalog as catalog_table
 from schemas.tables import manifest as manifest_table
 from schemas.tables import scores as scores_table
+from schemas.tables.columns import csv_for_people
 from schemas.tables.manifest import CLEAN, DUPLICATE, SKIPPED, UNREADABLE
 from workers.features.arrays import read_stored
 from workers.storage.directory import Directory
 
 
-def evaluate(result: Directory, labels: str, *, masks: str | None = None) -> Evaluation:
+def evaluate(result: str, labels: str, *, masks: str | None = None, out: str | None = None) -> Evaluation:
     """Compare a finished run, or the scores of a test set, with the truth.
 
     Parameters
     ----------
     result
-        A run directory, or a directory that ``paire score`` has written.
+        A run directory, or a directory that ``paire score`` has written; path or URL.
     labels, masks
         As for `evaluate_run`.
+    out
+        Directory for ``evaluation.json``, ``evaluation.csv`` and ``curves.png``; None writes no files.
 
     Raises
     ------
     SourceError
-        As `evaluate_run` and `evaluate_scores`; and when the directory is neither.
+        As `evaluate_run` and `evaluate_scores`, and when ``result`` is neither a run nor scores.
     """
-    if result.exists(layout.SUCCESS) or result.exists(layout.RUN_RECORD):
-        return evaluate_run(result, labels, masks=masks)
-    if result.exists(scores_table.SCORES):
-        return evaluate_scores(result, labels, masks=masks)
-    raise SourceError(
-        f"{result.url} is no finished run and holds no scores: it has neither {layout.SUCCESS} nor "
-        f"{scores_table.SCORES}. Give the --out directory of `paire clean` or of `paire score`."
-    )
+    directory = Directory.at(result)
+    if directory.exists(layout.SUCCESS) or directory.exists(layout.RUN_RECORD):
+        evaluation = evaluate_run(directory, labels, masks=masks)
+    elif directory.exists(scores_table.SCORES):
+        evaluation = evaluate_scores(directory, labels, masks=masks)
+    else:
+        raise SourceError(
+            f"{directory.url} is neither a finished run nor a directory of scores: it has no {layout.SUCCESS} and no "
+            f"{scores_table.SCORES}. Give the --out directory of `paire clean` or of `paire score`."
+        )
+    if out is not None:
+        _write(evaluation, Directory.at(out))
+    return evaluation
+
+
+def _write(evaluation: Evaluation, directory: Directory) -> None:
+    directory.write("evaluation.json", json.dumps(evaluation.to_json(), indent=2).encode())
+    directory.write("evaluation.csv", csv_for_people(evaluation.table()))
+    directory.write("curves.png", draw_curves(evaluation))
 
 
 def evaluate_run(run: Directory, labels: str, *, masks: str | None = None) -> Evaluation:

@@ -189,6 +189,13 @@ def test_the_option_wins_over_the_environment_and_that_over_the_configuration(
     assert opened(config(timeout_s=5), running) == running
 
 
+def test_a_cluster_that_must_be_local_asks_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", NOBODY)
+    with opening_cluster(config(scheduler=NOBODY, workers=2), local_only=True) as coming:
+        assert coming().workers == 2
+    assert os.environ["DASK_SCHEDULER_ADDRESS"] == NOBODY
+
+
 def test_a_scheduler_without_workers_is_an_error_that_says_how_to_start_some() -> None:
     with (
         scheduler_with(0) as cluster,

@@ -16,7 +16,7 @@ from zarr.storage import LocalStore
 
 import pipeline.costs.footprint
 from pipeline.cli.main import cli
-from pipeline.cli.tables import duration, sentences, size
+from pipeline.cli.plan_table import duration, sentences, size
 from pipeline.cluster.progress import Phase
 from pipeline.commands.plan.forecast import (
     Measured,
