@@ -1,4 +1,4 @@
-"""A plan as a table for people, with what it supposes in words below."""
+"""A plan as a table for people, with its assumptions in sentences below."""
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -12,7 +12,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _STEP = 1000
 
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
-# Days are told in hours up to here, as jobs are.
+# Shorter durations are shown in hours, as people give those of jobs.
 _HOURS_UP_TO = 3 * _DAY
 
 
@@ -26,16 +26,16 @@ def tabulate(plan: Plan) -> Table:
 
 
 def sentences(plan: Plan) -> list[str]:
-    """Return what a plan supposes, and what is in the way of the run."""
+    """Return the assumptions of a plan, and what stands in the way of the run."""
     passes, said = plan.passes, []
     if passes.fewest < passes.most:
         said.append(
-            f"Supposed: {passes.usual} passes over each group, as is usual; most archives take {passes.fewest} to "
+            f"Assumed: {passes.usual} passes over each group, the usual number; most archives take {passes.fewest} to "
             f"{passes.most}."
         )
     if plan.range_s is not None and plan.seconds is not None:
         fewest, most = (duration(seconds) for seconds in plan.range_s)
-        said.append(f"So the total lies between {fewest} and {most}, on workers like this machine's.")
+        said.append(f"The total then lies between {fewest} and {most}, on workers like this machine's.")
     memory = plan.memory
     if memory["enough"] is False:
         said.append(
@@ -45,7 +45,7 @@ def sentences(plan: Plan) -> list[str]:
     elif memory["enough"]:
         said.append(f"The workers have the memory: {size(memory['limit'])} each.")
     if not plan.sample:
-        said.append("No image was tried: neither times nor unreadable images are known. Give --sample 64 for both.")
+        said.append("No image was tried, so times and unreadable images are unknown. Give --sample 64 to measure both.")
     return said
 
 
@@ -58,7 +58,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in the unit that people would give it in."""
+    """Return a duration in the unit that people would use."""
     if seconds < _MINUTE:
         return f"{seconds:.0f} s"
     if seconds < _HOUR:
@@ -72,7 +72,7 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         ("inputs", f"{plan.inputs}, {plan.images} to read"),
         (
             "groups",
-            f"{groups['number']}; images of the smallest {groups['smallest']}, median {groups['median']:g}, largest "
+            f"{groups['number']}; images in the smallest {groups['smallest']}, median {groups['median']:g}, largest "
             f"{groups['largest']}",
         ),
     ]

@@ -65,25 +65,25 @@ def _write(evaluation: Evaluation, directory: Directory) -> None:
 
 
 def evaluate_run(run: Directory, labels: str, *, masks: str | None = None) -> Evaluation:
-    """Compare a finished run with the truth; of one that is not published a warning says why it is not to be trusted.
+    """Compare a finished run with the truth; a warning says why an unpublished run must not be trusted.
 
     Parameters
     ----------
     run
         The run directory; published, or found untrustworthy.
     labels
-        CSV with ``image_path`` (relative to the CSV, absolute, or as the manifest's ``image_path`` or ``file_name``),
-        ``label_index`` (0 normal, 1 anomalous) and optionally ``mask_path``; or any other set that
+        CSV with ``image_path`` (relative to the CSV, absolute, or like the manifest's ``image_path`` or ``file_name``),
+        ``label_index`` (0 normal, 1 anomalous) and optionally ``mask_path``; or any other data set that
         `workers.sources.labelled.read_labelled` reads.
     masks
-        Folder or URL of masks, where the labels name none: ``<stem>_mask.png``, ``<stem>_GT.png`` or ``<stem>.png``,
-        below a folder named as the image's if there is one (MVTec: ``ground_truth/<defect>/<stem>_mask.png``). Pixels
-        that are not zero are anomalous; a normal image needs no mask.
+        Folder or URL of masks for labels that name none: ``<stem>_mask.png``, ``<stem>_GT.png`` or ``<stem>.png``, if
+        possible in a folder with the name of the image's folder (MVTec: ``ground_truth/<defect>/<stem>_mask.png``).
+        Pixels that are not zero are anomalous; a normal image needs no mask.
 
     Raises
     ------
     SourceError
-        When the run is not finished, the labels or masks can not be read, or no label matches an input.
+        When the run is not finished, the labels or masks cannot be read, or no label matches an input.
     """
     require_judged(run)
     warn_if_untrustworthy(run)
@@ -100,7 +100,7 @@ def evaluate_run(run: Directory, labels: str, *, masks: str | None = None) -> Ev
             "is_clean": decision == CLEAN,
             "is_duplicate": decision == DUPLICATE,
             "left_out": decision.where(decision.isin([UNREADABLE, SKIPPED]), ""),
-            # A duplicate has no distances of its own.
+            # A duplicate has the distances of the image that it equals.
             "row": manifest["duplicate_of"].fillna(manifest["sample_id"]).map(rows),
             "width": manifest["width"],
             "height": manifest["height"],
@@ -121,19 +121,19 @@ def evaluate_scores(directory: Directory, labels: str, *, masks: str | None = No
     directory
         Holds ``scores.parquet`` and, for the pixel metrics, ``anomaly_maps/``.
     labels, masks
-        As for `evaluate_run`. Masks that the labels name are used only where anomaly maps are stored.
+        As for `evaluate_run`. Masks that the labels name are used only for images with a stored anomaly map.
 
     Raises
     ------
     SourceError
-        As `evaluate_test`; also when there are no readable scores, masks but no anomaly maps, or maps are missing.
+        As `evaluate_test`, and when the scores cannot be read, or anomaly maps are missing.
     """
     scores = _read_scores(directory)
     rows = scores["row"] if "row" in scores.columns else pd.Series(np.nan, index=scores.index)
     if masks is not None and not rows.notna().any():
         raise SourceError(
             f"{directory.url} holds no anomaly maps, which the pixel metrics need. Score the images again with "
-            "--anomaly-maps, or leave --masks out."
+            "--anomaly-maps, or leave out --masks."
         )
     with_maps = rows.notna()
     stored = {
@@ -149,7 +149,7 @@ def evaluate_scores(directory: Directory, labels: str, *, masks: str | None = No
 
 
 def _maps_of_scores(directory: Directory, group: str, last_row: int) -> AnomalyMaps:
-    """Return the maps of a group, up to the last one that the scores name."""
+    """Return the maps of a group after a check that they reach the last row that the scores name."""
     array = _node_array(directory / scores_table.ANOMALY_MAPS, storage_name(group))
     if array is None or last_row >= array.shape[0]:
         raise SourceError(
@@ -174,22 +174,22 @@ def _read_scores(directory: Directory) -> pd.DataFrame:
 def evaluate_test(scores: pd.DataFrame, maps: AnomalyMaps, labels: str, *, masks: str | None = None) -> Evaluation:
     """Compare the scores of a test set with the truth.
 
-    The clean images of a test set are those that the map's thresholds do not exceed (``is_anomalous`` false).
+    The clean images of a test set are those that exceed no threshold of the map (``is_anomalous`` is false).
 
     Parameters
     ----------
     scores
-        With the columns of ``schemas.tables.scores``; images without a score are left out and count as unreadable.
+        With the columns of ``schemas.tables.scores``. Images without a score are left out and count as unreadable.
     maps
-        Takes the position of a row of ``scores``; returns that image's distances (rows, columns) float64, or None
-        where there are none. Called twice for each image with a known mask, and not at all without masks.
+        Takes the position of a row of ``scores``; returns that image's distances (rows, columns) float64, or None if
+        they are unknown. Called twice for each image with a known mask, and never without masks.
     labels, masks
         As for `evaluate_run`.
 
     Raises
     ------
     SourceError
-        When the labels or masks can not be read, or no label matches an image.
+        When the labels or masks cannot be read, or no label matches an image.
     """
     is_scored = scores["anomaly_score"].notna()
     inputs = pd.DataFrame(
@@ -210,7 +210,7 @@ def evaluate_test(scores: pd.DataFrame, maps: AnomalyMaps, labels: str, *, masks
 
 
 def _stored_maps(array: Any | None) -> AnomalyMaps:
-    """Return the maps in an array, None for none; one block of chunks is in memory, so ask in the order of rows."""
+    """Return the maps in an array. One block of chunks is in memory, so ask in the order of rows."""
     if array is None:
         return lambda _: None
     block_rows = array.chunks[0]
@@ -237,7 +237,7 @@ def _group_array(run: Directory, group: str, name: str) -> Any | None:
 
 
 def _node_array(directory: Directory, name: str) -> Any | None:
-    """Return an array of a Zarr group, or None where there is none."""
+    """Return an array of a Zarr group, or None if it does not exist."""
     try:
         node = directory.zarr_group("")
     except FileNotFoundError:

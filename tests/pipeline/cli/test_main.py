@@ -263,9 +263,9 @@ def test_a_setting_that_is_none_ends_with_2(
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        pytest.param(None, "can not be read", id="missing"),
+        pytest.param(None, "cannot be read", id="missing"),
         pytest.param(b"trim: {eta: [", "not valid YAML", id="not YAML"),
-        pytest.param(b"\xff\xfe\x00", "can not be read", id="not UTF-8"),
+        pytest.param(b"\xff\xfe\x00", "cannot be read", id="not UTF-8"),
         pytest.param(b"trim: 3", "must map sections to options", id="no sections"),
         pytest.param(b"trimm: {eta: 2}", "unknown option 'trimm'", id="unknown section"),
     ],

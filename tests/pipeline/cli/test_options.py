@@ -86,7 +86,7 @@ def test_a_file_that_can_not_be_read_is_an_error_that_names_it(tmp_path: Path, c
     path = tmp_path / "run.yaml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"--config '.*run\.yaml' can not be read"):
+    with pytest.raises(ConfigError, match=r"--config '.*run\.yaml' cannot be read"):
         given("x", "--config", str(path))
 
 

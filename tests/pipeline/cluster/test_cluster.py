@@ -146,7 +146,7 @@ def open_clients() -> set[int]:
 
 @pytest.mark.parametrize("address", UNREACHABLE)
 def test_a_scheduler_that_is_not_there_is_an_error_that_names_it(address: str) -> None:
-    with pytest.raises(ClusterError, match="can not be reached") as caught:
+    with pytest.raises(ClusterError, match="cannot be reached") as caught:
         opened(config(timeout_s=0.5), address)
     assert repr(address) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -241,7 +241,7 @@ def test_a_named_scheduler_is_not_asked_before_the_cluster_is_wanted(running: st
         pass
     with (
         opening_cluster(config(timeout_s=0.5), NOBODY) as coming,
-        pytest.raises(ClusterError, match="can not be reached"),
+        pytest.raises(ClusterError, match="cannot be reached"),
     ):
         coming()
     with opening_cluster(config(), running) as coming:

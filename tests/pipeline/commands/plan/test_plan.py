@@ -175,7 +175,7 @@ def test_the_command_prints_a_table_for_people_and_json_for_machines(archive: Pa
     made = json.loads(result.stdout)
     assert made["groups"]["number"] == 2
     assert made["seconds"] is None
-    for word in ("features", "distances", "memory", "tasks", "requests", "Supposed: 3 passes"):
+    for word in ("features", "distances", "memory", "tasks", "requests", "Assumed: 3 passes"):
         assert word in result.stderr
 
 
