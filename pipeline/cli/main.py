@@ -31,7 +31,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("source")
 @click.option("--out", required=True, metavar="RUN", help="Run directory, path or URL.")
-@click.option("--fresh", is_flag=True, help="Remove the run that RUN holds and start over.")
+@click.option("--fresh", is_flag=True, help="Delete the run in RUN, if there is one, and start over.")
 @groups_by_path
 @may_accept
 @computes
@@ -85,10 +85,10 @@ def plan(
     computing: Computing,
     output: Output,
 ) -> None:
-    """Estimate the bytes, memory, tasks, requests and hours that cleaning SOURCE would take.
+    """Estimate what cleaning SOURCE would cost.
 
-    Nothing is written beside SOURCE: a sample of its images is processed on this machine in a temporary directory.
-    --scheduler is ignored.
+    The result is bytes, memory, tasks, requests and hours. SOURCE is only read: a sample of its images is processed on
+    this machine in a temporary directory. --scheduler is ignored.
     """
     # The CPU time so far went into loading this process, which is part of a run's start.
     started, config = time.monotonic() - time.process_time(), computing.config(group_by=group_by)
@@ -125,9 +125,9 @@ def score(
     computing: Computing,
     output: Output,
 ) -> None:
-    """Score the images in SOURCE under the Gaussian map of a finished run.
+    """Score the images in SOURCE under a Gaussian map.
 
-    MODEL is the map (RUN/model) or the run directory; SOURCE is as for 'paire clean'.
+    MODEL is a finished run or its map, RUN/model. SOURCE is as for 'paire clean'.
     """
     config = computing.config(group_by=group_by)
     from pipeline.commands.score import score as run_score
@@ -162,10 +162,10 @@ def score(
 @computes
 @speaks
 def recut(run: str, against: int, accept_untrustworthy: bool, computing: Computing, output: Output) -> None:
-    """Judge a finished RUN again with other options, and show which decisions change.
+    """Judge a finished RUN again with other options.
 
-    Writes a new version into RUN/recuts. Options not given are those of the run; only options of gaussian and trim can
-    change. No image is read again.
+    Writes a new version into RUN/recuts and shows which decisions change. All options default to those of the run, and
+    only those of gaussian and trim can change. No image is read again.
     """
     wanted = computing.config(accept_untrustworthy=accept_untrustworthy)
     from pipeline.commands.recut import recut as run_recut
@@ -185,7 +185,10 @@ def recut(run: str, against: int, accept_untrustworthy: bool, computing: Computi
 def trust(
     run: str, out: str | None, group: str | None, images: int, seed: int, computing: Computing, output: Output
 ) -> None:
-    """Plant defects into images that a finished RUN kept, and measure how many of them it would have caught."""
+    """Measure which defects a finished RUN would have caught.
+
+    Plants defects of known size and contrast into images that the run kept, and scores them as new images.
+    """
     config = computing.config()
     from pipeline.commands.trust.trust import trust as run_trust
 
@@ -231,9 +234,10 @@ def demo(out: str, computing: Computing, output: Output) -> None:
 @click.option("--out", metavar="DIR", help="Directory for evaluation.json, evaluation.csv and curves.png.")
 @speaks
 def evaluate(result: str, labels: str, masks: str | None, out: str | None, output: Output) -> None:
-    """Compare RESULT with true labels: AUROC, AP, purity, kept share; with masks also pixel AUROC and AUPRO.
+    """Compare a run or scores with true labels.
 
-    RESULT is a finished run or a directory of 'paire score'. Masks need scores made with --anomaly-maps.
+    RESULT is a finished run or the --out directory of 'paire score'. The figures are AUROC, AP, purity and kept share;
+    with masks also pixel AUROC and AUPRO, which scores have only with --anomaly-maps.
     """
     from pipeline.commands.evaluate.evaluate import evaluate as run_evaluate
 

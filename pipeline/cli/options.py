@@ -123,7 +123,9 @@ def computes(command: Command) -> Command:
 
 def groups_by_path(command: Command) -> Command:
     """Add ``--group-by``, passed as ``group_by``."""
-    return click.option("--group-by", metavar="TEMPLATE", help="Groups from paths, like '{line}/{camera}/**'.")(command)
+    return click.option("--group-by", metavar="TEMPLATE", help="Derive groups from paths, like '{line}/{camera}/**'.")(
+        command
+    )
 
 
 def may_accept(command: Command) -> Command:

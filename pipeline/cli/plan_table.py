@@ -72,8 +72,7 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         ("inputs", f"{plan.inputs}, {plan.images} to read"),
         (
             "groups",
-            f"{groups['number']}; images in the smallest {groups['smallest']}, median {groups['median']:g}, largest "
-            f"{groups['largest']}",
+            f"{groups['number']}, of {groups['smallest']} to {groups['largest']} images, median {groups['median']:g}",
         ),
     ]
     if plan.unreadable is not None and plan.unreadable.value is not None:

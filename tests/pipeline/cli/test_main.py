@@ -331,7 +331,7 @@ def test_a_bad_weights_file_ends_with_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_that_can_not_be_downloaded_end_with_2_and_what_to_do(
+def test_weights_that_cannot_be_downloaded_end_with_2_and_what_to_do(
     archive: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment(TORCH_HOME=str(tmp_path / "torch")).items():

@@ -82,7 +82,7 @@ def test_people_read_stderr_and_machines_stdout() -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_file_that_can_not_be_read_is_an_error_that_names_it(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "run.yaml"
     if content is not None:
         path.write_bytes(content)

@@ -382,7 +382,7 @@ def test_a_copy_of_cmyk_is_rgb(tmp_path: Path) -> None:
     [b"no image", png(picture(0))[:50], png(np.zeros((4, 4), np.float32), "TIFF")],  # type: ignore[arg-type]
     ids=["text", "truncated", "32-bit floats"],
 )
-def test_an_anomaly_that_can_not_be_turned_is_an_error_and_the_directory_can_be_used_again(
+def test_an_anomaly_that_cannot_be_turned_is_an_error_and_the_directory_can_be_used_again(
     tmp_path: Path, content: bytes
 ) -> None:
     with pytest.raises(SourceError, match=r"cut/0\.tif' cannot be rotated or flipped"):

@@ -38,7 +38,7 @@ PADIM = ("trim.strategy=none", "gaussian.ridge=0.01", f"features.channels={CHANN
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run of two groups whose map is fitted on all its images, one of which can not be read."""
+    """Return a run of two groups whose map is fitted on all images but one, which cannot be read."""
     folder = tmp_path_factory.mktemp("scoring")
     write_parts(folder / "archive" / FIRST, 9, 1)
     write_parts(folder / "archive" / SECOND, 5, first_seed=50)
@@ -98,7 +98,7 @@ def test_scores_are_written_as_they_are_returned(again: tuple[Path, pd.DataFrame
     assert pd.read_parquet(out / SCORES)["anomaly_score"].dropna().tolist() == scores["anomaly_score"].dropna().tolist()
 
 
-def test_what_can_not_be_scored_has_a_reason(settled: Run, again: tuple[Path, pd.DataFrame]) -> None:
+def test_what_cannot_be_scored_has_a_reason(settled: Run, again: tuple[Path, pd.DataFrame]) -> None:
     rows = rows_of(again[1], settled.source)
     assert rows["empty.png"]["reason"] == "the file is empty (0 bytes)"
     assert "extension" in rows["notes.txt"]["reason"]

@@ -194,7 +194,7 @@ def test_an_earlier_result_is_not_replaced(tiny: TinyRun, tmp_path: Path) -> Non
     assert files_of(tmp_path / "out") == {RESULT: b"mine"}
 
 
-def test_an_output_that_can_not_be_made_is_said_before_anything_is_computed(tiny: TinyRun, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_made_is_said_before_anything_is_computed(tiny: TinyRun, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunConflictError, match="Give --out a new directory"):
         trust(str(tiny.run), HERE, out=str(tmp_path / "file" / "out"))
