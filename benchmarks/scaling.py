@@ -29,7 +29,7 @@ from benchmarks.scaling_model import (
     total,
 )
 from benchmarks.simulation import PassCosts, pass_schedule, simulate
-from pipeline.cli.tables import duration, size
+from pipeline.cli.plan_table import duration, size
 from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.cluster.progress import Phase as Progress
 from pipeline.cluster.tasks import Here, TaskWindow

@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT: the first ends a command in order and in time, the second at once.
+"""SIGTERM and SIGINT: the first signal ends a command in order and in time, the second one at once.
 
-Whoever takes a machine back gives some seconds of notice, and kills after that. So what is being computed is dropped,
-what is finished is on disk already, and a command that is still closing its cluster after `GRACE_S` seconds is ended.
+A scheduler that takes a machine back gives some seconds of notice, then kills. So the first signal drops the running
+tasks, while finished work is on disk already. A command that still closes its cluster after `GRACE_S` seconds exits.
 """
 
 import os
@@ -24,7 +24,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt in the main thread on the first signal while the block runs; on the second, exit."""
+    """While the block runs, raise KeyboardInterrupt in the main thread on the first signal and exit on the second."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -44,13 +44,13 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        # Once interrupted, until the process ends: a second signal still means at once.
+        # After a signal the handlers stay until the process ends, so that a second one still ends it at once.
         if not received:
             for number, handler in zip(_SIGNALS, before, strict=True):
                 signal.signal(number, handler)
 
 
 def _exit_late() -> None:
-    # Not through the console, whose lock whoever hangs may hold.
+    # Not through the console: the thread that hangs may hold its lock.
     os.write(sys.stderr.fileno(), f"paire: error: {INTERRUPTED}\n".encode())
     os._exit(EXIT_INTERRUPTED)

@@ -1,4 +1,4 @@
-"""What commands share: the options that most of them take, and where they speak."""
+"""What commands share: the options that most of them take, and their output."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ Command = Callable[..., Any]
 
 
 class Output:
-    """Where a command speaks: people on stderr, machines on stdout."""
+    """The output of a command: for people on stderr, for machines on stdout."""
 
     def __init__(self, *, quiet: bool, as_json: bool) -> None:
         self.console = Console(stderr=True, quiet=quiet)
@@ -29,11 +29,11 @@ class Output:
         show_on(self.console, quiet=quiet)
 
     def reporter(self) -> Reporter:
-        """Return what shows progress."""
+        """Return a reporter that shows progress on stderr."""
         return Reporter(self.console)
 
     def result(self, result: dict[str, Any], table: Table | None = None) -> None:
-        """Show a command's result: the table to people, and where it is wanted the JSON to machines."""
+        """Show a command's result: the table to people and, with ``--json``, the JSON to machines."""
         if table is not None:
             self.console.print(table)
         if self.as_json:
@@ -47,11 +47,11 @@ class Computing:
     Attributes
     ----------
     config_path
-        YAML configuration file; None for the defaults.
+        YAML configuration file.
     settings
-        Each ``section.key=value``, later ones winning.
+        Each ``section.key=value``; later ones win.
     scheduler
-        Address of a Dask scheduler; None leaves it to the environment and the configuration.
+        Address of a Dask scheduler; None leaves the choice to the environment and the configuration.
     """
 
     config_path: str | None
@@ -61,9 +61,14 @@ class Computing:
     def config(
         self, *, defaults: Sequence[str] = (), group_by: str | None = None, accept_untrustworthy: bool = False
     ) -> Config:
-        """Return the configuration: the command's own defaults, the settings, and the options that stand for some.
+        """Return the configuration of the command, and apply its ``storage`` section to this process.
 
-        Files are reached from now on as its ``storage`` section says.
+        The other options win over the settings, these over the command's own defaults, these over the file.
+
+        Raises
+        ------
+        ConfigError
+            When the file cannot be read, or an option is unknown or has a wrong value.
         """
         text = None
         if self.config_path is not None:
@@ -71,7 +76,7 @@ class Computing:
                 text = Path(self.config_path).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(
-                    f"--config {self.config_path!r} can not be read ({type(error).__name__}). Check the path."
+                    f"--config {self.config_path!r} cannot be read ({type(error).__name__}). Check the path."
                 ) from error
         settings = (*defaults, *self.settings)
         if group_by is not None:
@@ -87,7 +92,7 @@ def speaks(command: Command) -> Command:
     """Add ``--json`` and ``--quiet``, and pass the command an `Output` as ``output``."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-    @click.option("--quiet", is_flag=True, help="Show nothing but errors.")
+    @click.option("--quiet", is_flag=True, help="Show only errors.")
     @functools.wraps(command)
     def with_output(*, as_json: bool, quiet: bool, **others: Any) -> Any:
         return command(output=Output(quiet=quiet, as_json=as_json), **others)
@@ -104,9 +109,9 @@ def computes(command: Command) -> Command:
         "settings",
         multiple=True,
         metavar="SECTION.KEY=VALUE",
-        help="Set one option; repeatable, wins over --config.",
+        help="Set one option; repeatable; overrides --config.",
     )
-    @click.option("--scheduler", metavar="ADDRESS", help="Dask scheduler, like tcp://host:8786.")
+    @click.option("--scheduler", metavar="ADDRESS", help="Address of a Dask scheduler, like tcp://host:8786.")
     @functools.wraps(command)
     def with_computing(
         *, config_path: str | None, settings: tuple[str, ...], scheduler: str | None, **others: Any
@@ -118,7 +123,9 @@ def computes(command: Command) -> Command:
 
 def groups_by_path(command: Command) -> Command:
     """Add ``--group-by``, passed as ``group_by``."""
-    return click.option("--group-by", metavar="TEMPLATE", help="Group by path, like '{line}/{camera}/**'.")(command)
+    return click.option("--group-by", metavar="TEMPLATE", help="Derive groups from paths, like '{line}/{camera}/**'.")(
+        command
+    )
 
 
 def may_accept(command: Command) -> Command:

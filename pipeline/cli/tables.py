@@ -1,111 +1,111 @@
-"""A plan as a table for people, with what it supposes in words below."""
+"""Results as tables for people."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline.commands.plan.plan import Plan
-from pipeline.costs.working_memory import USABLE_MEMORY
 from pipeline.run_directory.log import one_line
+from schemas.tables.manifest import DECISIONS
 
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
-_STEP = 1000
+# Groups that are shown: as rows of a ledger or of changes, as columns of an evaluation.
+_MOST_ROWS = 20
+_MOST_COLUMNS = 8
 
-_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
-# Days are told in hours up to here, as jobs are.
-_HOURS_UP_TO = 3 * _DAY
+_CHANGES = ("added", "removed", "unchanged")
+_SCORED = ("inputs", "scored", "anomalous")
 
 
-def tabulate(plan: Plan) -> Table:
-    """Return a plan for people."""
-    table = Table("plan", "", title=Text(one_line(plan.source)), title_justify="left", box=SIMPLE_HEAD)
-    for name, value in _rows(plan):
-        table.add_row(name, Text(value))
-    table.caption, table.caption_justify = Text("\n".join(sentences(plan))), "left"
+def ledger_table(run: str, ledger: dict[str, Any]) -> Table:
+    """Return the decisions of a run, a row for each group."""
+
+    def cells(books: dict[str, int]) -> list[int]:
+        return [books[name] for name in ("inputs", *DECISIONS)]
+
+    rows = {group: cells(books) for group, books in ledger["groups"].items()}
+    return _table_of_groups(run, ("inputs", *DECISIONS), rows, cells(ledger["total"]), more_in="ledger.json")
+
+
+def changes_table(run: str, ledger: dict[str, Any], changes: dict[str, Any]) -> Table:
+    """Return what a recut changed, a row for each group."""
+
+    def cells(books: dict[str, int], counts: dict[str, int]) -> list[int]:
+        return [books["inputs"], books["clean"], *(counts[name] for name in _CHANGES)]
+
+    rows = {group: cells(books, changes["groups"][group]) for group, books in ledger["groups"].items()}
+    total = cells(ledger["total"], changes["total"])
+    return _table_of_groups(run, ("inputs", "clean", *_CHANGES), rows, total, more_in="changes.json")
+
+
+def scores_table(result: dict[str, Any]) -> Table:
+    """Return how many images were scored and how many are anomalous."""
+    table = _table(result["scores"], *_SCORED)
+    table.add_row(*(str(result[name]) for name in _SCORED))
     return table
 
 
-def sentences(plan: Plan) -> list[str]:
-    """Return what a plan supposes, and what is in the way of the run."""
-    passes, said = plan.passes, []
-    if passes.fewest < passes.most:
-        said.append(
-            f"Supposed: {passes.usual} passes over each group, as is usual; most archives take {passes.fewest} to "
-            f"{passes.most}."
-        )
-    if plan.range_s is not None and plan.seconds is not None:
-        fewest, most = (duration(seconds) for seconds in plan.range_s)
-        said.append(f"So the total lies between {fewest} and {most}, on workers like this machine's.")
-    memory = plan.memory
-    if memory["enough"] is False:
-        said.append(
-            f"Too little memory: a worker would need {size(memory['needed'])} and may use {USABLE_MEMORY:.0%} of "
-            f"{size(memory['limit'])}. Use fewer workers, or larger ones, with --set cluster.workers=1."
-        )
-    elif memory["enough"]:
-        said.append(f"The workers have the memory: {size(memory['limit'])} each.")
-    if not plan.sample:
-        said.append("No image was tried: neither times nor unreadable images are known. Give --sample 64 for both.")
-    return said
+def recall_table(out: str, overall: dict[str, Any]) -> Table:
+    """Return the recall of a trust test: a row for each kind and contrast, a column for each size."""
+    recall = overall["recall"]
+    sizes = list(dict.fromkeys(cell["size"] for cell in recall))
+    table = _table(out, "recall", "", *(f"{size:.0%}" for size in sizes))
+    for kind, contrast in dict.fromkeys((cell["kind"], cell["contrast"]) for cell in recall):
+        row = [cell for cell in recall if (cell["kind"], cell["contrast"]) == (kind, contrast)]
+        table.add_row(kind, contrast, *(f"{cell['recall']:.2f}" for cell in row))
+    rate, low, high = (overall[f"false_reject_{name}"] for name in ("rate", "low", "high"))
+    table.caption = (
+        f"untouched images rejected: {overall['false_rejects']} of {overall['images']}, "
+        f"{rate:.1%} ({low:.1%} to {high:.1%})"
+    )
+    table.caption_justify = "left"
+    return table
 
 
-def size(count: float) -> str:
-    """Return a number of bytes with a decimal unit."""
-    unit = 0
-    while count >= _STEP and unit < len(_UNITS) - 1:
-        count, unit = count / _STEP, unit + 1
-    return f"{count:.0f} {_UNITS[unit]}" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
+def figures_table(figures: pd.DataFrame) -> Table:
+    """Return the figures of an evaluation: a row for each figure and a column for each group.
+
+    The last row of ``figures`` describes all groups together and is always shown.
+    """
+    shown = figures if len(figures) <= _MOST_COLUMNS else pd.concat([figures[: _MOST_COLUMNS - 1], figures[-1:]])
+    table = Table("", *(Column(header=Text(one_line(str(group)))) for group in shown["group"]), box=SIMPLE_HEAD)
+    for name in figures.columns.drop("group"):
+        table.add_row(name.replace("_", " "), *map(_figure, shown[name]))
+    return table
 
 
-def duration(seconds: float) -> str:
-    """Return a duration in the unit that people would give it in."""
-    if seconds < _MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < _HOUR:
-        return f"{seconds / _MINUTE:.1f} min"
-    return f"{seconds / _HOUR:.1f} h" if seconds < _HOURS_UP_TO else f"{seconds / _DAY:.1f} days"
+def dirty_table(out: str, counts: dict[str, int]) -> Table:
+    """Return how many normal and anomalous images are in the two sets of ``paire dirty``."""
+    table = _table(out, "training set", "test set")
+    table.add_row(
+        *(f"{counts[f'{part}_normals']} normal, {counts[f'{part}_anomalies']} anomalous" for part in ("train", "test"))
+    )
+    return table
 
 
-def _rows(plan: Plan) -> list[tuple[str, str]]:
-    groups, stored = plan.groups, plan.bytes
-    rows = [
-        ("inputs", f"{plan.inputs}, {plan.images} to read"),
-        (
-            "groups",
-            f"{groups['number']}; images of the smallest {groups['smallest']}, median {groups['median']:g}, largest "
-            f"{groups['largest']}",
-        ),
-    ]
-    if plan.unreadable is not None and plan.unreadable.value is not None:
-        share = plan.unreadable
-        rows.append(
-            (
-                "unreadable",
-                f"{share.count} of {share.of} tried, {share.value:.1%} ({share.low:.1%} to {share.high:.1%})",
-            )
-        )
-    if plan.archive_bytes is not None:
-        rows.append(("archive", size(plan.archive_bytes)))
-    rows += [
-        ("features", size(stored["features"])),
-        ("distances", size(stored["distances"])),
-        ("map", f"at most {size(stored['map'])}"),
-        ("scratch", f"up to {size(stored['scratch'])}, while a group is judged"),
-        ("memory", f"{size(plan.memory['needed'])} for each worker"),
-        ("tasks", ", ".join(f"{name} {count}" for name, count in plan.tasks.items() if count)),
-        ("requests", f"{plan.requests['get']} GET, {plan.requests['put']} PUT of chunks, in an object store"),
-    ]
-    if plan.requests["archive_get"]:
-        rows.append(("", f"{plan.requests['archive_get']} GET of images"))
-    if plan.seconds is not None:
-        seconds = plan.seconds
-        rows += [
-            ("workers", f"{plan.workers}, of {plan.threads} threads"),
-            ("start", duration(seconds.start)),
-            ("extract", duration(seconds.extract)),
-            ("passes", duration(seconds.passes)),
-            ("publish, examine", duration(seconds.rest)),
-            ("small groups", duration(seconds.small_groups)),
-            ("total", duration(seconds.total)),
-        ]
-    return rows
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, title=Text(one_line(title)), title_justify="left", box=SIMPLE_HEAD)
+
+
+def _table_of_groups(
+    title: str, columns: Sequence[str], rows: Mapping[str, list[int]], total: list[int], *, more_in: str
+) -> Table:
+    """Return a table of at most twenty groups, with a total if there are several; ``more_in`` is the file with all."""
+    table = _table(title, "group", *columns)
+    for group, cells in list(rows.items())[:_MOST_ROWS]:
+        table.add_row(Text(one_line(group)), *map(str, cells))
+    if len(rows) > _MOST_ROWS:
+        table.add_row(f"... {len(rows) - _MOST_ROWS} more in {more_in}")
+    if len(rows) > 1:
+        table.add_section()
+        table.add_row("total", *map(str, total))
+    return table
+
+
+def _figure(value: Any) -> str:
+    """Return a count as it is, a share with four digits, and a dash for a figure that is not defined."""
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) and not value.is_integer() else f"{value:g}"

@@ -1,4 +1,4 @@
-"""The Dask cluster that a command runs on: a named scheduler's, or a local one sized to the machine."""
+"""The Dask cluster that a command runs on: the cluster of a named scheduler, or a local one that fits the machine."""
 
 import importlib
 import importlib.metadata
@@ -21,22 +21,22 @@ from schemas.config import ClusterConfig, StorageConfig
 from schemas.errors import ClusterError
 from workers.storage.settings import storage_in_use, use_storage
 
-# Cores that one worker's torch and BLAS use well together; more cores mean more workers.
+# Torch and BLAS of one worker use this many cores well; more cores mean more workers.
 CORES_PER_WORKER = 4
 
-# Dask's profiler lists the frames of all threads every few milliseconds, and CPython before 3.12.1 stops for good where
+# Dask's profiler lists the frames of all threads every few milliseconds. CPython before 3.12.1 can hang forever when
 # that list makes it collect a dead thread-local (python/cpython#106883).
 _NO_PROFILER = {"distributed.worker.profile.enabled": False}
 
-# Workers that are still starting are waited for when a local cluster closes, but not for ever.
+# A local cluster that closes waits this long for workers that are still starting.
 _CLOSING_S = 30.0
 
-# A worker that dies of an image is counted against all blocks that it holds, and such images may lie close together.
+# A worker that an image kills counts as a failure of all blocks that it holds, and such images may lie close together.
 _PATIENCE = {"distributed.scheduler.allowed-failures": 10}
 
 
 class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
-    """Gives torch and the statistics their threads in every worker, which Dask leaves at one."""
+    """Sets the threads of torch and of the statistics in every worker; Dask would leave them at one."""
 
     name = "paire-compute-threads"
 
@@ -44,8 +44,8 @@ class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
         self._threads = threads
 
     def setup(self, worker: Worker) -> None:
-        """Set the threads: as configured, else the worker's own number of Dask threads."""
-        # Not at the top: torch takes seconds to load, which a command and its workers spend at the same time.
+        """Set the threads: as configured, else as many as the worker has Dask threads."""
+        # Not at the top: torch takes seconds to load, and so the command and its workers load it at the same time.
         from workers.compute import end_quickly, keep_freed_memory, set_compute_threads
 
         end_quickly()
@@ -54,7 +54,7 @@ class ComputeThreads(WorkerPlugin):  # type: ignore[misc]
 
 
 class StorageSettings(WorkerPlugin):  # type: ignore[misc]
-    """Lets every worker reach object stores as the command does, workers that join later too."""
+    """Makes every worker reach object stores as the command does, also workers that join later."""
 
     name = "paire-storage-settings"
 
@@ -62,7 +62,7 @@ class StorageSettings(WorkerPlugin):  # type: ignore[misc]
         self._settings = settings
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002 - the signature is Dask's
-        """Set them for the worker's process."""
+        """Apply the settings to the worker's process."""
         use_storage(self._settings)
 
 
@@ -72,16 +72,14 @@ class Cluster:
 
     Attributes
     ----------
-    client
-        The connection.
     workers
-        Workers there when it was opened.
+        Number of workers when the cluster was opened.
     threads
         Compute threads of each worker.
     hosts
-        Workers per host.
+        Number of workers on each host.
     timeout_s
-        How long to wait for a worker when all have left.
+        Seconds to wait for a worker after all have left.
     """
 
     client: Client
@@ -92,29 +90,29 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterator[Cluster]:
+def open_cluster(config: ClusterConfig, scheduler: str | None = None, *, local_only: bool = False) -> Iterator[Cluster]:
     """Connect to a scheduler, or start a local cluster, for as long as the block runs.
 
     Parameters
     ----------
-    config
-        The ``cluster`` section.
     scheduler
         Address from the command line; it wins over DASK_SCHEDULER_ADDRESS, which wins over the configuration.
+    local_only
+        Start a local cluster even if the environment or the configuration names a scheduler.
 
     Raises
     ------
     ClusterError
-        When the scheduler can not be reached, no worker joins in time, a worker runs another version, or certificates
-        are of no use.
+        When the scheduler cannot be reached, no worker joins in time, a worker runs another version, or the
+        certificates cannot be used.
     """
-    address, security = _address(config, scheduler), _security(config)
+    address, security = None if local_only else _address(config, scheduler), _security(config)
     with _connected(address, config, security) if address else _local(config, security) as (client, threads):
         workers = workers_of(client)
         if not workers:
             raise ClusterError(
-                f"all workers left the scheduler {client.scheduler.address} as soon as they had joined it. Their logs "
-                "say why; start them again, then run the same command again."
+                f"all workers left the scheduler {client.scheduler.address} as soon as they had joined it. Read their "
+                "logs and start them again, then run the same command again."
             )
         if address:
             _require_same_version(client)
@@ -126,23 +124,26 @@ def open_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterato
 
 
 @contextmanager
-def opening_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iterator[Callable[[], Cluster]]:
-    """Open a local cluster in the background, so that its processes start and load torch beside other work.
+def opening_cluster(
+    config: ClusterConfig, scheduler: str | None = None, *, local_only: bool = False
+) -> Iterator[Callable[[], Cluster]]:
+    """Open a local cluster in the background, so that its processes start and load torch during other work.
 
-    A named scheduler's cluster is there already, and one inside this process would load what this process loads: such
-    are opened when they are asked for. Two threads that load the same packages at once can trip each other up.
+    Other clusters open when they are asked for: that of a named scheduler runs already, and one inside this process
+    would import in a second thread what this process imports, which can break both imports. Parameters are those of
+    `open_cluster`.
 
     Yields
     ------
     callable
-        Returns the cluster once it is there, or raises what `open_cluster` raises. The cluster is closed, wanted or
-        not, when the block ends.
+        Returns the cluster once it is open, or raises what `open_cluster` raises. The cluster closes when the block
+        ends, whether or not it was asked for.
     """
-    # Dask's client must be left in the context that it was entered in, though not by the same thread.
+    # Dask's client must be closed in the context that opened it, though any thread may do so.
     context, until_closed = copy_context(), ExitStack()
 
     def opened() -> Cluster:
-        return until_closed.enter_context(open_cluster(config, scheduler))
+        return until_closed.enter_context(open_cluster(config, scheduler, local_only=local_only))
 
     def opened_and_loading() -> Cluster:
         cluster = opened()
@@ -150,7 +151,7 @@ def opening_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iter
         return cluster
 
     with ThreadPoolExecutor(1, thread_name_prefix="open-cluster") as pool:
-        is_waited_for = config.processes and not _address(config, scheduler)
+        is_waited_for = config.processes and (local_only or not _address(config, scheduler))
         coming = pool.submit(context.run, opened_and_loading) if is_waited_for else None
         try:
             yield coming.result if coming else lambda: context.run(opened)
@@ -160,7 +161,7 @@ def opening_cluster(config: ClusterConfig, scheduler: str | None = None) -> Iter
 
 
 def workers_of(client: Client) -> dict[str, dict[str, Any]]:
-    """Return what the scheduler knows of each worker that is there, by its address."""
+    """Return what the scheduler knows about each of its workers, by address."""
     # `Client.scheduler_info` answers from a cache that another thread empties of all workers every two seconds.
     workers: dict[str, dict[str, Any]] = client.sync(client.scheduler.identity, n_workers=-1)["workers"]
     return workers
@@ -171,7 +172,7 @@ def _address(config: ClusterConfig, scheduler: str | None) -> str | None:
 
 
 def _security(config: ClusterConfig) -> Security:
-    """Return the certificates of the configuration, else what Dask's own says."""
+    """Return the certificates of the configuration, else those of Dask's own configuration."""
     files: dict[str, str | None] = {}
     if config.tls_ca_file is not None:
         sides = ("client", "scheduler", "worker")
@@ -183,9 +184,9 @@ def _security(config: ClusterConfig) -> Security:
     except OSError as error:  # errors of the ssl module are some
         named = [f"cluster.{name} = {getattr(config, name)!r}" for name in ("tls_ca_file", "tls_cert", "tls_key")]
         raise ClusterError(
-            f"{' and '.join(named) if files else 'distributed.comm.tls in the configuration of Dask'} can not be used ("
-            f"{' '.join(f'{type(error).__name__}: {error}'.split())}). Give PEM files that can be read, and the key of "
-            "that certificate."
+            f"{' and '.join(named) if files else 'distributed.comm.tls in the configuration of Dask'} cannot be used ("
+            f"{' '.join(f'{type(error).__name__}: {error}'.split())}). Give readable PEM files, and the key of that "
+            "certificate."
         ) from error
     return security
 
@@ -200,20 +201,20 @@ def _connected(address: str, config: ClusterConfig, security: Security) -> Itera
     is_encrypted = address.startswith("tls://")
     if is_encrypted and not security.get_connection_args("client").get("ssl_context"):
         raise ClusterError(
-            f"the scheduler {address!r} asks for a certificate and there is none. Set cluster.tls_ca_file, "
+            f"the scheduler {address!r} needs a certificate and none is configured. Set cluster.tls_ca_file, "
             "cluster.tls_cert and cluster.tls_key, or distributed.comm.tls in Dask's configuration."
         )
     if security.require_encryption and not is_encrypted:
         raise ClusterError(
-            f"the scheduler {address!r} would be reached without encryption, which certificates in the configuration "
-            "ask for. Give an address like tls://host:8786, or leave the certificates out."
+            f"the scheduler {address!r} would be reached without encryption, but certificates are configured. Give an "
+            "address like tls://host:8786, or leave the certificates out."
         )
     try:
-        get_address_host_port(address, strict=True)  # a client would fail on it too, but stay open
+        get_address_host_port(address, strict=True)  # on a bad address a client would fail too, but stay open
         client = Client(address, timeout=config.timeout_s, security=security)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(
-            f"the scheduler {address!r} can not be reached within {config.timeout_s:g} s ({type(error).__name__}). "
+            f"the scheduler {address!r} cannot be reached within {config.timeout_s:g} s ({type(error).__name__}). "
             "Check the address (like tcp://host:8786) and that 'dask scheduler' runs there"
             f"{', with certificates that the authority in cluster.tls_ca_file has signed.' if is_encrypted else '.'}"
         ) from error
@@ -233,10 +234,10 @@ def _local(config: ClusterConfig, security: Security) -> Iterator[tuple[Client, 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = config.workers or max(1, cores // CORES_PER_WORKER)
     threads = config.threads_per_worker or max(1, cores // workers)
-    with _deaf_to_sigint(), dask.config.set(_PATIENCE):
+    with _ignoring_sigint(), dask.config.set(_PATIENCE):
         cluster = LocalCluster(
-            # They come later: Dask would wait for them without end, and where it is given a time (death_timeout), a
-            # nanny that it runs out on while its process starts is never closed.
+            # Workers come later: Dask would wait for them without a limit. With a limit (death_timeout) it never closes
+            # a nanny whose process is still starting when the time is up.
             n_workers=0,
             threads_per_worker=1,  # one task at a time: a task uses its threads itself
             processes=config.processes,
@@ -246,10 +247,10 @@ def _local(config: ClusterConfig, security: Security) -> Iterator[tuple[Client, 
             security=security,
         )
     try:
-        # By its address: a client of the cluster itself would wait for the workers.
+        # By its address: a client of the cluster object would wait for the workers.
         with Client(cluster.scheduler_address, security=security) as client:
             with dask.config.set(_NO_PROFILER):
-                cluster.scale(workers)  # from the cluster's own thread, which is deaf too
+                cluster.scale(workers)  # starts them in the cluster's own thread, which ignores SIGINT too
                 _wait_for_local(client, workers, config.timeout_s)
             yield client, threads
     finally:
@@ -263,17 +264,17 @@ def _wait_for_local(client: Client, workers: int, timeout_s: float) -> None:
     except TimeoutError as error:
         raise ClusterError(
             f"the local cluster of {workers} worker processes did not start within cluster.timeout_s = "
-            f"{timeout_s:g} s. Start fewer with --set cluster.workers=1, wait longer, or do without processes: "
+            f"{timeout_s:g} s. Start fewer with --set cluster.workers=1, raise the time, or run without processes: "
             "--set cluster.processes=false."
         ) from error
 
 
 @contextmanager
-def _deaf_to_sigint() -> Iterator[None]:
-    """Let processes that are started inside ignore SIGINT: a terminal sends it to all, and their driver ends them."""
-    # Else it starts with the first process, and unblocks the signal as it does.
+def _ignoring_sigint() -> Iterator[None]:
+    """Make processes that start in the block ignore SIGINT: a terminal sends it to all, but the driver ends them."""
+    # Otherwise the tracker starts with the first process, and then unblocks the signal.
     resource_tracker.ensure_running()
-    # A thread's signal mask is inherited by the threads and processes that it starts, and by theirs.
+    # Threads and processes inherit the signal mask of the thread that starts them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a waiting person sees: a bar with rate and ETA for each phase, or log lines where there is no terminal."""
+"""Progress for people: a bar with rate and ETA for each phase, or log lines without a terminal."""
 
 import logging
 import time
@@ -21,12 +21,12 @@ from rich.text import Text
 
 logger = logging.getLogger("paire")
 
-# Without a terminal, at most one line of progress in this time.
+# Without a terminal, progress is logged at most this often.
 LINE_INTERVAL_S = 10.0
 
 
 class Phase:
-    """One phase under way; safe to advance from any thread."""
+    """One running phase; any thread may advance it."""
 
     def __init__(self, name: str, total: int, unit: str, progress: Progress | None) -> None:
         self._name, self._total, self._unit, self._progress = name, total, unit, progress
@@ -36,7 +36,7 @@ class Phase:
         self._task = progress.add_task(name, total=total, unit=unit) if progress else None
 
     def advance(self, count: int = 1) -> None:
-        """Count some units as done."""
+        """Count units as done."""
         with self._lock:
             self._done += count
             if self._progress is not None and self._task is not None:
@@ -46,12 +46,12 @@ class Phase:
                 logger.info("%s: %s", self._name, self._describe())
 
     def complete_to(self, count: int) -> None:
-        """Count up to ``count`` units as done, for units whose own reports were lost."""
+        """Count units as done until there are ``count``: the reports of some may be lost."""
         if count > self._done:
             self.advance(count - self._done)
 
     def summary(self) -> str:
-        """Return what was done, how fast."""
+        """Return how much was done and how fast."""
         elapsed = time.monotonic() - self._started
         return f"{self._name}: {self._done} {self._unit} in {elapsed:.1f} s, {self._rate():.1f} {self._unit}/s"
 
@@ -70,7 +70,7 @@ class Reporter:
     """Shows phases on a console."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Show on ``console``; None shows nothing but log lines."""
+        """Show progress on ``console``; without one, write only log lines."""
         self._console = console
 
     @contextmanager
@@ -87,17 +87,10 @@ class Reporter:
 
         Parameters
         ----------
-        name
-            What is being done.
-        total
-            How many units there are.
-        unit
-            What is counted.
         kind
-            The step of judging a group that the phase is: "pass", "calibrate", "publish" or "examine". Reporters that
-            time phases go by it.
+            The step of judging a group: "pass", "calibrate", "publish" or "examine". Reporters that time phases use it.
         brief
-            Leave no trace of the phase once it is done; for phases that are many.
+            Log no summary when the phase ends; for phases that are many.
         """
         if self._console is None or not self._console.is_terminal:
             phase = Phase(name, total, unit, None)

@@ -1,4 +1,4 @@
-"""Submitting tasks with a bound on how many are in flight, so that a scheduler never holds a whole archive's."""
+"""Task submission with a bound on unfinished tasks, so that a scheduler never holds those of a whole archive."""
 
 import time
 from collections import deque
@@ -11,18 +11,18 @@ from distributed.scheduler import KilledWorker
 from pipeline.cluster.cluster import Cluster
 from schemas.errors import ClusterError
 
-# Enough for every worker to have a next task at hand.
+# Enough that every worker always has a next task.
 TASKS_PER_WORKER = 3
 
-# Results that wait for an earlier one's: a slow task among quick ones must not stop a cluster of some hundred workers.
+# Results that may wait for an earlier one: a slow task must not stop a cluster of several hundred workers.
 RESULTS_AHEAD = 1024
 
-# Between two looks at whether there is a worker, while tasks are waited for.
+# While tasks run, check this often whether there is still a worker.
 GLANCE_S = 5.0
 
 
 class Window(Protocol):
-    """Where tasks go: to a cluster, or nowhere."""
+    """Runs tasks: on a cluster, or in the calling thread."""
 
     def submit(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
         """Return a future of ``function(*args, **kwargs)``; arguments may be its futures, or lists of them."""
@@ -32,24 +32,22 @@ class Window(Protocol):
 
 
 class TaskWindow:
-    """Submits tasks in order, waiting whenever too many are unfinished.
+    """Submits tasks in order, and waits while too many are unfinished.
 
-    Tasks may take futures of earlier ones as arguments. The first failure is raised from `submit` or `gather`, as the
-    exception that the task raised.
+    Tasks may take futures of earlier ones as arguments. `submit` and `gather` raise the first failure, as the exception
+    that the task raised.
 
     Parameters
     ----------
-    client
-        The connection to the cluster.
     workers
-        How many it has.
+        Number of workers; the bound is proportional to it.
     timeout_s
-        How long to wait for a worker when all have left.
+        Seconds to wait for a worker after all have left.
 
     Raises
     ------
     ClusterError
-        From `submit` and `gather`, when nobody is left to do the tasks: no worker, or no scheduler.
+        From `submit` and `gather`, when no worker or no scheduler is left.
     """
 
     def __init__(self, client: Client, workers: int, timeout_s: float = 60.0) -> None:
@@ -58,7 +56,7 @@ class TaskWindow:
         self._pending: set[Future] = set()
 
     def submit(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Future:
-        """Submit ``function(*args, **kwargs)`` once fewer than the bound are unfinished."""
+        """Submit ``function(*args, **kwargs)`` once fewer tasks than the bound are unfinished."""
         while len(self._pending) >= self._limit:
             done, self._pending = self._first_of(self._pending)
             for future in done:
@@ -69,7 +67,7 @@ class TaskWindow:
         return future
 
     def gather(self, futures: list[Future]) -> list[Any]:
-        """Return the results in order once all are there."""
+        """Return the results in order once all tasks are done."""
         unfinished = {future for future in futures if not future.done()}
         while unfinished:
             done, unfinished = self._first_of(unfinished)
@@ -79,7 +77,7 @@ class TaskWindow:
             results: list[Any] = self._client.gather(futures)
         except KilledWorker as error:
             raise ClusterError(
-                f"workers died {error.allowed_failures + 1} times on one task, most likely for lack of memory. "
+                f"workers died {error.allowed_failures + 1} times on one task, most likely because memory ran out. "
                 "Give each worker more memory, use fewer workers, or a smaller features.batch_size."
             ) from error
         except CancelledError as error:
@@ -88,7 +86,7 @@ class TaskWindow:
         return results
 
     def _first_of(self, futures: set[Future]) -> tuple[set[Future], set[Future]]:
-        """Return tasks that are done and the others, once there are some, or raise where there is nobody to do them."""
+        """Return done and other tasks as soon as some are done; raise if no worker is left to do them."""
         alone_since: float | None = None
         while True:
             try:
@@ -104,15 +102,15 @@ class TaskWindow:
             alone_since = time.monotonic() if alone_since is None else alone_since
             if time.monotonic() - alone_since > self._timeout_s:
                 raise ClusterError(
-                    f"all workers of {self._address()} have left, and none has come for cluster.timeout_s = "
+                    f"all workers of {self._address()} have left, and none has joined for cluster.timeout_s = "
                     f"{self._timeout_s:g} s. Start workers with 'dask worker {self._address()}', then run the same "
-                    "command again, which goes on with what is finished."
+                    "command again to resume."
                 )
 
     def _lost(self) -> ClusterError:
         return ClusterError(
             "the connection to the scheduler was lost. Check that 'dask scheduler' runs and can be reached, then run "
-            "the same command again, which goes on with what is finished."
+            "the same command again to resume."
         )
 
     def _address(self) -> str:
@@ -120,21 +118,21 @@ class TaskWindow:
 
 
 class Done:
-    """The result of a task that was computed where it was submitted, as a future."""
+    """The finished future of a task that `Here` computed."""
 
     def __init__(self, result: Any) -> None:
         self.result = result
 
     def add_done_callback(self, callback: Callable[["Done"], Any]) -> None:
-        """Call back at once."""
+        """Call ``callback`` at once."""
         callback(self)
 
 
 class Here:
-    """Computes every task at once, in the thread that submits it: for work that is all one task of a cluster."""
+    """Computes every task at once in the thread that submits it, for work that is itself one task of a cluster."""
 
     def submit(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Done:
-        """Return ``function(*args, **kwargs)``, as a future."""
+        """Return a finished future of ``function(*args, **kwargs)``."""
         return Done(function(*map(_resolved, args), **{name: _resolved(value) for name, value in kwargs.items()}))
 
     def gather(self, futures: list[Done]) -> list[Any]:
@@ -143,23 +141,19 @@ class Here:
 
 
 def open_window(cluster: Cluster | None) -> Window:
-    """Return a window onto a cluster; without one, tasks are computed where they are submitted."""
+    """Return a window onto a cluster; without a cluster, one that computes tasks in the calling thread."""
     return Here() if cluster is None else TaskWindow(cluster.client, cluster.workers, cluster.timeout_s)
 
 
 def results_in_order(
     window: Window, function: Callable[..., Any], arguments: Iterable[tuple[object, ...]], done: Callable[[Any], None]
 ) -> Iterator[Any]:
-    """Yield ``function(*arguments)`` of many independent tasks in order, only some of them submitted or kept at a time.
+    """Yield ``function(*each)`` for each of ``arguments`` in order, with a bound on tasks that are submitted or kept.
 
     Parameters
     ----------
-    window
-        Where to submit.
-    function, arguments
-        What to compute.
     done
-        Called with each future as soon as it is done, in no order.
+        Called with each future as soon as it is done, in any order.
     """
     pending: deque[Any] = deque()
     for each in arguments:

@@ -1,1 +1,1 @@
-"""What each command does, one file or folder a command."""
+"""The jobs behind the command line, one file or folder for each command."""

@@ -1,4 +1,4 @@
-"""A synthetic archive with known defects, to see a whole run in seconds without data, weights or network."""
+"""The demo: a synthetic archive with known defects, which shows a whole run in seconds without data or network."""
 
 import csv
 import dataclasses
@@ -24,7 +24,7 @@ GOOD, DEFECTIVE = 120, 12
 SIZE = 256
 DEFECT_KINDS = ("scratch", "stain", "missing hole", "chip")
 
-# Random weights need no download and see these coarse defects well enough; they are no basis for a real manifest.
+# Random weights need no download and see these coarse defects well enough. Never use them for a real manifest.
 DEMO_SETTINGS = (
     "features.backbone=resnet18",
     "features.weights=random",
@@ -33,14 +33,14 @@ DEMO_SETTINGS = (
 
 @dataclass(frozen=True)
 class DemoVerdict:
-    """How a run did on the archive's known defects.
+    """How well a run found the archive's known defects.
 
     Attributes
     ----------
     defects, found
-        Images with a planted defect; how many of them are not in the clean list.
+        Number of images with a planted defect, and of those that are not in the clean list.
     good, kept
-        Good images; how many of them are in the clean list.
+        Number of good images, and of those that are in the clean list.
     """
 
     defects: int
@@ -67,10 +67,10 @@ class DemoVerdict:
 
 
 def make_archive(directory: Path) -> Path:
-    """Write the archive below ``directory``, beside a ``truth.csv`` that the run never sees.
+    """Write the archive below ``directory``, and beside it a ``truth.csv`` that the run never sees.
 
-    The archive holds pictures of a machined part, some with a defect, and what real archives also hold: exact
-    copies, a truncated file, an empty one, a text file that calls itself an image, and a note.
+    The archive holds pictures of a machined part, some with a defect, and what real archives also hold: an exact copy,
+    a truncated file, an empty file, a text file with the extension of an image, and a note.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def verdict_on(directory: Path) -> DemoVerdict:
 
 
 def _add_dirt(archive: Path) -> None:
-    """Add what is not a picture of a part."""
+    """Add files that are not pictures of a part."""
     intact = (archive / "part_0000.png").read_bytes()
     (archive / "part_0000 (copy).png").write_bytes(intact)
     (archive / "part_9001.png").write_bytes(intact[: len(intact) // 2])

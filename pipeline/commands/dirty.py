@@ -1,7 +1,7 @@
-"""Dirty training sets: labelled data into which a known share of anomalies is mixed (paper, section 4.1).
+"""Dirty training sets: labelled data with a known share of anomalies mixed in (paper, section 4.1).
 
-Cleaning can only be measured where it is known what should have been thrown out. Everything is drawn by a seed, so
-that a figure can be had again.
+Cleaning can only be measured if it is known which images should be removed. A seed decides every draw, so that results
+can be reproduced.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from workers.storage.directory import Directory, is_url, read_bytes, split_locat
 # (It also prints 122 for capsule at 10 %, where the normal images fell by 22, as the rule says.)
 TABLE_1_EXCEPTIONS = {("bottle", 209, 0.05): 11, ("cable", 224, 0.10): 23, ("grid", 264, 0.05): 14}
 
-# The share of a CSV's normal images that is kept for the test set where the CSV has no splits, and of each kind of
-# defect that stays there without overlap: fewer anomalies would make the figures on the test set noise.
+# Without splits in the CSV, this share of its normal images goes into the test set. Without overlap, this share of each
+# kind of defect stays there: with fewer anomalies, the figures on the test set would be noise.
 HELD_OUT_SHARE = 0.25
 
 # The elements of the square's symmetry group other than the identity: flips and rotations by quarter turns.
@@ -49,17 +49,16 @@ _LABEL_COLUMNS = ["image_path", "label_index", "defect", "mask_path"]
 
 @dataclasses.dataclass(frozen=True)
 class DirtyCounts:
-    """What is in a dirty set, in images.
+    """Numbers of images in a dirty set.
 
     Attributes
     ----------
     train_normals, train_anomalies
-        In the training set; their sum is that of the source.
+        In the training set; their sum is the size of the source's training set.
     removed_normals
-        Normal training images of the source that made room.
+        Normal training images of the source that anomalies replace.
     present_anomalies, planted_anomalies, augmented_anomalies
-        Where the training anomalies come from: the source's training set, its test set, copies that were rotated or
-        flipped.
+        Where the training anomalies come from: the source's training set, its test set, rotated or flipped copies.
     test_normals, test_anomalies
         In the test set.
     """
@@ -82,13 +81,10 @@ class DirtySet:
     ----------
     source, kind
         The labelled data and its layout: ``mvtec``, ``btad``, ``ksdd2`` or ``csv``.
-    noise, seed, overlap
-        As asked for.
     train, train_labels, test, test_labels
         Paths of the four lists; ``train`` is a source for ``paire clean``, ``test`` one for ``paire score``.
     roots
-        Folders and URLs that hold the images which are referred to: ``input.roots`` for the commands that take the
-        lists.
+        Folders and URLs that hold the listed images: ``input.roots`` for the commands that take the lists.
     counts
         Over all groups.
     groups
@@ -129,45 +125,45 @@ def make_dirty(source: str, out: str, *, noise: float, seed: int = 0, overlap: b
     """Write a dirty training set and its test set as lists of images (paper, section 4.1).
 
     Of the N training images of a group, ``k = dirty_count(N, noise)`` become anomalous: anomalies drawn from the test
-    set take the place of as many normal images. Where the training set holds anomalies already, they stay and only
-    the missing ones are added. Where there are too few, drawn anomalies are also added rotated and flipped, no copy
-    twice. Each group (a tree is one) is treated on its own. A CSV without splits trains on all normal images except
-    a quarter of them, drawn for the test set with all anomalies.
+    set replace as many normal images. Anomalies that the training set already holds stay and count towards k. If the
+    test set has too few, drawn anomalies are also added rotated and flipped, each copy once. Each group is treated on
+    its own; a folder is one group. From a CSV without splits, a quarter of the normal images, drawn at random, and all
+    anomalies form the test set.
 
-    With the same seed, the anomalies planted at a lower noise are among those planted at a higher one, and the normal
-    images kept at the higher one among those kept at the lower.
+    With the same seed, a higher noise plants all anomalies that a lower noise plants, and keeps no normal image that
+    the lower noise removes.
 
     Parameters
     ----------
     source
         Labelled data in one of the layouts of `workers.sources.labelled.read_labelled`.
     out
-        Directory, path or URL, that is empty or not there. Receives ``train.csv`` and ``test.csv`` (``image_path``,
-        ``group``), ``train_labels.csv`` and ``test_labels.csv`` (``image_path``, ``label_index``, ``defect``,
-        ``mask_path``; of the training set also ``is_augmented``), in the same order each; ``dirty.json``, written
-        last; and ``augmented/`` with the rotated and flipped copies and their masks, as PNG. All other images are
-        referred to where they are, so that commands need ``roots``. The training set is in random order.
+        Directory, path or URL, that is empty or does not exist. Receives ``train.csv`` and ``test.csv``
+        (``image_path``, ``group``); ``train_labels.csv`` and ``test_labels.csv`` in the same order (``image_path``,
+        ``label_index``, ``defect``, ``mask_path``; the training set also ``is_augmented``); ``augmented/`` with the
+        rotated and flipped copies and their masks, as PNG; and ``dirty.json``, written last. All other images stay
+        where they are, so that commands need ``roots``. The training set is in random order.
     noise
         Share of anomalies in the training set, from 0 up to but not including 1.
-    seed
-        Of every draw.
     overlap
-        True, as in the paper: the test set is unchanged, planted anomalies are in it too. False: planted anomalies
-        leave the test set. A quarter of each kind of defect, at least one, is drawn first and always stays there,
-        so that every kind can still be tested; where the others are too few, they are also added rotated and flipped.
+        True, as in the paper: the test set is unchanged and holds the planted anomalies too. False: planted anomalies
+        leave the test set. A quarter of each kind of defect, at least one image, always stays there, so that every
+        kind can be tested; if the others are too few, they are also added rotated and flipped.
 
     Raises
     ------
     ConfigError
-        When the share or the seed is out of range, the training set is dirtier than that already, or the directory's
-        protocol is unknown.
+        When the share or the seed is out of range, the training set already has a higher share of anomalies, or the
+        directory's protocol is unknown.
     SourceError
-        When the source can not be read, or has too few anomalies even with all their copies.
+        When the source cannot be read, or has too few anomalies even with all their copies.
     RunConflictError
         When the directory is not empty.
     """
     if not 0 <= noise < 1:
-        raise ConfigError(f"noise = {noise!r} is no share of a training set. Give 0 <= noise < 1, like 0.1 for 10 %.")
+        raise ConfigError(
+            f"noise = {noise!r} is not a share of a training set. Give 0 <= noise < 1, like 0.1 for 10 %."
+        )
     if seed < 0:
         raise ConfigError(f"seed = {seed} is negative. Give 0 or more.")
     directory = _empty_directory(out)
@@ -218,29 +214,28 @@ def _empty_directory(out: str) -> Directory:
 def dirty_count(images: int, noise: float, category: str = "") -> int:
     """Return how many of a training set's images become anomalous.
 
-    The share of them, rounded to the nearest count, halves down: the rule behind Table 1, with its three exceptions.
+    This is ``noise * images`` rounded to the nearest count, halves down: the rule behind Table 1 of the paper, with its
+    three exceptions.
 
     Parameters
     ----------
     images
         Size of the training set.
-    noise
-        The share.
     category
-        Name of its folder. An exception applies where the last word of the name and the size are those of Table 1.
+        Name of its folder. An exception applies if the last word of the name and the size are those of Table 1.
     """
     last_word = re.split(r"[\W_]+", category.lower())[-1]
     exception = TABLE_1_EXCEPTIONS.get((last_word, images, round(float(noise), 9)))
     if exception is not None:
         return exception
-    # Decimal, as a half of a float product such as 0.05 * 230 is not always one.
+    # Decimal, because a float product such as 0.05 * 230 can miss a half.
     return int((Decimal(str(float(noise))) * images).to_integral_value(ROUND_HALF_DOWN))
 
 
 def _draw(part: pd.DataFrame, *, noise: float, category: str, overlap: bool, rng: np.random.Generator) -> _Draw:
     """Draw the dirty set of one group.
 
-    Nothing is drawn in a number that depends on the noise: that makes the sets of one seed comparable.
+    The number of random draws never depends on the noise, which makes the sets of one seed comparable.
     """
     part = _with_splits(part, rng)
     group = part["group"].iloc[0]
@@ -251,12 +246,12 @@ def _draw(part: pd.DataFrame, *, noise: float, category: str, overlap: bool, rng
     if missing < 0:
         raise ConfigError(
             f"noise = {noise} means {wanted} anomalies among the {is_train.sum()} training images of group {group!r}, "
-            f"which has {len(present)} already ({len(present) / is_train.sum():.4g}). Give a higher share."
+            f"which already has {len(present)} ({len(present) / is_train.sum():.4g}). Give a higher share."
         )
     if missing >= len(normals):
         raise ConfigError(
-            f"noise = {noise} would put {missing} anomalies in the place of the {len(normals)} normal training images "
-            f"of group {group!r}, and leave none. Give a lower share, or more normal images."
+            f"noise = {noise} would put {missing} anomalies in place of the {len(normals)} normal training images of "
+            f"group {group!r} and leave none. Give a lower share, or more normal images."
         )
     removed = normals.index[rng.permutation(len(normals))[:missing]]
     anomalies = test[test["label_index"] == 1]
@@ -282,7 +277,7 @@ def _draw(part: pd.DataFrame, *, noise: float, category: str, overlap: bool, rng
 
 
 def _with_splits(part: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Return the rows with a split drawn for each where the source has none."""
+    """Return the rows with their split, drawn if the source has none."""
     if (part["split"] != "").all():
         return part
     normal = part.index[part["label_index"] == 0]
@@ -292,19 +287,19 @@ def _with_splits(part: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
 
 
 def _without_those_that_stay(anomalies: pd.DataFrame) -> pd.DataFrame:
-    """Return test anomalies without the last ones of each kind, which stay in the test set."""
+    """Return test anomalies without the last ones of each kind: those stay in the test set."""
     kinds = anomalies.groupby("defect")["defect"]
     staying = (HELD_OUT_SHARE * kinds.transform("size")).round().clip(lower=1)
     return anomalies[kinds.cumcount(ascending=False) >= staying]
 
 
 def _draw_copies(anomalies: pd.DataFrame, count: int, rng: np.random.Generator, group: str) -> pd.DataFrame:
-    """Draw that many different pairs of an anomaly and a transformation."""
+    """Draw ``count`` different pairs of an anomaly and a transformation."""
     pairs = rng.permutation(len(anomalies) * len(TRANSFORMATIONS))
     if count > len(pairs):
         raise SourceError(
             f"group {group!r} has {len(anomalies)} test anomalies to draw from and {len(pairs)} rotated and flipped "
-            f"copies of them, {count - len(pairs)} images too few. Give a lower noise or more anomalies; without "
+            f"copies of them: {count - len(pairs)} images too few. Give a lower noise, or more anomalies; without "
             "overlap a quarter of each kind stays in the test set."
         )
     which, transformation = np.divmod(pairs[:count], len(TRANSFORMATIONS))
@@ -312,7 +307,7 @@ def _draw_copies(anomalies: pd.DataFrame, count: int, rng: np.random.Generator, 
 
 
 def _write_copies(train: pd.DataFrame, directory: Directory) -> pd.DataFrame:
-    """Write the rotated and flipped copies, and return the rows with the paths of the copies in place of theirs."""
+    """Write the rotated and flipped copies, and return the rows with the paths of the copies."""
     paths, masks = train["image_path"].tolist(), train["mask_path"].tolist()
     try:
         for number, row in enumerate(np.flatnonzero(train["is_augmented"])):
@@ -325,7 +320,7 @@ def _write_copies(train: pd.DataFrame, directory: Directory) -> pd.DataFrame:
             if masks[row]:
                 masks[row] = _write_copy(masks[row], directory, f"{name}_mask.png", transformation)
     except SourceError:
-        directory.remove(AUGMENTED_FOLDER)  # so that the command can be given again
+        directory.remove(AUGMENTED_FOLDER)  # so that the command can be repeated
         raise
     return train.assign(image_path=paths, mask_path=masks)
 
@@ -342,7 +337,7 @@ def _write_copy(path: str, directory: Directory, name: str, transformation: Imag
             copy.transpose(transformation).save(buffer, "PNG")
     except Exception as error:
         raise SourceError(
-            f"{path!r} can not be rotated or flipped ({type(error).__name__}), which a noise this high needs. Give a "
+            f"{path!r} cannot be rotated or flipped ({type(error).__name__}), which a noise this high needs. Give a "
             "lower noise, or replace the image."
         ) from error
     directory.write(name, buffer.getvalue())
@@ -350,7 +345,7 @@ def _write_copy(path: str, directory: Directory, name: str, transformation: Imag
 
 
 def _roots_of(paths: Iterable[str]) -> list[str]:
-    """Return what holds all of some images: for the disk, and for each bucket or server, one folder."""
+    """Return folders that hold all images: one on the disk, and one for each bucket or server."""
     folders = defaultdict(list)
     for path in paths:
         protocol, separator, place = path.partition("://") if is_url(path) else ("", "", path)
@@ -369,7 +364,7 @@ def _write_lists(train: pd.DataFrame, test: pd.DataFrame, directory: Directory) 
 
 
 def _check_files_exist(table: pd.DataFrame, source: LabelledSource) -> None:
-    """Refuse a CSV that names local files which are not there, before anything is written."""
+    """Refuse a CSV that names missing local files, before anything is written."""
     for column in ("image_path", "mask_path"):
         for path in table[column]:
             if path and not is_url(path) and not split_location(path)[0].isfile(path):

@@ -29,7 +29,7 @@ _INDEX = IndexFormat(
 
 
 class _Listed(NamedTuple):
-    """One input as the source names it; ``group`` None means that the source does not say."""
+    """One input as the source names it; ``group`` is None if the source names none."""
 
     file_name: str
     image_path: str
@@ -56,7 +56,7 @@ def build_catalog(source: str, inputs: InputConfig) -> pd.DataFrame:
     Raises
     ------
     SourceError
-        When the source is missing, can not be read, is empty or malformed.
+        When the source is missing, cannot be read, is empty or malformed.
     ConfigError
         When the path template is malformed.
     """
@@ -75,7 +75,7 @@ def build_catalog(source: str, inputs: InputConfig) -> pd.DataFrame:
                 reason = f"its path does not match input.group_by = {inputs.group_by!r}"
         if not listed.image_path or identity in seen:
             reason = reason or "listed more than once in the index"
-            identity = f"{identity}\0{number}"  # no file's name holds a NUL: the row has an id that is no file's
+            identity = f"{identity}\0{number}"  # no file name holds a NUL, so this is never the id of a file
         seen.add(identity)
         records.append((sample_id(identity), listed.image_path, listed.file_name, group or DEFAULT_GROUP, reason))
     if not records:
@@ -127,8 +127,8 @@ def _from_index(source: str, roots: Roots) -> Iterator[_Listed]:
             continue
         if has_credentials(path):
             raise SourceError(
-                f"row {position} of the index {source!r} has credentials in its image_path, {redacted(path)!r}, and it "
-                "would be written down for all to read. Name the images by URLs without credentials, like s3://bucket/key."
+                f"row {position} of the index {source!r} has credentials in its image_path {redacted(path)!r}, which "
+                "the manifest would show to everybody. Use URLs without credentials, like s3://bucket/key."
             )
         file_name = path if is_url(path) else posixpath.normpath(path)
         location = resolve(folder, path)

@@ -1,6 +1,6 @@
 """The second stage: workers turn images into patch features, one block of whole chunks per task.
 
-A block that an earlier command finished has a receipt, and is checked instead of extracted.
+A block that an earlier command finished has a receipt. It is checked, not extracted again.
 """
 
 import logging
@@ -33,27 +33,28 @@ from workers.storage.directory import Directory, damage_as, is_url
 
 logger = logging.getLogger("paire")
 
-# Worker events that count images, so that progress moves between blocks.
+# Workers count images by events on this topic, so that progress moves while blocks are extracted.
 PROGRESS_TOPIC = "paire-images"
 
-# Blocks that a worker holds at once: one is extracted while another is written.
+# Blocks that a worker holds at once: it extracts one while it writes another.
 _live_blocks = BoundedSemaphore(2)
 
 
 class _BlockResult(NamedTuple):
-    """What a task says of its block: one outcome for each image, and whether it was finished before."""
+    """The outcome of each image of a block, and whether an earlier command finished the block."""
 
     outcomes: list[ImageOutcome]
     was_finished: bool
 
 
 def check_extractor(cluster: Cluster, config: Config, weights_digest: str) -> None:
-    """Build the extractor on every worker, so that what is missing there is missed before the first image.
+    """Build the extractor on every worker, so that missing weights or devices are found before the first image.
 
     Raises
     ------
     PaireError
-        What `workers.features.extractor.shared_extractor` raises on a worker, naming it where there are several.
+        What `workers.features.extractor.shared_extractor` raises on a worker. If there are several workers, the
+        message names the one that failed.
     """
     answers = cluster.client.run(_warm_up, config, weights_digest, on_error="return")
     for worker, answer in sorted(answers.items()):
@@ -78,28 +79,22 @@ def extract_features(
 
     Parameters
     ----------
-    cluster
-        Where to run.
     catalog
         The inputs, sorted; skipped ones have no row.
     store
         The run's feature store.
-    geometry
-        The grid of positions.
-    config
-        The configuration.
     weights_digest
-        The weights that every worker must have.
+        Digest of the weights that every worker must have.
     phase
         Counts images.
     receipts
-        Where finished blocks have their receipts: those are not extracted again. None extracts everything anew and
-        writes no receipts.
+        Receipts of finished blocks, which are not extracted again. Without it, every block is extracted and no receipt
+        is written.
 
     Returns
     -------
     dict
-        Group to the outcomes of its candidates, in row order.
+        The outcomes of each group's candidates, in row order.
     """
     root = _open_store(store, keeps=receipts is not None)
     window = TaskWindow(cluster.client, cluster.workers, cluster.timeout_s)
@@ -130,11 +125,11 @@ def extract_features(
 
 
 def _open_store(store: Directory, *, keeps: bool) -> zarr.Group:
-    """Open the feature store, with what an interrupted command left in it if that is to be kept."""
+    """Open the feature store; ``keeps`` what an interrupted command left in it."""
     try:
         with damage_as(DamagedArrayError):
             return store.zarr_group("", "a" if keeps else "w")
-    except DamagedArrayError:  # its metadata is torn, and then so may be all of it
+    except DamagedArrayError:  # torn metadata: the whole store may be torn
         return store.zarr_group("", "w")
 
 
@@ -147,7 +142,7 @@ def _require_array(
     dtype: str,
     compressors: ZstdCodec | Crc32cCodec,
 ) -> None:
-    """Create a group's array, unless there is just such a one."""
+    """Create a group's array, unless there is one of the same shape, chunks and type."""
     shape, chunks = geometry.array_shape(images), geometry.chunk_shape(images)
     there: Any = None
     with suppress(DamagedArrayError), damage_as(DamagedArrayError):
@@ -166,9 +161,9 @@ def _require_array(
 
 
 def _compressors(store: Directory) -> ZstdCodec | Crc32cCodec:
-    """Return no compression on disk, where it would cost more than it saves, and zstd-1 on object stores.
+    """Return no compression on disk, where it would cost more than it saves, and zstd-1 for object stores.
 
-    Chunks have a checksum, so that features that were altered later are never judged.
+    Chunks have a checksum, so that altered features are never judged.
     """
     return ZstdCodec(level=1, checksum=True) if is_url(store.url) else Crc32cCodec()
 
@@ -182,13 +177,13 @@ def _extract_task(
     readers: int,
     receipts: Directory | None,
 ) -> _BlockResult:
-    """Extract one block, write its chunks, then its receipt; or check those of a block that is finished.
+    """Extract one block, write its chunks, then its receipt; or check the chunks of a finished block.
 
-    Once all its batches are with the compute threads the task lets its worker begin the next one, so that those threads
-    go on while the last features are gathered and written.
+    Once the compute threads have all its batches, the task lets its worker begin the next one, so that these threads
+    stay busy while the last features are gathered and written.
 
-    Where an earlier attempt died in the midst of the block, or this one is held up in it, an image may be to blame: all
-    are tried in processes of their own first, and those that can not be decoded there are not decoded here.
+    If an earlier attempt died in this block, or this one hangs in it, an image may be the cause. Every image is then
+    decoded in a separate process first, and those that fail there are not decoded here.
     """
     worker = get_worker()
 
@@ -220,7 +215,7 @@ def _extract_task(
             if died:
                 raise
             if receipts is not None and worker.nanny:
-                os._exit(EXIT_UNEXPECTED)  # the worker that its nanny starts in place of this one has no stuck thread
+                os._exit(EXIT_UNEXPECTED)  # the nanny starts a new worker, which has no stuck thread
             features, outcomes = extract(find())
         array[block[0].row : block[-1].row + 1] = features
         if receipts is not None:

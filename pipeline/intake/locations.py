@@ -1,4 +1,4 @@
-"""Locations as the user wrote them, made absolute: workers and later readers stand elsewhere."""
+"""Locations of the user made absolute, because workers and later readers have other working directories."""
 
 from schemas.config import Config, is_reserved_weights
 from schemas.credentials import refuse_credentials
@@ -6,7 +6,7 @@ from workers.storage.directory import is_url, split_location
 
 
 def absolute_source(source: str) -> str:
-    """Return a source as an absolute path or URL, so that it means the same everywhere.
+    """Return a source as an absolute path or URL.
 
     Raises
     ------
@@ -17,7 +17,7 @@ def absolute_source(source: str) -> str:
 
 
 def with_absolute_weights(config: Config) -> Config:
-    """Return the configuration with a local weights path made absolute, so that it means the same everywhere.
+    """Return the configuration with a local path of weights made absolute.
 
     Raises
     ------

@@ -123,13 +123,13 @@ def test_recut_score_and_evaluate_on_s3_are_those_on_disk(
 ) -> None:
     recut(str(on_disk), tiny_recut())
     local = score(str(on_disk / "model"), str(archive), str(tmp_path), config_of_scoring(), anomaly_maps=True)
-    there = evaluate(Directory.at(on_disk), str(archive / "labels.csv"))
+    there = evaluate(str(on_disk), str(archive / "labels.csv"))
 
     recut(in_bucket.url, tiny_recut(*server.options()))
     remote_config = config_of_scoring(*server.options())
     model, source = f"{in_bucket.url}/model", server.url("archive")
     remote = score(model, source, server.url("scores"), remote_config, anomaly_maps=True, maps=True)
-    evaluated = evaluate(in_bucket, server.url("archive/labels.csv"))
+    evaluated = evaluate(in_bucket.url, server.url("archive/labels.csv"))
 
     version = "recuts/0001"
     pd.testing.assert_frame_equal(manifest(in_bucket / version), manifest(Directory.at(on_disk) / version))

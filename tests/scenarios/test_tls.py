@@ -89,7 +89,7 @@ def test_dasks_own_configuration_serves_as_well(encrypted: str, certificates: Ce
 
 def test_a_client_without_a_certificate_is_told_what_to_set(encrypted: str) -> None:
     with (
-        pytest.raises(ClusterError, match=r"asks for a certificate .* cluster\.tls_ca_file, cluster\.tls_cert"),
+        pytest.raises(ClusterError, match=r"needs a certificate .* cluster\.tls_ca_file, cluster\.tls_cert"),
         open_cluster(config(), encrypted),
     ):
         pytest.fail("connected")
@@ -139,7 +139,7 @@ def test_files_of_no_use_are_an_error_that_names_them(
     elif wrong == "another key":
         key = make_certificates(tmp_path).key
     options = {**certificates.options, "tls_key": str(key)}
-    named = rf"cluster\.tls_ca_file = .* cluster\.tls_key = '{key}' can not be used"
+    named = rf"cluster\.tls_ca_file = .* cluster\.tls_key = '{key}' cannot be used"
     with (
         pytest.raises(ClusterError, match=named) as caught,
         open_cluster(config(**options), address),

@@ -126,12 +126,12 @@ def test_it_is_evaluated_with_a_warning_and_as_it_is_once_accepted(
     run: Path, labels: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="paire"):
-        found = evaluate(Directory.at(run), labels)
+        found = evaluate(str(run), labels)
     assert f"{run} {WARNING}" in caplog.text
     assert (found.overall.n_clean, found.overall.n_clean_anomalous) == (GOOD + OTHERS, OTHERS)
     recut(str(run), parse_config(None, [KEEPS_BOTH, ACCEPT]))
     caplog.clear()
-    assert evaluate(Directory.at(run), labels).to_json() == found.to_json()
+    assert evaluate(str(run), labels).to_json() == found.to_json()
     assert "not published" not in caplog.text
 
 

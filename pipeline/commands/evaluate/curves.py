@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.commands.evaluate.evaluation import Evaluation, Figures
 from pipeline.commands.evaluate.metrics import AUPRO_LIMIT
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; each has a line style of its own as well.
+# Okabe and Ito's colours, which people with any colour vision tell apart. Each also has its own line style.
 _STYLES: Final = (
     ("#0072B2", "-"),
     ("#D55E00", "--"),
@@ -25,7 +25,7 @@ _STYLES: Final = (
     ("#56B4E9", (0, (8, 2))),
 )
 _OTHERS: Final = "#BBBBBB"
-# Of each quantity: marker and line style, and the marker's filling (empty: the line's colour).
+# For each quantity: marker and line style, and the filling of the marker (empty: the colour of the line).
 _PASS_LINES: Final = {"purity": ("o-", ""), "kept_share": ("s--", "white")}
 _NAME_LENGTH: Final = 24
 
@@ -33,7 +33,7 @@ _NAME_LENGTH: Final = 24
 def draw_curves(evaluation: Evaluation) -> bytes:
     """Draw ROC, precision-recall, per-region overlap, and the clean set over the passes, as a PNG.
 
-    Where there are more groups than can be told apart, the worst ones by image AUROC are named, the others are grey.
+    If there are more groups than colours, those with the lowest image AUROC are named and the others are grey.
     """
     figure = Figure(figsize=(11, 8.5), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -72,7 +72,7 @@ def draw_curves(evaluation: Evaluation) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
     buffer = BytesIO()
     with warnings.catch_warnings():
-        # A group's name may be in any script; the font draws a box for what it lacks.
+        # A group's name may be in any script; the font draws a box for a missing glyph.
         warnings.filterwarnings("ignore", message="Glyph")
         canvas.print_png(buffer)
     return buffer.getvalue()
@@ -81,7 +81,7 @@ def draw_curves(evaluation: Evaluation) -> bytes:
 def _draw_panel(
     axes: Axes, evaluation: Evaluation, named: Sequence[Figures], others: Sequence[str], *, curve: str, figure_name: str
 ) -> None:
-    """Draw one kind of curve for all groups, each with its figure in the legend."""
+    """Draw one kind of curve for all groups, with the groups' figures in the legend."""
     for group in others:
         if points := getattr(evaluation.curves[group], curve):
             axes.plot(points.x, points.y, color=_OTHERS, linewidth=0.8, zorder=1)
@@ -106,7 +106,7 @@ def _draw_panel(
 
 
 def _draw_passes(axes: Axes, passes: pd.DataFrame, groups: Sequence[str]) -> None:
-    """Draw purity (filled) and kept share (hollow) over the passes, in the groups' colours."""
+    """Draw purity (filled) and kept share (hollow) over the passes, in the colours of the groups."""
     for group, (colour, _) in zip(groups, _STYLES, strict=False):
         part = passes[passes["group"] == group]
         for quantity, (line, filling) in _PASS_LINES.items():
@@ -129,7 +129,7 @@ def _draw_passes(axes: Axes, passes: pd.DataFrame, groups: Sequence[str]) -> Non
 def _name_groups(figure: Figure, names: Sequence[str], others: int) -> None:
     """Name the groups below the panels."""
     keys = [Line2D([], [], color=colour, linestyle=style, linewidth=2) for colour, style in _STYLES[: len(names)]]
-    # Explicit labels, because one that starts with an underscore would be hidden.
+    # Explicit labels, because matplotlib would hide one that starts with an underscore.
     labels = list(names)
     if others:
         keys.append(Line2D([], [], color=_OTHERS))
@@ -142,6 +142,6 @@ def _say(axes: Axes, words: str) -> None:
 
 
 def _short(name: str) -> str:
-    """Return a group's name for a legend, where a dollar sign would start a formula."""
+    """Return a group's name for a legend: cut, and without dollar signs, which would start a formula."""
     text = name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
     return text.replace("$", r"\$")

@@ -1,5 +1,6 @@
-"""What `paire evaluate` compares with the truth: a finished run, or the scores of a test set."""
+"""The evaluation job: a finished run, or the scores of a test set, against true labels."""
 
+import json
 from functools import lru_cache
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.commands.evaluate.curves import draw_curves
 from pipeline.commands.evaluate.evaluation import AnomalyMaps, Evaluation, evaluate_comparison
 from pipeline.commands.evaluate.truth import compare
 from pipeline.run_directory.finished import require_judged, warn_if_untrustworthy
@@ -18,56 +20,70 @@ from schemas.records import run as layout
 from schemas.tables import catalog as catalog_table
 from schemas.tables import manifest as manifest_table
 from schemas.tables import scores as scores_table
+from schemas.tables.columns import csv_for_people
 from schemas.tables.manifest import CLEAN, DUPLICATE, SKIPPED, UNREADABLE
 from workers.features.arrays import read_stored
 from workers.storage.directory import Directory
 
 
-def evaluate(result: Directory, labels: str, *, masks: str | None = None) -> Evaluation:
+def evaluate(result: str, labels: str, *, masks: str | None = None, out: str | None = None) -> Evaluation:
     """Compare a finished run, or the scores of a test set, with the truth.
 
     Parameters
     ----------
     result
-        A run directory, or a directory that ``paire score`` has written.
+        A run directory, or a directory that ``paire score`` has written; path or URL.
     labels, masks
         As for `evaluate_run`.
+    out
+        Directory for ``evaluation.json``, ``evaluation.csv`` and ``curves.png``; None writes no files.
 
     Raises
     ------
     SourceError
-        As `evaluate_run` and `evaluate_scores`; and when the directory is neither.
+        As `evaluate_run` and `evaluate_scores`, and when ``result`` is neither a run nor scores.
     """
-    if result.exists(layout.SUCCESS) or result.exists(layout.RUN_RECORD):
-        return evaluate_run(result, labels, masks=masks)
-    if result.exists(scores_table.SCORES):
-        return evaluate_scores(result, labels, masks=masks)
-    raise SourceError(
-        f"{result.url} is no finished run and holds no scores: it has neither {layout.SUCCESS} nor "
-        f"{scores_table.SCORES}. Give the --out directory of `paire clean` or of `paire score`."
-    )
+    directory = Directory.at(result)
+    if directory.exists(layout.SUCCESS) or directory.exists(layout.RUN_RECORD):
+        evaluation = evaluate_run(directory, labels, masks=masks)
+    elif directory.exists(scores_table.SCORES):
+        evaluation = evaluate_scores(directory, labels, masks=masks)
+    else:
+        raise SourceError(
+            f"{directory.url} is neither a finished run nor a directory of scores: it has no {layout.SUCCESS} and no "
+            f"{scores_table.SCORES}. Give the --out directory of `paire clean` or of `paire score`."
+        )
+    if out is not None:
+        _write(evaluation, Directory.at(out))
+    return evaluation
+
+
+def _write(evaluation: Evaluation, directory: Directory) -> None:
+    directory.write("evaluation.json", json.dumps(evaluation.to_json(), indent=2).encode())
+    directory.write("evaluation.csv", csv_for_people(evaluation.table()))
+    directory.write("curves.png", draw_curves(evaluation))
 
 
 def evaluate_run(run: Directory, labels: str, *, masks: str | None = None) -> Evaluation:
-    """Compare a finished run with the truth; of one that is not published a warning says why it is not to be trusted.
+    """Compare a finished run with the truth; a warning says why an unpublished run must not be trusted.
 
     Parameters
     ----------
     run
         The run directory; published, or found untrustworthy.
     labels
-        CSV with ``image_path`` (relative to the CSV, absolute, or as the manifest's ``image_path`` or ``file_name``),
-        ``label_index`` (0 normal, 1 anomalous) and optionally ``mask_path``; or any other set that
+        CSV with ``image_path`` (relative to the CSV, absolute, or like the manifest's ``image_path`` or ``file_name``),
+        ``label_index`` (0 normal, 1 anomalous) and optionally ``mask_path``; or any other data set that
         `workers.sources.labelled.read_labelled` reads.
     masks
-        Folder or URL of masks, where the labels name none: ``<stem>_mask.png``, ``<stem>_GT.png`` or ``<stem>.png``,
-        below a folder named as the image's if there is one (MVTec: ``ground_truth/<defect>/<stem>_mask.png``). Pixels
-        that are not zero are anomalous; a normal image needs no mask.
+        Folder or URL of masks for labels that name none: ``<stem>_mask.png``, ``<stem>_GT.png`` or ``<stem>.png``, if
+        possible in a folder with the name of the image's folder (MVTec: ``ground_truth/<defect>/<stem>_mask.png``).
+        Pixels that are not zero are anomalous; a normal image needs no mask.
 
     Raises
     ------
     SourceError
-        When the run is not finished, the labels or masks can not be read, or no label matches an input.
+        When the run is not finished, the labels or masks cannot be read, or no label matches an input.
     """
     require_judged(run)
     warn_if_untrustworthy(run)
@@ -84,7 +100,7 @@ def evaluate_run(run: Directory, labels: str, *, masks: str | None = None) -> Ev
             "is_clean": decision == CLEAN,
             "is_duplicate": decision == DUPLICATE,
             "left_out": decision.where(decision.isin([UNREADABLE, SKIPPED]), ""),
-            # A duplicate has no distances of its own.
+            # A duplicate has the distances of the image that it equals.
             "row": manifest["duplicate_of"].fillna(manifest["sample_id"]).map(rows),
             "width": manifest["width"],
             "height": manifest["height"],
@@ -105,19 +121,19 @@ def evaluate_scores(directory: Directory, labels: str, *, masks: str | None = No
     directory
         Holds ``scores.parquet`` and, for the pixel metrics, ``anomaly_maps/``.
     labels, masks
-        As for `evaluate_run`. Masks that the labels name are used only where anomaly maps are stored.
+        As for `evaluate_run`. Masks that the labels name are used only for images with a stored anomaly map.
 
     Raises
     ------
     SourceError
-        As `evaluate_test`; also when there are no readable scores, masks but no anomaly maps, or maps are missing.
+        As `evaluate_test`, and when the scores cannot be read, or anomaly maps are missing.
     """
     scores = _read_scores(directory)
     rows = scores["row"] if "row" in scores.columns else pd.Series(np.nan, index=scores.index)
     if masks is not None and not rows.notna().any():
         raise SourceError(
             f"{directory.url} holds no anomaly maps, which the pixel metrics need. Score the images again with "
-            "--anomaly-maps, or leave --masks out."
+            "--anomaly-maps, or leave out --masks."
         )
     with_maps = rows.notna()
     stored = {
@@ -133,7 +149,7 @@ def evaluate_scores(directory: Directory, labels: str, *, masks: str | None = No
 
 
 def _maps_of_scores(directory: Directory, group: str, last_row: int) -> AnomalyMaps:
-    """Return the maps of a group, up to the last one that the scores name."""
+    """Return the maps of a group after a check that they reach the last row that the scores name."""
     array = _node_array(directory / scores_table.ANOMALY_MAPS, storage_name(group))
     if array is None or last_row >= array.shape[0]:
         raise SourceError(
@@ -158,22 +174,22 @@ def _read_scores(directory: Directory) -> pd.DataFrame:
 def evaluate_test(scores: pd.DataFrame, maps: AnomalyMaps, labels: str, *, masks: str | None = None) -> Evaluation:
     """Compare the scores of a test set with the truth.
 
-    The clean images of a test set are those that the map's thresholds do not exceed (``is_anomalous`` false).
+    The clean images of a test set are those that exceed no threshold of the map (``is_anomalous`` is false).
 
     Parameters
     ----------
     scores
-        With the columns of ``schemas.tables.scores``; images without a score are left out and count as unreadable.
+        With the columns of ``schemas.tables.scores``. Images without a score are left out and count as unreadable.
     maps
-        Takes the position of a row of ``scores``; returns that image's distances (rows, columns) float64, or None
-        where there are none. Called twice for each image with a known mask, and not at all without masks.
+        Takes the position of a row of ``scores``; returns that image's distances (rows, columns) float64, or None if
+        they are unknown. Called twice for each image with a known mask, and never without masks.
     labels, masks
         As for `evaluate_run`.
 
     Raises
     ------
     SourceError
-        When the labels or masks can not be read, or no label matches an image.
+        When the labels or masks cannot be read, or no label matches an image.
     """
     is_scored = scores["anomaly_score"].notna()
     inputs = pd.DataFrame(
@@ -194,7 +210,7 @@ def evaluate_test(scores: pd.DataFrame, maps: AnomalyMaps, labels: str, *, masks
 
 
 def _stored_maps(array: Any | None) -> AnomalyMaps:
-    """Return the maps in an array, None for none; one block of chunks is in memory, so ask in the order of rows."""
+    """Return the maps in an array. One block of chunks is in memory, so ask in the order of rows."""
     if array is None:
         return lambda _: None
     block_rows = array.chunks[0]
@@ -221,7 +237,7 @@ def _group_array(run: Directory, group: str, name: str) -> Any | None:
 
 
 def _node_array(directory: Directory, name: str) -> Any | None:
-    """Return an array of a Zarr group, or None where there is none."""
+    """Return an array of a Zarr group, or None if it does not exist."""
     try:
         node = directory.zarr_group("")
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The figures of labelled images: how well a clean set and a ranking agree with the truth, whatever they come from.
+"""The figures of labelled images: how well a clean set and a ranking agree with the truth.
 
-Distances of different groups come from different Gaussians and share no scale, so what ranks images or pixels is
-computed group by group, and its overall figure is the mean over groups, as is usual over MVTec's categories. Counts
+Distances of different groups come from different Gaussians and share no scale. So metrics that rank images or pixels
+are computed for each group, and the overall figure is the mean over groups, as is usual over MVTec's categories. Counts
 of clean images add up over groups.
 """
 
@@ -38,7 +38,7 @@ logger = logging.getLogger("paire")
 
 OVERALL: Final = "overall"
 
-# Distances that a group's pixel thresholds are taken from, sampled with this seed above so many.
+# A group's pixel thresholds are quantiles of at most this many distances, drawn with this seed.
 MAX_SAMPLED_DISTANCES: Final = 1_000_000
 SAMPLE_SEED: Final = 0
 
@@ -50,24 +50,25 @@ AnomalyMaps = Callable[[int], "NDArray[np.float64] | None"]
 
 @dataclass(frozen=True)
 class Figures:
-    """How well a group was cleaned and is ranked; None where a figure is not defined.
+    """How well a group was cleaned and is ranked; an undefined figure is None.
 
     Attributes
     ----------
     group
         Product group, or ``overall``.
     n_normal, n_anomalous
-        Labelled images by truth; duplicates count with their own label, as not clean.
+        Labelled images by truth; a duplicate counts with its own label, as not clean.
     n_clean, n_clean_anomalous
-        Labelled images that are clean, and the bad ones among them.
+        Labelled images that are clean, and the anomalous ones among them.
     purity, kept_share, recall
-        Share of true normals among the clean; of the true normals that are clean; of the true anomalies that are not.
+        Share of normal images among the clean ones; of clean images among the normal ones; of images that are not
+        clean among the anomalous ones.
     image_auroc, average_precision
-        Of the anomaly score; a duplicate has that of the image it equals.
+        Of the anomaly score; a duplicate has the score of the image that it equals.
     pixel_auroc, aupro
         Of the upsampled anomaly maps against the masks; AUPRO up to a false-positive rate of 0.3.
     n_pixel_images
-        Images in those two: anomalous ones with a mask, and normal ones.
+        Images in the pixel metrics: anomalous ones with a mask, and normal ones.
     """
 
     group: str
@@ -87,7 +88,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class GroupCurves:
-    """A group's curves; None where they are not defined."""
+    """A group's curves; an undefined curve is None."""
 
     roc: Curve | None
     precision_recall: Curve | None
@@ -101,14 +102,14 @@ class Evaluation:
     Attributes
     ----------
     groups
-        One for each group with a labelled image, by name.
+        One for each group with a labelled image, sorted by name.
     overall
         Counts and shares over all groups together; ranking metrics as the mean over the groups that have them.
     by_iteration
         One row per group and pass whose clean set is stored: ``group, iteration, n_clean, n_clean_anomalous,
-        purity, kept_share, recall``, as in `Figures`; NaN where not defined.
+        purity, kept_share, recall``, as in `Figures`; an undefined figure is NaN.
     curves
-        By group.
+        The curves of each group.
     coverage
         What was compared.
     """
@@ -120,13 +121,13 @@ class Evaluation:
     coverage: Coverage
 
     def table(self) -> pd.DataFrame:
-        """Return one row per group, and one for all where there are several; NaN where a figure is not defined."""
+        """Return one row per group, and one for all if there are several; an undefined figure is NaN."""
         rows = [*self.groups, self.overall] if len(self.groups) != 1 else self.groups
         frame = pd.DataFrame([dataclasses.asdict(row) for row in rows])
         return frame.astype({field.name: float for field in dataclasses.fields(Figures) if "float" in str(field.type)})
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON-ready data; null where a figure is not defined."""
+        """Return JSON-ready data; an undefined figure is null."""
         passes = self.by_iteration.astype(object).where(self.by_iteration.notna(), None)
         return {
             "overall": dataclasses.asdict(self.overall),
@@ -147,17 +148,17 @@ class Evaluation:
 def evaluate_comparison(
     comparison: Comparison, maps: Callable[[str], AnomalyMaps], clean_sets: Callable[[str], Mask | None]
 ) -> Evaluation:
-    """Compute every figure, group by group; one group's maps and one mask are in memory at a time.
+    """Compute every figure, group by group, with one mask in memory at a time.
 
     Parameters
     ----------
     comparison
         The labelled images, with the columns that `pipeline.commands.evaluate.truth.compare` was given.
     maps
-        Takes a group; returns its anomaly maps, which take the value of an image's column ``row``. Asked for only
-        where masks are known, and for each image twice.
+        Takes a group; returns its anomaly maps, a function of an image's ``row``. Called only with masks, and then
+        twice for each image.
     clean_sets
-        Takes a group; returns the clean sets (passes, images of the group) bool, or None where there are none.
+        Takes a group; returns the clean sets (passes, images of the group) bool, or None if none are stored.
     """
     groups: list[Figures] = []
     passes: list[dict[str, Any]] = []
@@ -198,7 +199,7 @@ def evaluate_comparison(
 
 
 def _clean_figures(counts: CleanCounts) -> dict[str, Any]:
-    """Return what `Figures` and a row of the passes say of a clean set."""
+    """Return the figures of a clean set that `Figures` and a row of the passes share."""
     return {
         "n_clean": counts.clean_normal + counts.clean_anomalous,
         "n_clean_anomalous": counts.clean_anomalous,
@@ -229,7 +230,7 @@ def _passes(group: str, part: pd.DataFrame, clean_sets: Mask | None) -> list[dic
     if clean_sets is None:
         return []
     rows, is_anomalous = part["row"].to_numpy(np.int64), part["is_anomalous"].to_numpy(bool)
-    takes_part = ~part["is_duplicate"].to_numpy(bool)  # its row is its representative's
+    takes_part = ~part["is_duplicate"].to_numpy(bool)  # a duplicate has the row of the image that it equals
     return [
         {"group": group, "iteration": number, **_clean_figures(CleanCounts.of(is_anomalous, clean[rows] & takes_part))}
         for number, clean in enumerate(clean_sets, start=1)
@@ -262,9 +263,9 @@ def _count_group(part: pd.DataFrame, maps: AnomalyMaps) -> PixelCounts:
 
 
 def _sample_distances(rows: Sequence[int], maps: AnomalyMaps) -> NDArray[np.float64]:
-    """Return distances of all images, a seeded sample of each image's where they are very many.
+    """Return the distances of all images, or a seeded sample of each image if they are too many.
 
-    Bilinear upsampling interpolates between them, so that the pixels' scores spread as they do.
+    Bilinear upsampling interpolates between distances, so that the scores of pixels are spread like them.
     """
     rng = np.random.default_rng(SAMPLE_SEED)
     most = max(1, MAX_SAMPLED_DISTANCES // max(len(rows), 1))

@@ -1,7 +1,7 @@
 """How well scores and clean sets agree with true labels and masks.
 
-Ranking metrics are scikit-learn's. AUPRO has no well-kept implementation to depend on, so it is here.
-Every figure that is not defined, such as an AUROC with one class only, is None and never a number.
+Ranking metrics come from scikit-learn. AUPRO is implemented here, because no well-kept package has it. An undefined
+figure, such as an AUROC with one class only, is None and never a number.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from schemas.arrays import Floats, Mask
 # Integration limit of the per-region overlap (Bergmann et al., "Uninformed Students", CVPR 2020).
 AUPRO_LIMIT = 0.3
 
-# Pixel metrics are taken at this many quantiles of the scores, which bounds memory whatever the number of pixels.
-# Where normal pixels spread evenly over them the error of an AUROC is at most half of one over their number.
+# Pixel metrics use this many quantiles of the scores as thresholds, which bounds memory for any number of pixels.
+# If normal pixels spread evenly over them, the error of an AUROC is at most 1 / (2 PIXEL_THRESHOLDS).
 PIXEL_THRESHOLDS = 10_000
 
 # Pixels that touch at an edge or a corner are one region.
@@ -38,7 +38,7 @@ class Curve:
     y: Floats
 
     def thinned(self, points: int) -> "Curve":
-        """Return the curve with at most so many points, spread evenly along its length, both ends among them."""
+        """Return the curve with at most ``points`` points, spread evenly along its length, both ends included."""
         if len(self.x) <= points:
             return self
         length = np.concatenate([[0.0], np.cumsum(np.abs(np.diff(self.x)) + np.abs(np.diff(self.y)))])
@@ -83,14 +83,14 @@ def precision_recall(is_anomalous: Mask, scores: Floats) -> Curve | None:
 
 @dataclass(frozen=True)
 class CleanCounts:
-    """What a clean set holds, counted against the truth; counts of several groups add up.
+    """A clean set counted against the truth; counts of several groups add up.
 
     Attributes
     ----------
     normal, anomalous
         Images by truth.
     clean_normal, clean_anomalous
-        Those of them that are clean.
+        Clean images by truth.
     """
 
     normal: int = 0
@@ -118,23 +118,23 @@ class CleanCounts:
 
     @property
     def purity(self) -> float | None:
-        """Share of true normals among the clean images; None where none is clean."""
+        """Share of normal images among the clean ones; None if no image is clean."""
         return _share(self.clean_normal, self.clean_normal + self.clean_anomalous)
 
     @property
     def kept_share(self) -> float | None:
-        """Share of the true normals that are clean; None where there is none."""
+        """Share of clean images among the normal ones; None if no image is normal."""
         return _share(self.clean_normal, self.normal)
 
     @property
     def recall(self) -> float | None:
-        """Share of the true anomalies that are not clean; None where there is none."""
+        """Share of images that are not clean among the anomalous ones; None if no image is anomalous."""
         return _share(self.anomalous - self.clean_anomalous, self.anomalous)
 
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """Pixels at or above each threshold: all that the pixel metrics need, additive over images.
+    """Pixels at or above each threshold: all that the pixel metrics need. Counts of several images add up.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ class PixelCounts:
     overlap_above
         (thresholds,) float64: sum over the anomalous regions of the share of their pixels at or above it.
     normal, anomalous, regions, images
-        Pixels, regions and images in all.
+        Total numbers of pixels, regions and images.
     """
 
     thresholds: NDArray[np.float32]
@@ -165,9 +165,9 @@ class PixelCounts:
 
 
 def quantile_thresholds(sample: NDArray[np.floating], count: int = PIXEL_THRESHOLDS) -> NDArray[np.float32]:
-    """Return ascending, different thresholds at equidistant quantiles of a sample of scores.
+    """Return distinct ascending thresholds (thresholds,) float32 at equidistant quantiles of a sample of scores.
 
-    Quantiles, not equal steps: distances of fitted and unfitted images differ by orders of magnitude.
+    Quantiles, not equal steps, because distances of fitted and unfitted images differ by orders of magnitude.
     """
     finite = sample[np.isfinite(sample)]
     if not finite.size:
@@ -183,7 +183,7 @@ def count_pixels(scores: NDArray[np.float32], mask: Mask, thresholds: NDArray[np
     scores
         (height, width) float32, higher is worse.
     mask
-        (height, width) bool: the anomalous pixels; those that touch, diagonally too, are one region.
+        (height, width) bool: the anomalous pixels. Pixels that touch, also diagonally, form one region.
     thresholds
         (thresholds,) float32, ascending.
     """
@@ -209,7 +209,7 @@ def count_pixels(scores: NDArray[np.float32], mask: Mask, thresholds: NDArray[np
 
 
 def merge_pixels(first: PixelCounts, second: PixelCounts) -> PixelCounts:
-    """Return the counts of two sets of images together; both at the same thresholds."""
+    """Return the counts of two sets of images together; both must have the same thresholds."""
     return PixelCounts(
         first.thresholds,
         first.normal_above + second.normal_above,
@@ -225,7 +225,7 @@ def merge_pixels(first: PixelCounts, second: PixelCounts) -> PixelCounts:
 def pixel_auroc(counts: PixelCounts) -> float | None:
     """Return the area under the ROC curve over all pixels; None with one class only.
 
-    Exact where scores are thresholds; pixels between the same two thresholds count as ties.
+    Exact if every score is a threshold; pixels between the same two thresholds count as ties.
     """
     if not (counts.normal and counts.anomalous):
         return None
@@ -261,12 +261,12 @@ def aupro(counts: PixelCounts, limit: float = AUPRO_LIMIT) -> float | None:
 
 
 def _count_above(values: NDArray[np.float32], thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
-    # Sorting float32 is vectorised, so this is several times faster than placing each value among the thresholds.
+    # Sorting float32 is vectorised: several times faster than placing each value among the thresholds.
     return values.size - np.searchsorted(np.sort(values), thresholds, side="left").astype(np.int64)
 
 
 def _ranks(scores: Floats) -> NDArray[np.int64]:
-    """Return dense ranks: ranking metrics see the order only, and ranks are finite."""
+    """Return dense ranks: ranking metrics depend only on the order, and ranks are finite."""
     return np.unique(scores, return_inverse=True)[1]
 
 

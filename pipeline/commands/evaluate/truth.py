@@ -1,4 +1,4 @@
-"""Inputs against true labels and masks: which label and which mask belongs to which image."""
+"""The truth about inputs: which label and which mask belong to which image."""
 
 import logging
 import posixpath
@@ -22,18 +22,18 @@ from workers.storage.directory import Directory, read_bytes
 
 logger = logging.getLogger("paire")
 
-# The plain name comes last: where masks lie beside the images, it is the image itself.
+# The plain name comes last: in a folder with images and masks it names the image itself.
 MASK_ENDINGS: Final = ("_mask.png", "_GT.png", ".png")
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What of the inputs and of the labels was compared.
+    """Which inputs and labels were compared, as numbers of images.
 
     Attributes
     ----------
     labels, unmatched_labels
-        Different images in the labels file; those of them that are no input.
+        Distinct images in the labels file, and those that match no input.
     unlabelled
         Judged inputs without a label.
     duplicates
@@ -41,7 +41,7 @@ class Coverage:
     unreadable, skipped
         Inputs that were not judged, labelled or not; they are left out.
     without_mask
-        Anomalous images without a mask, left out of the pixel metrics; 0 when no masks were given at all.
+        Anomalous images without a mask, left out of the pixel metrics; 0 when no masks were given.
     """
 
     labels: int
@@ -55,7 +55,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Labelled and judged inputs: those of the run, with ``is_anomalous`` and ``mask`` (a location or None)."""
+    """The labelled and judged inputs, with ``is_anomalous`` and ``mask`` (a location or None)."""
 
     images: pd.DataFrame
     coverage: Coverage
@@ -91,9 +91,9 @@ def compare(inputs: pd.DataFrame, labels: str, masks: str | None) -> Comparison:
 
 
 def _match(inputs: pd.DataFrame, truth: pd.DataFrame, labels: str) -> "pd.Series[float]":
-    """Return the row of each input's label; NaN where it has none.
+    """Return the row of each input's label; NaN for an input without a label.
 
-    By location first; what then is left on both sides, by name relative to the labels.
+    Locations are matched first. What is left on both sides is matched by name relative to the labels.
     """
     is_table = labels.lower().endswith(CSV_EXTENSION)
     base = folder_of(labels) if is_table else Directory.at(labels).url
@@ -109,7 +109,7 @@ def _match(inputs: pd.DataFrame, truth: pd.DataFrame, labels: str) -> "pd.Series
             f"none of the {len(truth)} labels of {labels!r} matches any of the {len(inputs)} inputs. The first label "
             f"was looked for as image_path {location!r} and as file_name {name!r}; "
             f"the first input has image_path {first['image_path']!r} and file_name {first['file_name']!r}. Write "
-            "image_path relative to the labels file, absolute, or as the manifest has it."
+            "image_path relative to the labels file, absolute, or as in the manifest."
         )
     return matched
 
@@ -119,7 +119,7 @@ def _plain(location: str) -> str:
 
 
 def _warn(coverage: Coverage, without_mask: "pd.Series[str]") -> None:
-    """Say what of the labels and inputs was not compared."""
+    """Warn of labels and inputs that were not compared."""
     if coverage.unmatched_labels:
         logger.warning("%d of %d labels match no input", coverage.unmatched_labels, coverage.labels)
     if coverage.unlabelled:
@@ -139,11 +139,11 @@ def _warn(coverage: Coverage, without_mask: "pd.Series[str]") -> None:
 
 
 def _with_masks(images: pd.DataFrame, masks: str) -> pd.DataFrame:
-    """Return the images with the masks that a folder has for anomalous ones, where the labels name none."""
+    """Return the images with masks from a folder for the anomalous ones that have none in the labels."""
     try:
         files = {file.name: file.location for file in list_sound_files(masks)}
     except ValueError as error:
-        raise SourceError(f"the masks {masks!r} can not be listed ({error}). Check the path.") from error
+        raise SourceError(f"the masks {masks!r} cannot be listed ({error}). Check the path.") from error
     if not files:
         raise SourceError(f"the masks {masks!r} hold no files. Check the path.")
     wanted = images["is_anomalous"] & images["mask"].isna()
@@ -152,19 +152,19 @@ def _with_masks(images: pd.DataFrame, masks: str) -> pd.DataFrame:
         looked = ", ".join(_mask_names(found_for := str(images.loc[wanted, "image_path"].iloc[0])))
         raise SourceError(
             f"none of the {len(files)} files in {masks!r} is a mask of any of the {len(found)} anomalous images. For "
-            f"{found_for!r} this was looked for: {looked}. Name the masks so, or give mask_path in the labels."
+            f"{found_for!r} the names looked for are: {looked}. Rename the masks, or give mask_path in the labels."
         )
     return images.assign(mask=images["mask"].where(~wanted, found))
 
 
 def _find_mask(image_path: str, files: Mapping[str, str]) -> str | None:
-    """Return the location of an image's mask among files by relative name; never the image itself."""
+    """Return the location of an image's mask among files by relative name, never the image itself."""
     candidates = (files[name] for name in _mask_names(image_path) if name in files)
     return next((location for location in candidates if _plain(location) != _plain(image_path)), None)
 
 
 def _mask_names(image_path: str) -> list[str]:
-    """Return the relative names that an image's mask may have, the most specific first."""
+    """Return the relative names that the mask of an image may have, the most specific first."""
     parent, name = posixpath.split(_plain(image_path))
     stem = posixpath.splitext(name)[0]
     folder = posixpath.basename(parent)
@@ -172,22 +172,22 @@ def _mask_names(image_path: str) -> list[str]:
 
 
 def read_mask(location: str) -> Mask:
-    """Return a mask (height, width): True where any colour is not zero."""
+    """Return a mask (height, width) bool: True where any colour is not zero."""
     try:
         with Image.open(BytesIO(read_bytes(location))) as image:
-            # Palettes become colours; transparency, which is no label, goes.
+            # Palettes become colours. Transparency is dropped: it is not a label.
             values = np.asarray(image.convert("RGB") if image.mode in {"P", "PA", "LA", "RGBA", "RGBX"} else image)
     except Exception as error:
         detail = " ".join(str(error).split())
         raise SourceError(
-            f"the mask {location!r} can not be read: {detail} ({type(error).__name__}). Replace it, or take it out of "
+            f"the mask {location!r} cannot be read: {detail} ({type(error).__name__}). Replace it, or remove it from "
             "the masks and the labels."
         ) from error
     return np.asarray(values.any(axis=2) if values.ndim == 3 else values != 0)
 
 
 def normal_mask(image: Mapping[Any, Any]) -> Mask:
-    """Return the all-zero mask of a normal image, at its own size."""
+    """Return the all-zero mask (height, width) bool of a normal image."""
     width, height = image["width"], image["height"]
     if pd.isna(width) or pd.isna(height):
         width, height = _size_of(str(image["image_path"]))
@@ -195,13 +195,13 @@ def normal_mask(image: Mapping[Any, Any]) -> Mask:
 
 
 def _size_of(image_path: str) -> tuple[int, int]:
-    """Return the width and height of an image before its EXIF orientation: only the number of pixels matters."""
+    """Return the width and height of an image without EXIF orientation: only the number of pixels matters."""
     try:
         with Image.open(BytesIO(read_bytes(image_path)), formats=FORMATS) as opened:
             return opened.size
     except Exception as error:
         detail = " ".join(str(error).split())
         raise SourceError(
-            f"the normal image {image_path!r}, whose size the pixel metrics need, can not be read: {detail} "
-            f"({type(error).__name__}). Put it back, or take it out of the labels."
+            f"the normal image {image_path!r}, whose size the pixel metrics need, cannot be read: {detail} "
+            f"({type(error).__name__}). Restore it, or remove it from the labels."
         ) from error

@@ -15,19 +15,19 @@ from matplotlib.patches import Rectangle
 from workers.trust.planting import KINDS, Defect, Pixels, Planting
 from workers.trust.recall import CONFIDENCE, CONTRASTS, DEFECTS, SIZES, GroupTrust
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; each has a line and a marker of its own too.
+# Okabe and Ito's colours, which people with any colour vision tell apart. Each also has its own line and marker.
 _STYLES: Final = {"faint": ("#009E73", "-.", "^"), "medium": ("#D55E00", "--", "s"), "strong": ("#0072B2", "-", "o")}
 _CAUGHT, _MISSED = "#0072B2", "#D55E00"
 _GREY: Final = "#555555"
-# Markers of one size stand side by side, so that intervals do not hide each other; in steps of the axis.
+# Distance between the markers of one size, in steps of the axis, so that intervals do not hide each other.
 _SIDESTEP: Final = 0.07
-# Of the contact sheet: a thumbnail's cell in inches, its height with the outcome below it in cells, the space around
-# an image in cells, and the space for names to the left and on top in inches.
+# Contact sheet: the width of a thumbnail's cell in inches; its height, with the outcome below, and the space around an
+# image in cells; the space for names on the left and on top in inches.
 _THUMBNAIL_IN: Final = 1.6
 _CELL_HEIGHT: Final = 1.1
 _INSET: Final = 0.03
 _MARGIN_IN, _HEAD_IN = 0.6, 0.75
-# An outline keeps clear of the defect, and shows where it is however small it is; in pixels of the picture.
+# Distance of the outline from the defect, in pixels of the view, so that tiny defects are found.
 _CLEARANCE: Final = 4
 
 
@@ -44,7 +44,7 @@ class Example:
     box
         Left, top, width and height of the defect, in pixels of the view.
     margin
-        Largest distance / threshold; from 1 on it was caught.
+        Largest distance / threshold; 1 or more means caught.
     """
 
     defect: Defect
@@ -56,21 +56,16 @@ class Example:
     def of(
         cls, defect: Defect, planting: Planting, view: Pixels, margin: float, *, height: int, width: int
     ) -> "Example":
-        """Return the example of a defect planted into an image of that size."""
+        """Return the example of a defect planted into an image of ``height`` x ``width`` pixels."""
         rows, columns = planting.mask.shape
         across, down = view.shape[1] / width, view.shape[0] / height
         return cls(defect, view, (planting.left * across, planting.top * down, columns * across, rows * down), margin)
 
 
 def draw_recall(overall: GroupTrust, groups: Sequence[GroupTrust]) -> bytes:
-    """Draw recall against size as a PNG: a panel for each kind, a line with its interval for each contrast.
+    """Draw ``overall``'s recall against size as a PNG: a panel for each kind, a line with intervals for each contrast.
 
-    Parameters
-    ----------
-    overall
-        What is drawn.
-    groups
-        The groups in it, for the title.
+    The title counts ``groups``.
     """
     figure = Figure(figsize=(11, 8.5), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -101,7 +96,7 @@ def draw_examples(examples: Sequence[Example]) -> bytes:
     width, height = _THUMBNAIL_IN * len(SIZES) + _MARGIN_IN, _THUMBNAIL_IN * _CELL_HEIGHT * len(names) + _HEAD_IN
     figure = Figure(figsize=(width, height), dpi=110)
     canvas = FigureCanvasAgg(figure)
-    # One pair of axes whose unit is a thumbnail: a pair for each would take most of the time.
+    # One pair of axes with a thumbnail as its unit: a pair for each thumbnail would take most of the time.
     axes = figure.add_axes((_MARGIN_IN / width, 0.0, 1 - _MARGIN_IN / width, 1 - _HEAD_IN / height))
     axes.set(xlim=(0, len(SIZES)), ylim=(len(names) * _CELL_HEIGHT, 0), autoscale_on=False)
     axes.set_axis_off()
@@ -122,7 +117,7 @@ def draw_examples(examples: Sequence[Example]) -> bytes:
 
 
 def _draw_kind(axes: Axes, trust: GroupTrust, kind: str) -> None:
-    """Draw one kind: lines over sizes, with intervals, above the false-reject rate that recall starts from."""
+    """Draw one kind: lines with intervals over sizes, and the false-reject rate as the baseline of recall."""
     false = trust.untouched
     steps = range(len(SIZES))
     axes.axhspan(false.low, false.high, color=_GREY, alpha=0.12, linewidth=0)
@@ -153,7 +148,7 @@ def _draw_kind(axes: Axes, trust: GroupTrust, kind: str) -> None:
 
 
 def _draw_example(axes: Axes, example: Example, *, left: float, top: float) -> None:
-    """Draw one image into a cell, its outlined defect and its margin."""
+    """Draw one image into a cell, with its defect outlined and its margin."""
     is_caught = example.margin >= 1
     colour, line = (_CAUGHT, "-") if is_caught else (_MISSED, "--")
     side, rows, columns = 1 - 2 * _INSET, *example.view.shape[:2]
@@ -180,7 +175,7 @@ def _draw_example(axes: Axes, example: Example, *, left: float, top: float) -> N
 
 
 def _title(overall: GroupTrust, groups: Sequence[GroupTrust]) -> str:
-    """Say in two lines what is shown, and how many untouched images were rejected."""
+    """Return two lines: what is shown, and how many untouched images were rejected."""
     false = overall.untouched
     of = f"{len(groups)} groups" if len(groups) > 1 else "one group"
     rate = "unknown" if false.value is None else f"{false.value:.1%} ({false.low:.1%} to {false.high:.1%})"

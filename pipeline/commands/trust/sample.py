@@ -1,4 +1,4 @@
-"""Which kept images of a run a trust test holds out: some of each group, drawn by a seed, never too many."""
+"""The kept images that a trust test holds out: a seeded sample of each group, never too many."""
 
 import logging
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from workers.trust.trial import Subject, seeded_generator
 
 logger = logging.getLogger("paire")
 
-# Share of a group's kept images that may be held out, so that the fit without them is nearly the run's.
+# At most this share of a group's kept images is held out, so that the fit without them is nearly the run's.
 MAX_HELD_OUT: Final = 0.2
 # The recall of fewer images than this says nothing.
 MIN_IMAGES: Final = 5
@@ -24,20 +24,18 @@ MIN_IMAGES: Final = 5
 
 @dataclass(frozen=True)
 class Sample:
-    """A group to try, and the images of it that are held out.
+    """A group to test, and its images that are held out.
 
     Attributes
     ----------
-    group
-        Product group.
     measured, kept
-        (images,) bool: images that took part in the run; those that it kept.
+        (images,) bool: images that took part in the run; images that it kept.
     held_out
-        (sample,) rows of the images to plant defects into, ascending.
+        (sample,) int64: rows of the images to plant defects into, ascending.
     representative
-        (images,) int64: the image that each is a near-duplicate of; itself where there is none.
+        (images,) int64: for each image, the row of the image that it is a near-duplicate of, or its own row.
     subjects, names
-        The held-out images and their file names, in that order.
+        The held-out images and their file names, in the same order.
     """
 
     group: str
@@ -49,12 +47,12 @@ class Sample:
     names: tuple[str, ...]
 
     def fitted(self, *, rejected_too: bool) -> Mask:
-        """Return the images (images,) bool to fit on: as in the run, but nothing like those that are held out.
+        """Return the images (images,) bool to fit on: the run's, but not held-out ones and their near-duplicates.
 
         Parameters
         ----------
         rejected_too
-            Fit on rejected images as well, as a run does that found no clear boundary.
+            Fit on rejected images too, as a run does that found no clear boundary.
         """
         part = self.measured if rejected_too else self.kept
         is_distinct = self.representative == np.arange(len(part))
@@ -70,34 +68,32 @@ def draw_samples(
 
     Parameters
     ----------
-    finished
-        The run.
     only
         The group to draw from; None draws from all.
     images
-        How many of each group, if a fifth of its kept ones are so many.
+        Images of each group; at most a fifth of a group's kept images are drawn.
     seed
-        Of the draw. What is drawn from a group does not depend on the others.
+        Seed of the draw. The sample of a group does not depend on the other groups.
 
     Returns
     -------
     samples : list of Sample
-        The groups to try.
+        The groups to test.
     not_tried : dict
-        The other groups, and why they are not tried.
+        The other groups, and why they are not tested.
 
     Raises
     ------
     SourceError
-        When there is no such group, or none to try.
+        When the run has no such group, or no group can be tested.
     """
     rows = finished.catalog.set_index("sample_id")["row"]
     manifest = finished.manifest.assign(row=lambda table: table["sample_id"].map(rows))
     known = sorted(str(name) for name in manifest["group"].unique())
     if only is not None and only not in known:
         raise SourceError(
-            f"{finished.directory.url} has no group {only!r}. Groups: {', '.join(map(repr, known[:10]))}. Name one of "
-            "them, or leave --group out."
+            f"{finished.directory.url} has no group {only!r}. Its groups: {', '.join(map(repr, known[:10]))}. Name one "
+            "of them, or leave out --group."
         )
     samples, not_tried = [], {}
     for group in known if only is None else [only]:
@@ -106,16 +102,16 @@ def draw_samples(
         most = int(MAX_HELD_OUT * kept)
         if most < MIN_IMAGES:
             not_tried[group] = (
-                f"{kept} images are kept; {MIN_IMAGES} are to be held out, at most {MAX_HELD_OUT:.0%} of the kept ones"
+                f"{kept} images are kept, too few to hold out {MIN_IMAGES}: at most {MAX_HELD_OUT:.0%} of them may be"
             )
             continue
         samples.append(_draw(group, part, min(images, most), seed))
     for group, reason in not_tried.items():
-        logger.warning("%s: not tried: %s", group, reason)
+        logger.warning("%s: not tested: %s", group, reason)
     if not samples:
         group, reason = next(iter(not_tried.items()))
         raise SourceError(
-            f"no group of {finished.directory.url} can be tried; group {group!r}: {reason}. Clean more "
+            f"no group of {finished.directory.url} can be tested; group {group!r}: {reason}. Clean more "
             "images of a group."
         )
     return samples, not_tried

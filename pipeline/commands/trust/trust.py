@@ -1,20 +1,20 @@
-"""The trust test: defects of known size and contrast in the user's own kept images, and how many the run's rule finds.
+"""The trust test: defects of known size and contrast, planted into kept images, and how many the run's rule finds.
 
-The question is: if such a defect had been in my archive, would this run have rejected the image? What is measured:
+The question is: if such a defect had been in my archive, would this run have rejected the image? The test measures:
 
-- A seeded sample of each group's kept images is held out. The Gaussians are fitted once more on all other kept images,
-  and thresholds are found by the run's own rule (`pipeline.commands.trust.holdout`). Recall is the share of planted
-  images beyond a threshold, the false-reject rate that of the same images as they are, both as new images under that
-  fit.
-- Planted images are scored one by one: each is the only one with a defect, and the archive is not made dirtier.
+- A seeded sample of each group's kept images is held out. The Gaussians are fitted again on all other kept images, and
+  the run's own rule sets the thresholds (`pipeline.commands.trust.holdout`). Under that fit the sample is scored like
+  new images. Recall is the share of planted images beyond a threshold; the false-reject rate is the share of the same
+  images beyond a threshold without a planted defect.
+- Planted images are scored one by one: each is the only one with a defect, so the archive does not get dirtier.
 
-What is not measured:
+The test does not measure:
 
-- Defects that the iteration lets into its fit, where they are judged with their own help. `grow` leaves each image
-  out of its own distance, so that a held-out image stands for it well. The thresholds of `paire` and `trim-once` only
-  mean something outside the fit, and a fitted image is kept whatever it shows: for these, recall is that of the last
+- Defects that the iteration lets into its fit, which then judges them. `grow` leaves each image out of its own
+  distance, so a held-out image represents a fitted one well. The thresholds of `paire` and `trim-once` have a meaning
+  only outside the fit, and a fitted image is kept whatever it shows. For these strategies, recall is that of the last
   pass and of the published map, and an upper bound of the manifest's.
-- Good images that the run rejected: the sample is of kept ones, so the false-reject rate leaves the others out.
+- Good images that the run rejected: the sample holds only kept images, so the false-reject rate misses the others.
 - Defects of other kinds than those planted.
 
 The sample is at most a fifth of the kept images, so that the fit without it is nearly the run's own.
@@ -55,12 +55,12 @@ from workers.trust.trial import LeftOutError, Subject, Trials, read_ground, run_
 logger = logging.getLogger("paire")
 
 DEFAULT_IMAGES: Final = 32
-# From this rate of false rejects on, recall is hardly due to the defects.
+# At this rate of false rejects and above, recall says little about the defects.
 MANY_FALSE_REJECTS: Final = 0.2
-# Images of one task: with all their defects about as many as a block of `paire score`.
+# Images of one task: with all their defects about as many as in a block of `paire score`.
 TASK_IMAGES: Final = 4
 
-# Where the images are read again need not be where the run read them.
+# Options of the machine: the test may run on another one than the run.
 MAY_DIFFER: Final = ("features.weights", "features.device")
 
 FOLDER: Final = layout.TRUST
@@ -76,17 +76,15 @@ class TrustResult:
     Attributes
     ----------
     run, run_id, strategy
-        The run that was tried.
+        The run that was tested.
     out
-        Where it was written.
-    seed
-        Of the sample, the places and the shapes.
+        Directory of the result.
     overall
         All groups together.
     groups
-        Each group that was tried.
+        Each group that was tested.
     not_tried
-        Groups that were not, and why.
+        The other groups, and why they were not tested.
     left_out
         ``file_name, group, reason`` of images of the sample that could not be read as the run read them.
     """
@@ -102,7 +100,7 @@ class TrustResult:
     left_out: tuple[dict[str, str], ...]
 
     def table(self) -> pd.DataFrame:
-        """Return one row per kind, size and contrast: of all groups together, then of each where there are several."""
+        """Return one row per kind, size and contrast: for all groups together, then for each of several groups."""
         parts = [self.overall, *(self.groups if len(self.groups) > 1 else ())]
         return pd.DataFrame([row for part in parts for row in part.rows()])
 
@@ -135,46 +133,46 @@ def trust(
     scheduler: str | None = None,
     reporter: Reporter | None = None,
 ) -> TrustResult:
-    """Plant defects into images that a finished run kept, and say what its rule catches.
+    """Plant defects into images that a finished run kept, and measure what its rule catches.
 
     Parameters
     ----------
     run
-        The run directory, or that of a version cut from it; path or URL; published, or found untrustworthy. Nothing
-        of it is changed.
+        The run directory, or that of a version cut from it; path or URL; published, or found untrustworthy. The test
+        does not change the run.
     config
-        Cluster options, and ``features.weights`` and ``features.device`` where they are others now; all else is the
+        Cluster options, and ``features.weights`` and ``features.device`` if they differ now. All other options are the
         run's.
     out
-        Directory for ``trust.json`` (written last), ``trust.csv``, ``trust.png`` and ``examples.png``; None is
-        ``trust`` in the run directory. It must be empty or not there: no earlier result is replaced.
+        Directory for ``trust.json`` (written last), ``trust.csv``, ``trust.png`` and ``examples.png``; by default
+        ``trust`` in the run directory. It must be empty or not exist, because no earlier result is replaced.
     group
-        Try this product group only; None tries all that kept enough images.
+        Test only this product group; by default all groups that kept enough images.
     images
-        Kept images of each group to plant defects into; at most a fifth of them are taken.
+        Kept images of each group to plant defects into; at most a fifth of a group's kept images are used.
     seed
-        Of the sample, the places and the shapes.
+        Seed of the sample, the places and the shapes.
     scheduler, reporter
         As for `pipeline.commands.clean.clean`.
 
     Raises
     ------
     ConfigError
-        When an option is out of range, or set otherwise than in the run.
+        When an option is out of range, or differs from the run's.
     SourceError
-        When the run is not finished, lacks its features, has no such group or none with enough kept images, or when
-        none of the sample's images can be read as the run read them.
+        When the run is not finished, lacks its features, has no such group or no group with enough kept images, or
+        when no image of the sample can be read as the run read it.
     RunConflictError
-        When the output directory holds something.
+        When the output directory is not empty.
     PaireError
-        Whatever else the user can mend; see ``schemas.errors``.
+        For every other error that the user can fix; see ``schemas.errors``.
     """
     reporter = reporter or Reporter()
     use_storage(config.storage)
     if images < MIN_IMAGES or seed < 0:
         raise ConfigError(
-            f"--images {images}, --seed {seed}: at least {MIN_IMAGES} images, of which a recall says something, and a "
-            "seed of 0 or more are needed."
+            f"--images {images}, --seed {seed}: give at least {MIN_IMAGES} images, because the recall of fewer says "
+            "nothing, and a seed of 0 or more."
         )
     finished = FinishedRun.open(run)
     features = _feature_store(finished)
@@ -204,7 +202,7 @@ def trust(
 
 @dataclass(frozen=True)
 class _Tried:
-    """A group's sample, the map that it was scored under, and what became of it."""
+    """A group's sample, the map that it was scored under, and the outcomes."""
 
     sample: Sample
     holdout: Holdout
@@ -213,7 +211,7 @@ class _Tried:
 
 @dataclass(frozen=True)
 class _TrustJob:
-    """What all groups share: stores, configuration, cluster; and which of them have no clear boundary."""
+    """What all groups share; ``unclear`` are those without a clear boundary."""
 
     features: Directory
     scratch: Directory
@@ -225,7 +223,7 @@ class _TrustJob:
     reporter: Reporter
 
     def try_group(self, sample: Sample) -> _Tried:
-        """Fit without the sample, then plant, extract and score on the cluster, a few images a task."""
+        """Fit without the sample, then plant, extract and score on the cluster, a few images per task."""
         holdout = fit_holdout(
             sample.group,
             sample.measured,
@@ -260,19 +258,19 @@ class _TrustJob:
 
 
 def _advance(phase: Phase, count: int, _: object) -> None:
-    """Count the images of a task that is done."""
+    """Count the images of a finished task."""
     phase.advance(count)
 
 
 def _feature_store(finished: FinishedRun) -> Directory:
-    """Return the feature store that the run's verdicts come from, which is another run's for a version cut from it."""
+    """Return the feature store behind the verdicts; for a version it is that of the run it was cut from."""
     owner = finished
     if finished.record.base:
         run = run_of_version(finished.directory)
         if run is None:
             raise SourceError(
-                f"{finished.directory.url} is a version cut from run {finished.record.base} and has no features of its "
-                f"own. Move it back into that run's {layout.RECUTS}/."
+                f"{finished.directory.url} is a version cut from run {finished.record.base} and needs the features of "
+                f"that run. Move it back into that run's {layout.RECUTS}/."
             )
         owner = FinishedRun.open(run.url)
     owner.require_features()
@@ -280,19 +278,13 @@ def _feature_store(finished: FinishedRun) -> Directory:
 
 
 def _run_options(finished: FinishedRun, wanted: Config) -> Config:
-    """Return the run's configuration with the caller's cluster, weights and device.
-
-    Raises
-    ------
-    ConfigError
-        When another option is set otherwise than in the run.
-    """
+    """Return the run's configuration with the caller's cluster, weights and device; refuse other changes."""
     wanted, mine = with_absolute_weights(wanted), finished.config
     for change in finished.changed_options(wanted, ("input", "features", "gaussian", "trim")):
         if change.name not in MAY_DIFFER:
             raise ConfigError(
                 f"{change.name} = {change.wanted!r}, but {finished.directory.url} was made with {change.was!r}. Leave "
-                "it out: a run is tried as it is."
+                "the option out: a run is tested as it is."
             )
     here = {key: getattr(wanted.features, key) for key in wanted.features.model_fields_set & {"weights"}}
     features = mine.features.model_copy(update={"device": wanted.features.device, **here})
@@ -300,12 +292,12 @@ def _run_options(finished: FinishedRun, wanted: Config) -> Config:
 
 
 def _claim_output(finished: FinishedRun, out: str | None) -> Directory:
-    """Return the directory to write into, which was empty and now is taken."""
+    """Return the directory to write into, after claiming it while it was empty."""
     directory = finished.directory / FOLDER if out is None else Directory.at(out)
     try:
         if not directory.is_empty():
             raise RunConflictError(
-                f"{directory.url} is not empty, and no earlier result is replaced. Give --out a new directory."
+                f"{directory.url} is not empty, and earlier results are not replaced. Give --out a new directory."
             )
         directory.create(f"{SCRATCH}/{UNDER_WAY}", b"")
     except ValueError as error:
@@ -314,7 +306,7 @@ def _claim_output(finished: FinishedRun, out: str | None) -> Directory:
         raise
     except (OSError, StorageError) as error:
         raise RunConflictError(
-            f"{directory.url} can not be written to ({type(error).__name__}). Give --out a new directory that can."
+            f"{directory.url} cannot be written to ({type(error).__name__}). Give --out a directory that can."
         ) from error
     return directory
 
@@ -322,7 +314,7 @@ def _claim_output(finished: FinishedRun, out: str | None) -> Directory:
 def _trial_task(
     subjects: Sequence[Subject], group: str, map_url: str, config: Config, weights_digest: str, seed: int
 ) -> Trials:
-    """Try a few images of a group."""
+    """Plant into a few images of a group, and score them."""
     extractor = shared_extractor(config.features, weights_digest)
     return run_trials(subjects, DEFECTS, group, GaussianMap.open(map_url), extractor, config, seed=seed)
 
@@ -330,13 +322,7 @@ def _trial_task(
 def _summarise(
     finished: FinishedRun, directory: Directory, tried: Sequence[_Tried], not_tried: dict[str, str], seed: int
 ) -> TrustResult:
-    """Count what was caught, and say what was left out.
-
-    Raises
-    ------
-    SourceError
-        When no image at all could be read as the run read it.
-    """
+    """Count what was caught, and warn of what was left out; refuse a test without a single readable image."""
     left_out = [
         {"file_name": name, "group": one.sample.group, "reason": reason}
         for one in tried
@@ -350,7 +336,7 @@ def _summarise(
         first = left_out[0]
         raise SourceError(
             f"none of the {len(left_out)} images that were drawn can be read as the run read them; the first, "
-            f"{first['file_name']!r}, {first['reason']}. Bring the archive back, or clean it anew."
+            f"{first['file_name']!r}, {first['reason']}. Restore the archive, or clean it again."
         )
     ledger = finished.ledger
     groups = tuple(
@@ -372,19 +358,19 @@ def _summarise(
 
 
 def _counted(strategy: str, books: Mapping[str, Any], tried: _Tried) -> GroupTrust:
-    """Count a group's trials, and say what makes its figures mean less; ``books`` is its part of the ledger."""
+    """Count a group's trials, with notes on what weakens its figures; ``books`` is its part of the ledger."""
     group, notes = tried.sample.group, []
     if books["floor_applied"]:
-        notes.append("the floor chose the run's clean set, not its thresholds; only these are tried")
+        notes.append("the floor, not the thresholds, chose the run's clean set; only the thresholds are tested")
     if strategy in KEEPS_FITTED:
-        notes.append("images of the deciding fit are kept whatever they show: recall is that of all other images")
+        notes.append("the run keeps every image of its deciding fit: recall is that of all other images")
     if not tried.holdout.positions_with_threshold:
-        notes.append("no position has a threshold: nothing can be rejected")
+        notes.append("no position has a threshold, so nothing can be rejected")
     counted = GroupTrust.of(group, tried.holdout.fitted, tried.trials)
     if (counted.untouched.value or 0.0) >= MANY_FALSE_REJECTS:
         notes.append(
             f"{counted.untouched.count} of {counted.untouched.of} untouched images are rejected: compare recall with "
-            "this, not with 0"
+            "that, not with 0"
         )
     for note in notes:
         logger.warning("%s: %s", group, note)
@@ -392,7 +378,7 @@ def _counted(strategy: str, books: Mapping[str, Any], tried: _Tried) -> GroupTru
 
 
 def _examples(tried: Sequence[_Tried], config: Config, seed: int) -> Iterator[Example]:
-    """Yield each defect planted into an image of the sample; those that differ in contrast, into the same one."""
+    """Yield each defect planted into an image of the sample; one image shows a defect at all its contrasts."""
     known = [
         (one.sample.subjects[index], one.trials.planted[index])
         for one in tried
@@ -404,7 +390,7 @@ def _examples(tried: Sequence[_Tried], config: Config, seed: int) -> Iterator[Ex
         try:
             ground = read_ground(subject, config)
         except LeftOutError:
-            continue  # it has gone since it was scored
+            continue  # the image has disappeared since it was scored
         planting, view = ground.plant(subject, defect, seed)
         height, width = ground.scene.grey.shape
         yield Example.of(defect, planting, view, float(margins[number]), height=height, width=width)

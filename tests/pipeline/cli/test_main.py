@@ -263,9 +263,9 @@ def test_a_setting_that_is_none_ends_with_2(
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        pytest.param(None, "can not be read", id="missing"),
+        pytest.param(None, "cannot be read", id="missing"),
         pytest.param(b"trim: {eta: [", "not valid YAML", id="not YAML"),
-        pytest.param(b"\xff\xfe\x00", "can not be read", id="not UTF-8"),
+        pytest.param(b"\xff\xfe\x00", "cannot be read", id="not UTF-8"),
         pytest.param(b"trim: 3", "must map sections to options", id="no sections"),
         pytest.param(b"trimm: {eta: 2}", "unknown option 'trimm'", id="unknown section"),
     ],
@@ -331,7 +331,7 @@ def test_a_bad_weights_file_ends_with_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_that_can_not_be_downloaded_end_with_2_and_what_to_do(
+def test_weights_that_cannot_be_downloaded_end_with_2_and_what_to_do(
     archive: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment(TORCH_HOME=str(tmp_path / "torch")).items():

@@ -82,11 +82,11 @@ def test_people_read_stderr_and_machines_stdout() -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_file_that_can_not_be_read_is_an_error_that_names_it(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "run.yaml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"--config '.*run\.yaml' can not be read"):
+    with pytest.raises(ConfigError, match=r"--config '.*run\.yaml' cannot be read"):
         given("x", "--config", str(path))
 
 

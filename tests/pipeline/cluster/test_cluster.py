@@ -146,7 +146,7 @@ def open_clients() -> set[int]:
 
 @pytest.mark.parametrize("address", UNREACHABLE)
 def test_a_scheduler_that_is_not_there_is_an_error_that_names_it(address: str) -> None:
-    with pytest.raises(ClusterError, match="can not be reached") as caught:
+    with pytest.raises(ClusterError, match="cannot be reached") as caught:
         opened(config(timeout_s=0.5), address)
     assert repr(address) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -187,6 +187,13 @@ def test_the_option_wins_over_the_environment_and_that_over_the_configuration(
     assert opened(config(scheduler=NOBODY, timeout_s=0.5)) == running
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", NOBODY)
     assert opened(config(timeout_s=5), running) == running
+
+
+def test_a_cluster_that_must_be_local_asks_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", NOBODY)
+    with opening_cluster(config(scheduler=NOBODY, workers=2), local_only=True) as coming:
+        assert coming().workers == 2
+    assert os.environ["DASK_SCHEDULER_ADDRESS"] == NOBODY
 
 
 def test_a_scheduler_without_workers_is_an_error_that_says_how_to_start_some() -> None:
@@ -234,7 +241,7 @@ def test_a_named_scheduler_is_not_asked_before_the_cluster_is_wanted(running: st
         pass
     with (
         opening_cluster(config(timeout_s=0.5), NOBODY) as coming,
-        pytest.raises(ClusterError, match="can not be reached"),
+        pytest.raises(ClusterError, match="cannot be reached"),
     ):
         coming()
     with opening_cluster(config(), running) as coming:

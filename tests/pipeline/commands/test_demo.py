@@ -81,7 +81,7 @@ def test_the_archive_holds_what_real_archives_also_hold(demo: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["part_9001.png", "part_9002.png", "part_9003.jpg"])
-def test_the_dirt_that_calls_itself_an_image_can_not_be_read(demo: Path, name: str) -> None:
+def test_the_dirt_that_calls_itself_an_image_cannot_be_read(demo: Path, name: str) -> None:
     with pytest.raises(UndecodableError):
         decode_image((demo / ARCHIVE / name).read_bytes(), image_size=64, max_pixels=10**6)
 

@@ -174,7 +174,7 @@ def test_the_count_is_the_nearest_to_the_share_with_halves_down(images: int, per
 
 @pytest.mark.parametrize("noise", [-0.01, 1.0, 10, float("nan"), float("inf")])
 def test_a_noise_that_is_no_share_is_an_error(tmp_path: Path, small: str, noise: float) -> None:
-    with pytest.raises(ConfigError, match=f"noise = {noise} is no share"):
+    with pytest.raises(ConfigError, match=f"noise = {noise} is not a share"):
         make_dirty(small, str(tmp_path / "out"), noise=noise)
 
 
@@ -382,10 +382,10 @@ def test_a_copy_of_cmyk_is_rgb(tmp_path: Path) -> None:
     [b"no image", png(picture(0))[:50], png(np.zeros((4, 4), np.float32), "TIFF")],  # type: ignore[arg-type]
     ids=["text", "truncated", "32-bit floats"],
 )
-def test_an_anomaly_that_can_not_be_turned_is_an_error_and_the_directory_can_be_used_again(
+def test_an_anomaly_that_cannot_be_turned_is_an_error_and_the_directory_can_be_used_again(
     tmp_path: Path, content: bytes
 ) -> None:
-    with pytest.raises(SourceError, match=r"cut/0\.tif' can not be rotated or flipped"):
+    with pytest.raises(SourceError, match=r"cut/0\.tif' cannot be rotated or flipped"):
         copy_of(tmp_path, content, "0.tif")
     (tmp_path / "one" / "test" / "cut" / "0.tif").write_bytes(png(picture(0)))
     assert make_dirty(str(tmp_path / "one"), str(tmp_path / "out"), noise=0.5).counts.augmented_anomalies == 1

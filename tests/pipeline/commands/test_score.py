@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import pipeline.commands.score
-import pipeline.commands.score_images
 from pipeline.commands.clean import clean
 from pipeline.commands.score import score
 from schemas.config import Config, parse_config
@@ -39,7 +38,7 @@ PADIM = ("trim.strategy=none", "gaussian.ridge=0.01", f"features.channels={CHANN
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run of two groups whose map is fitted on all its images, one of which can not be read."""
+    """Return a run of two groups whose map is fitted on all images but one, which cannot be read."""
     folder = tmp_path_factory.mktemp("scoring")
     write_parts(folder / "archive" / FIRST, 9, 1)
     write_parts(folder / "archive" / SECOND, 5, first_seed=50)
@@ -99,7 +98,7 @@ def test_scores_are_written_as_they_are_returned(again: tuple[Path, pd.DataFrame
     assert pd.read_parquet(out / SCORES)["anomaly_score"].dropna().tolist() == scores["anomaly_score"].dropna().tolist()
 
 
-def test_what_can_not_be_scored_has_a_reason(settled: Run, again: tuple[Path, pd.DataFrame]) -> None:
+def test_what_cannot_be_scored_has_a_reason(settled: Run, again: tuple[Path, pd.DataFrame]) -> None:
     rows = rows_of(again[1], settled.source)
     assert rows["empty.png"]["reason"] == "the file is empty (0 bytes)"
     assert "extension" in rows["notes.txt"]["reason"]
@@ -133,9 +132,7 @@ def test_other_features_than_the_map_was_fitted_with_are_refused(settled: Run, t
         scored(settled.path, settled.source, tmp_path, "features.pool_stride=2")
 
 
-def test_a_run_made_anew_at_the_same_place_is_scored_by_its_new_map(
-    finished: Run, settled: Run, tmp_path: Path
-) -> None:
+def test_another_run_at_the_same_place_is_scored_by_its_own_map(finished: Run, settled: Run, tmp_path: Path) -> None:
     write_parts(tmp_path / "new", 2, first_seed=200)
     place, found = tmp_path / "run", []
     for run in (finished, settled):
@@ -236,7 +233,7 @@ def test_blocks_of_any_size_fill_the_same_rows(run: Path, tmp_path: Path, monkey
     (tmp_path / "new" / "bad_001.png").write_bytes(b"")
     whole = scored(run, tmp_path / "new", tmp_path / "whole", group=FIRST, anomaly_maps=True)
     for block in (1, 3, 4):
-        monkeypatch.setattr(pipeline.commands.score_images, "BLOCK_IMAGES", block)
+        monkeypatch.setattr(pipeline.commands.score, "BLOCK_IMAGES", block)
         out = tmp_path / f"blocks of {block}"
         parts = scored(run, tmp_path / "new", out, group=FIRST, anomaly_maps=True)
         assert parts["row"].tolist() == whole["row"].tolist()
@@ -287,7 +284,7 @@ def test_scores_never_name_maps_that_are_not_theirs(run: Path, tmp_path: Path, m
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("lost")
 
-    monkeypatch.setattr(pipeline.commands.score, "score_images", fail)
+    monkeypatch.setattr(pipeline.commands.score, "TaskWindow", fail)
     for anomaly_maps, is_left in ((False, True), (True, False)):
         with pytest.raises(RuntimeError, match="lost"):
             scored(run, tmp_path / "new", out, group=SECOND, anomaly_maps=anomaly_maps)

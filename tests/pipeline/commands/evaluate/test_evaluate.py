@@ -283,10 +283,10 @@ def test_the_table_has_a_row_for_each_group_and_one_for_all(tiny: TinyRun) -> No
 
 
 def test_a_run_is_evaluated_as_a_run(tiny: TinyRun, copied: TinyRun) -> None:
-    assert evaluate(tiny.run, str(tiny.labels)).groups == evaluate_run(tiny.run, str(tiny.labels)).groups
+    assert evaluate(tiny.run.url, str(tiny.labels)).groups == evaluate_run(tiny.run, str(tiny.labels)).groups
     copied.run.remove("_SUCCESS")
     with pytest.raises(SourceError, match="no finished run: it has no _SUCCESS"):
-        evaluate(copied.run, str(copied.labels))
+        evaluate(copied.run.url, str(copied.labels))
 
 
 def test_the_commands_evaluate_a_test_set_with_its_masks(tiny: TinyRun, tmp_path: Path) -> None:

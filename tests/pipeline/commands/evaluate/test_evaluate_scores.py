@@ -61,7 +61,7 @@ def test_stored_scores_and_maps_have_the_figures_of_those_in_memory(test_set: tu
         return None if is_hot is None else corner_map(hot=is_hot)
 
     expected = evaluate_test(pd.read_parquet(BytesIO(directory.read(SCORES))), maps, labels, masks=masks)
-    found = evaluate(directory, labels, masks=masks)
+    found = evaluate(directory.url, labels, masks=masks)
     assert found.to_json() == expected.to_json()
     assert [(figures.image_auroc, figures.n_pixel_images) for figures in found.groups] == [(1.0, 3), (1.0, 2)]
     assert found.overall.pixel_auroc == pytest.approx(1, abs=0.05)
@@ -71,7 +71,7 @@ def test_the_sizes_of_normal_images_come_from_the_scores_where_they_have_them(
     test_set: tuple[Directory, str, str],
 ) -> None:
     directory, labels, masks = test_set  # the normal images themselves are not there
-    assert evaluate(directory, labels, masks=masks).overall.n_pixel_images == 5
+    assert evaluate(directory.url, labels, masks=masks).overall.n_pixel_images == 5
 
 
 def test_without_maps_there_are_no_pixel_metrics_and_masks_are_refused(test_set: tuple[Directory, str, str]) -> None:
@@ -79,11 +79,11 @@ def test_without_maps_there_are_no_pixel_metrics_and_masks_are_refused(test_set:
     scores = pd.read_parquet(BytesIO(directory.read(SCORES)))
     for bare in (scores.assign(row=None), scores.drop(columns=["row", "width", "height"])):  # also an older version's
         bare.to_parquet(f"{directory.url}/{SCORES}")
-        evaluation = evaluate(directory, labels)
+        evaluation = evaluate(directory.url, labels)
         assert [figures.image_auroc for figures in evaluation.groups] == [1.0, 1.0]
         assert evaluation.overall.pixel_auroc is None
         with pytest.raises(SourceError, match=r"no anomaly maps.*--anomaly-maps.*--masks"):
-            evaluate(directory, labels, masks=masks)
+            evaluate(directory.url, labels, masks=masks)
 
 
 def test_masks_in_the_labels_are_left_aside_with_a_warning_where_there_are_no_maps(
@@ -93,7 +93,7 @@ def test_masks_in_the_labels_are_left_aside_with_a_warning_where_there_are_no_ma
     labels = labelled(tmp_path, {"a.png": 0, "c.png": 1}, mask_path=["", "c_mask.png"])
     directory = write_scores(tmp_path / "scores", scored(tmp_path, {"a.png": 1.0, "c.png": 50.0}), {})
     with caplog.at_level(logging.WARNING, logger="paire"):
-        evaluation = evaluate(directory, labels)
+        evaluation = evaluate(directory.url, labels)
     assert (evaluation.overall.image_auroc, evaluation.overall.aupro) == (1.0, None)
     assert "no anomaly maps" in caplog.text
 
@@ -108,21 +108,21 @@ def test_maps_that_the_scores_name_and_that_are_gone_are_an_error_that_names_the
     if damage == "too short":
         directory.zarr_group(ANOMALY_MAPS, "r+").create_array(storage_name(FIRST), data=np.ones((3, 4, 4)))
     with pytest.raises(SourceError, match=rf"lacks maps of group '{FIRST}'.*--anomaly-maps"):
-        evaluate(directory, labels, masks=masks)
+        evaluate(directory.url, labels, masks=masks)
 
 
 def test_what_is_neither_a_run_nor_scores_is_an_error_that_names_both(tmp_path: Path) -> None:
     labels = labelled(tmp_path, {"a.png": 0})
     for place in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(SourceError, match=r"neither _SUCCESS nor scores\.parquet"):
-            evaluate(Directory.at(place), labels)
+        with pytest.raises(SourceError, match=r"neither a finished run nor .*no _SUCCESS and no scores\.parquet"):
+            evaluate(str(place), labels)
 
 
 def test_scores_that_are_none_are_an_error_that_names_them(tmp_path: Path) -> None:
     labels, directory = labelled(tmp_path, {"a.png": 0}), Directory.at(tmp_path / "scores")
     directory.write(SCORES, b"no table")
     with pytest.raises(SourceError, match=r"scores\.parquet can not be read \(ArrowInvalid: .*Score the images again"):
-        evaluate(directory, labels)
+        evaluate(directory.url, labels)
     pd.DataFrame({"image_path": ["a.png"]}).to_parquet(tmp_path / "scores" / SCORES)
     with pytest.raises(SourceError, match=r"scores\.parquet has no column 'group'"):
-        evaluate(directory, labels)
+        evaluate(directory.url, labels)

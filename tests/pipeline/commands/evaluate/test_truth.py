@@ -115,7 +115,7 @@ def test_a_label_that_is_neither_0_nor_1_is_an_error(tmp_path: Path, rows: dict[
         evaluate_test(scored(tmp_path, {"a.png": 1.0}), no_maps, labelled(tmp_path, rows))
 
 
-def test_a_mask_that_can_not_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_mask_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "c_mask.png").write_bytes(b"no image")
     labels = labelled(tmp_path, {"c.png": 1})
     with pytest.raises(SourceError, match=r"c_mask\.png"):

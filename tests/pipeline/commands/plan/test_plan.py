@@ -16,7 +16,7 @@ from zarr.storage import LocalStore
 
 import pipeline.costs.footprint
 from pipeline.cli.main import cli
-from pipeline.cli.tables import duration, sentences, size
+from pipeline.cli.plan_table import duration, sentences, size
 from pipeline.cluster.progress import Phase
 from pipeline.cluster.tasks import TaskWindow
 from pipeline.commands.plan.forecast import (
@@ -198,7 +198,7 @@ def test_the_command_prints_a_table_for_people_and_json_for_machines(archive: Pa
     made = json.loads(result.stdout)
     assert made["groups"]["number"] == 2
     assert made["seconds"] is None
-    for word in ("features", "distances", "memory", "tasks", "requests", "Supposed: 3 passes"):
+    for word in ("features", "distances", "memory", "tasks", "requests", "Assumed: 3 passes"):
         assert word in result.stderr
 
 

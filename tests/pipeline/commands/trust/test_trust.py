@@ -111,7 +111,7 @@ def test_untouched_images_are_rejected_hardly_ever(result: TrustResult) -> None:
 def test_a_group_with_too_few_kept_images_is_named(result: TrustResult) -> None:
     assert [group.group for group in result.groups] == [LARGE]
     assert list(result.not_tried) == [SMALL]
-    assert "are kept; 5 are to be held out" in result.not_tried[SMALL]
+    assert "are kept, too few to hold out 5" in result.not_tried[SMALL]
 
 
 @pytest.mark.usefixtures("_without_pictures")
@@ -194,7 +194,7 @@ def test_an_earlier_result_is_not_replaced(tiny: TinyRun, tmp_path: Path) -> Non
     assert files_of(tmp_path / "out") == {RESULT: b"mine"}
 
 
-def test_an_output_that_can_not_be_made_is_said_before_anything_is_computed(tiny: TinyRun, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_made_is_said_before_anything_is_computed(tiny: TinyRun, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunConflictError, match="Give --out a new directory"):
         trust(str(tiny.run), HERE, out=str(tmp_path / "file" / "out"))
@@ -231,7 +231,7 @@ def test_a_strategy_that_keeps_everything_has_no_rule_to_try(copied: TinyRun) ->
 def test_an_unknown_group_and_one_that_kept_too_few_are_refused(tiny: TinyRun) -> None:
     with pytest.raises(SourceError, match=r"has no group 'line-3'\. Groups: 'Line 1', 'line-2'"):
         trust(str(tiny.run), HERE, group="line-3")
-    with pytest.raises(SourceError, match=r"no group .* can be tried; group 'line-2': \d images are kept"):
+    with pytest.raises(SourceError, match=r"no group .* can be tested; group 'line-2': \d images are kept"):
         trust(str(tiny.run), HERE, group=SMALL)
 
 
