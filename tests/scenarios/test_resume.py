@@ -115,7 +115,7 @@ def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("job", "times"), [("paire", 4), ("grow", 5), ("concentrate", 2), ("none", 1)], indirect=["job"]
+    ("job", "times"), [("paire", 3), ("grow", 3), ("concentrate", 2), ("none", 1)], indirect=["job"]
 )
 def test_judging_that_is_interrupted_anywhere_gives_what_it_gives_without(job: Job, times: int, tmp_path: Path) -> None:
     job(tmp_path / "whole")

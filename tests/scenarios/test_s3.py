@@ -258,7 +258,7 @@ def test_a_run_with_worker_processes_leaves_no_trace_of_the_credentials(
     archive: Path, weights: Path, server: Server, tmp_path: Path
 ) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(on_s3(server, "cluster.processes=true").to_yaml())
+    config.write_text(on_s3(server, "cluster.processes=true", NO_TRIM).to_yaml())
     # The environment of commands in tests has proxies that lead nowhere.
     secrets = {
         **server.environment,

@@ -282,8 +282,8 @@ def test_a_wrong_configuration_file_ends_with_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_source_ends_with_2(tmp_path: Path, here: Here) -> None:
-    ended = here("clean", tmp_path / "no\nwhere", "--out", tmp_path / "run", "--quiet")
+def test_a_missing_source_ends_with_2(config_file: Path, tmp_path: Path, here: Here) -> None:
+    ended = here("clean", tmp_path / "no\nwhere", "--out", tmp_path / "run", "--config", config_file, "--quiet")
     assert ended.code == EXIT_USAGE
     assert "does not exist" in ended.error
     assert not (tmp_path / "run").exists()
@@ -300,9 +300,11 @@ def test_a_missing_source_ends_with_2(tmp_path: Path, here: Here) -> None:
         pytest.param("\u2028line\u0085", id="unicode line ends"),
     ],
 )
-def test_an_empty_folder_of_any_name_ends_with_2_and_one_line(tmp_path: Path, here: Here, name: str) -> None:
+def test_an_empty_folder_of_any_name_ends_with_2_and_one_line(
+    config_file: Path, tmp_path: Path, here: Here, name: str
+) -> None:
     (tmp_path / name).mkdir()
-    ended = here("clean", tmp_path / name, "--out", tmp_path / "run", "--quiet")
+    ended = here("clean", tmp_path / name, "--out", tmp_path / "run", "--config", config_file, "--quiet")
     assert ended.code == EXIT_USAGE
     assert "holds no files" in ended.error
 
@@ -337,8 +339,9 @@ def test_weights_that_can_not_be_downloaded_end_with_2_and_what_to_do(
     for name, value in environment(TORCH_HOME=str(tmp_path / "torch")).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("urllib.request._opener", None)  # made of the proxies of its time
-    settings = ["--set", "features.backbone=squeezenet1_1", "--set", "features.nodes=features.1"]
-    ended = here("clean", archive, "--out", tmp_path / "run", *settings, "--quiet")
+    settings = ["features.backbone=squeezenet1_1", "features.nodes=features.1", "cluster.processes=false"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    ended = here("clean", archive, "--out", tmp_path / "run", *options, "--quiet")
     assert ended.code == EXIT_USAGE
     for advice in ("could not be downloaded", "features.weights=PATH", str(tmp_path / "torch"), "weights=random"):
         assert advice in ended.error
@@ -415,14 +418,14 @@ def test_a_scheduler_that_is_not_there_ends_with_2(
 
 @pytest.mark.parametrize("debug", [False, True])
 def test_an_unexpected_error_is_one_line_unless_debugging(
-    archive: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch, debug: bool
+    archive: Path, config_file: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch, debug: bool
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("first\nsecond")
 
     monkeypatch.setattr(pipeline.commands.clean, "clean", fail)
     monkeypatch.setenv("PAIRE_DEBUG", "1" if debug else "")
-    ended = here("clean", archive, "--out", tmp_path / "run", "--quiet")
+    ended = here("clean", archive, "--out", tmp_path / "run", "--config", config_file, "--quiet")
     assert ended.code == EXIT_UNEXPECTED == 1
     assert ("Traceback" in ended.err) == debug
     assert "unexpected RuntimeError: first second" in ended.err.splitlines()[-1]
