@@ -30,10 +30,10 @@ from workers.features.extractor import PatchExtractor
 from workers.images.decode import DecodedImage, decode_image
 from workers.storage.directory import Directory
 
-SETTINGS = ("input.decode_timeout_s=2", "input.max_pixels=10000", "input.max_unreadable_fraction=0.5")
+SETTINGS = ("input.decode_timeout_s=1.5", "input.max_pixels=10000", "input.max_unreadable_fraction=0.5")
 REASONS = {
     "crash.png": "decoding it killed the process (SIGSEGV)",
-    "loop.png": "decoding it did not end within input.decode_timeout_s = 2 s",
+    "loop.png": "decoding it did not end within input.decode_timeout_s = 1.5 s",
     "memory.png": "decoding it takes more than 0.3 GB of memory",
 }
 
@@ -174,5 +174,5 @@ def test_poison_that_holds_up_the_commands_own_process_is_left_to_itself(
 @pytest.mark.usefixtures("endless")
 def test_what_holds_up_nobody_but_us_is_an_error_that_names_it(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "archive", LOOP)
-    with pytest.raises(DecoderError, match=r"loop\.png did not end within input\.decode_timeout_s = 2 s"):
+    with pytest.raises(DecoderError, match=r"loop\.png did not end within input\.decode_timeout_s = 1\.5 s"):
         extract(archive, tmp_path / "run")

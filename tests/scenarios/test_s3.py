@@ -21,7 +21,16 @@ from tests.pipeline.cli.test_main import Ended, Here, here, paire  # noqa: F401 
 from tests.support.archives import write_parts
 from tests.support.runs import CLUSTER, quick_config
 from tests.support.storage.fault_proxy import FaultProxy, Faults, fault_proxy
-from tests.support.storage.servers import ACCESS_KEY, SECRET_KEY, SESSION_TOKEN, Server, bucket_on, moto_server, reached
+from tests.support.storage.servers import (
+    ACCESS_KEY,
+    SECRET_KEY,
+    SESSION_TOKEN,
+    Server,
+    bucket_on,
+    moto_server,
+    reached,
+    short_pauses,
+)
 from workers.features.weights import build_model
 from workers.storage.directory import Directory
 from workers.storage.object_store import forget_stores
@@ -155,7 +164,7 @@ def tiny_recut(*settings: str) -> Config:
 
 @pytest.fixture
 def proxy(server: Server) -> Iterator[FaultProxy]:
-    with fault_proxy(server.endpoint, Faults()) as proxy, reached(server.at(proxy.endpoint)):
+    with fault_proxy(server.endpoint, Faults()) as proxy, reached(server.at(proxy.endpoint)), short_pauses():
         yield proxy
 
 
@@ -178,7 +187,7 @@ def test_an_outage_ends_a_run_and_no_image_is_blamed_for_it(server: Server, prox
 
     proxy.faults = Faults(slow_down=1.0, only=".png")
     with pytest.raises(StorageError, match=r"get_object of s3://.*\.png .*status 503"):
-        clean(server.url("archive"), run, on_s3(behind, "storage.retry_seconds=0.5"))
+        clean(server.url("archive"), run, on_s3(behind, "storage.retry_seconds=0.2"))
     written = {key.rpartition("/")[2]: content for key, content in server.objects("runs/outage").items()}
     assert "manifest.parquet" not in written
     log = written["log.jsonl"].decode()
@@ -192,7 +201,7 @@ def test_a_run_whose_store_goes_away_half_way_is_finished_by_its_repetition(
     behind, run = server.at(proxy.endpoint), server.url("runs/half")
     proxy.faults = Faults(slow_down=1.0, only="runs/half/distances")
     with pytest.raises(StorageError, match=r"distances.* status 503"):
-        clean(server.url("archive"), run, on_s3(behind, "storage.retry_seconds=0.5"))
+        clean(server.url("archive"), run, on_s3(behind, "storage.retry_seconds=0.2"))
     proxy.faults = Faults(slow_down=0.1, truncated=0.1)
     clean(server.url("archive"), run, on_s3(behind))
     proxy.faults = Faults()
@@ -210,10 +219,10 @@ def test_a_run_whose_store_goes_away_half_way_is_finished_by_its_repetition(
 )
 def test_a_command_gives_up_with_one_sentence(server: Server, proxy: FaultProxy, planted: Here, faults: Faults) -> None:
     proxy.faults = faults
-    options = setting(*HERE, *server.at(proxy.endpoint).options(retry_seconds=1))
+    options = setting(*HERE, *server.at(proxy.endpoint).options(retry_seconds=0.2))
     ended = planted("clean", server.url("archive"), "--out", server.url("runs/none"), *options, "--quiet")
     assert ended.code == 2
-    assert "storage.retry_seconds = 1" in ended.error
+    assert "storage.retry_seconds = 0.2" in ended.error
     assert "run the same command again" in ended.error
 
 

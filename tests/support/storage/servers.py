@@ -14,6 +14,7 @@ import pytest
 from botocore.config import Config as ClientConfig
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
+import workers.storage.object_store
 from schemas.config import StorageConfig
 from workers.storage.object_store import forget_stores
 from workers.storage.settings import storage_in_use, use_storage
@@ -131,6 +132,15 @@ def bucket_on(endpoint: str) -> Iterator[Server]:
     server.client.create_bucket(Bucket=server.bucket)
     with reached(server):
         yield server
+
+
+@contextmanager
+def short_pauses() -> Iterator[None]:
+    """Try failed requests of this process again at once while the block runs, so that a test spends no time asleep."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers.storage.object_store, "FIRST_PAUSE_S", 0.005)
+        patch.setattr(workers.storage.object_store, "LONGEST_PAUSE_S", 0.05)
+        yield
 
 
 @contextmanager
