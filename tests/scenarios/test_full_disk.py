@@ -8,12 +8,10 @@ import pytest
 
 from schemas.errors import EXIT_USAGE
 from schemas.records.run import RUN_RECORD, SUCCESS
-from tests.pipeline.cli.test_main import Here, here, paire
 from tests.support.archives import write_parts
+from tests.support.commands import Here, paire
 from tests.support.torture import make_archive, published, write_config
 from workers.storage.directory import Directory
-
-__all__ = ["here"]
 
 DISK_BYTES = 32 * 2**20
 

@@ -17,8 +17,8 @@ from pipeline.commands.recut import recut
 from pipeline.commands.score import score
 from schemas.config import Config, parse_config
 from schemas.errors import ConfigError, SourceError, StorageError
-from tests.pipeline.cli.test_main import Ended, Here, here, paire  # noqa: F401 - a fixture
 from tests.support.archives import write_parts
+from tests.support.commands import Ended, Here, paire
 from tests.support.runs import CLUSTER, quick_config
 from tests.support.storage.fault_proxy import FaultProxy, Faults, fault_proxy
 from tests.support.storage.servers import (
@@ -240,7 +240,7 @@ def setting(*options: str) -> list[str]:
 
 
 @pytest.fixture
-def planted(server: Server, monkeypatch: pytest.MonkeyPatch, here: Here) -> Iterator[Here]:  # noqa: F811
+def planted(server: Server, monkeypatch: pytest.MonkeyPatch, here: Here) -> Iterator[Here]:
     """Return the command inside this process, with planted credentials in its environment."""
     for name, value in {**server.environment, "AWS_SESSION_TOKEN": SESSION_TOKEN}.items():
         monkeypatch.setenv(name, value)
@@ -324,7 +324,7 @@ def test_urls_with_credentials_are_refused_without_repeating_them(
     archive: Path,
     tmp_path: Path,
     arguments: tuple[str, ...],
-    here: Here,  # noqa: F811
+    here: Here,
 ) -> None:
     filled = [argument.format(source=archive, out=tmp_path / "run") for argument in arguments]
     ended = here(*filled, *(setting(*HERE) if arguments[0] != "evaluate" else ()))

@@ -9,12 +9,13 @@ import dask
 import pytest
 import threadpoolctl
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from pipeline.cluster.cluster import Cluster, open_cluster, opening_cluster, workers_of
 from pipeline.cluster.tasks import TaskWindow
 from schemas.config import ClusterConfig
 from schemas.errors import ClusterError
+from tests.support.clusters import config, scheduler_with
 from workers.compute import set_compute_threads
 
 # The discard port: nothing listens there on any machine of ours.
@@ -43,23 +44,6 @@ def _own_threads_and_log() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_scheduler_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
-
-
-def config(**options: object) -> ClusterConfig:
-    """Return options of a cluster inside this process."""
-    return ClusterConfig.model_validate({"workers": 1, "threads_per_worker": 1, "processes": False, **options})
-
-
-def scheduler_with(workers: int) -> LocalCluster:
-    """Start what 'dask scheduler' and 'dask worker' would, reachable by its address."""
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=2,
-        processes=False,
-        protocol="tcp",
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-    )
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from pipeline.cluster.tasks import (
     results_in_order,
 )
 from schemas.errors import ClusterError
-from tests.pipeline.cluster.test_cluster import config, scheduler_with
 from tests.support.archives import tiny_config
+from tests.support.clusters import config, scheduler_with
 
 
 @pytest.fixture(scope="module")
