@@ -36,7 +36,7 @@ from workers.storage.directory import Directory
 from workers.storage.object_store import forget_stores
 from workers.storage.settings import use_storage
 
-# What is another on S3: where things lie, and who made them when.
+# What differs on S3: where the images are, and which run it was.
 PLACES = ["image_path", "run_id"]
 NO_TRIM = "trim.strategy=none"
 

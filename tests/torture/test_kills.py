@@ -1,4 +1,4 @@
-"""SIGKILL at any moment, of the driver, a worker, all workers, or all of them: the same command finishes the run.
+"""SIGKILL of the driver, of workers or of all, at any moment: the same command then finishes the run.
 
 On disk, and with source and run directory in an object store. ``make test`` kills at a few moments, ``make torture``
 at many.

@@ -1,4 +1,4 @@
-"""Tasks computed where they are submitted, many results in order with few of them in flight, and nobody to do them."""
+"""Tasks computed in place or on a cluster: results in order, few in flight, and errors when no worker is left."""
 
 import os
 import signal

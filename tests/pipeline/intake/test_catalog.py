@@ -194,7 +194,7 @@ def test_a_source_that_is_itself_a_link_is_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("locked", ["source", "source/locked", "source/deep/locked"])
-def test_a_folder_that_can_not_be_listed_is_an_error_not_a_smaller_archive(
+def test_a_folder_that_cannot_be_listed_is_an_error_not_a_smaller_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str
 ) -> None:
     write(tmp_path, "source/a.png", "source/locked/b.png", "source/deep/locked/c.png")
@@ -385,7 +385,7 @@ def test_names_and_groups_are_text_whatever_they_look_like(tmp_path: Path, name:
     assert catalog[["file_name", "group"]].to_numpy().tolist() == [[name, name]]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
     assert names(catalog_of(index(tmp_path, b"\xef\xbb\xbfimage_path\r\na.png\r\n"))) == ["a.png"]
 
 
@@ -474,7 +474,7 @@ def test_an_index_without_rows_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()], ids=["missing", "a folder"])
-def test_an_index_that_can_not_be_read_is_an_error(tmp_path: Path, make: object) -> None:
+def test_an_index_that_cannot_be_read_is_an_error(tmp_path: Path, make: object) -> None:
     path = tmp_path / "index.csv"
     assert callable(make)
     make(path)

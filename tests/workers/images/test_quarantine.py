@@ -1,4 +1,4 @@
-"""Which images of a block end or hold up whoever decodes them: those, with the reason, and no others."""
+"""Images that kill or block the process that decodes them are found, with the reason, and no others are."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def test_poison_is_found_by_its_row_however_many_processes_look_for_it(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(write_sitecustomize(tmp_path / "suffering")))
     found = find_poison(block[:4] if processes > 2 else block, INPUTS, FEATURES, processes=processes)
-    # A broken image has a reason too; a missing one is left to whoever reads it.
+    # A broken image has a reason too; a missing one is left to the task that reads it.
     assert found.keys() == {11, 12}
     assert found[11] == KILLED
     assert found[12]

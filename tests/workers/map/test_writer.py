@@ -29,7 +29,7 @@ def samples(count: int) -> NDArray[np.float64]:
 
 
 def write(model: Directory, fitted: int, order: list[int], together: int = 1) -> list[int]:
-    """Write a group's rows, so many at a time, in an order; returns the checksum of each row."""
+    """Write a group's rows, ``together`` at a time, in an order; returns the checksum of each row."""
     create_group_map(model, GROUP, GEOMETRY, fitted, rows_together=together)
     rows = [fit_row(samples(fitted)[:, row]) for row in range(GEOMETRY.rows)]
     checksums = {}

@@ -85,7 +85,7 @@ def test_an_answer_about_who_asks_ends_the_command_with_what_to_check(code: str,
         assert part in said
 
 
-def test_an_answer_about_one_object_is_left_to_whoever_reads_it() -> None:
+def test_an_answer_about_one_object_is_left_to_the_reader_of_that_object() -> None:
     for error in (
         translated(FileNotFoundError, 404, "NoSuchKey"),
         translated(FileNotFoundError, 404, "NoSuchBucket"),

@@ -1,4 +1,4 @@
-"""Stores that falter: what passes is ridden out within a budget, what was torn is never taken for whole."""
+"""Faulty stores: passing faults are retried within a budget, and torn content is never taken for whole."""
 
 import time
 from collections.abc import Iterator
@@ -215,7 +215,7 @@ def test_what_another_client_writes_is_seen_at_once(bucket: Server) -> None:
     assert [file.name for file in list_files(directory.url)] == ["mine", "theirs"]
 
 
-def test_placeholders_of_folders_are_no_files_and_keys_keep_every_character(bucket: Server) -> None:
+def test_placeholders_of_folders_are_not_files_and_keys_keep_every_character(bucket: Server) -> None:
     for key in ("odd/", "odd/folder/", "odd/a.png", "odd/folder//a.png"):
         bucket.put(key, b"")
     assert [file.name for file in list_files(bucket.url("odd"))] == ["a.png", "folder//a.png"]
