@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.judging.strategies.paire import UNCHANGED
 from tests.support.archives import tiny_config, write_parts
+from tests.support.commands import Here
+from tests.support.loggers import restored_loggers
 from tests.support.runs import SETTLED, Run, run_on
 
 # A law that does not hold fails within a few examples, here or in the next run: each run draws others. Without a
@@ -60,3 +63,13 @@ def two_processes() -> Iterator[Cluster]:
     with open_cluster(tiny_config("cluster.workers=2", "cluster.processes=true").cluster) as cluster:
         assert cluster.workers == 2
         yield cluster
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+    """Return the command inside this process, where a process of its own would only take longer."""
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    threads = torch.get_num_threads()
+    with restored_loggers():
+        yield Here(capfd, monkeypatch)
+    torch.set_num_threads(threads)

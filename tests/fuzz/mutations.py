@@ -42,7 +42,7 @@ json_values = st.recursive(
 
 
 def fuzzing(examples: int) -> settings:
-    """Return Hypothesis's settings for a target with so many inputs in ``make test``."""
+    """Return Hypothesis's settings for a target that tries this number of inputs in ``make test``."""
     return settings(
         max_examples=examples * TIMES,
         derandomize=TIMES == 1,

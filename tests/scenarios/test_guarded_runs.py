@@ -1,4 +1,4 @@
-"""Whole runs whose result is not to be trusted, and those that end early because too much can not be read."""
+"""Whole runs whose result cannot be trusted, and runs that end early because too many files cannot be read."""
 
 import json
 import shutil

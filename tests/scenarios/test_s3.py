@@ -17,17 +17,26 @@ from pipeline.commands.recut import recut
 from pipeline.commands.score import score
 from schemas.config import Config, parse_config
 from schemas.errors import ConfigError, SourceError, StorageError
-from tests.pipeline.cli.test_main import Ended, Here, here, paire  # noqa: F401 - a fixture
 from tests.support.archives import write_parts
+from tests.support.commands import Ended, Here, paire
 from tests.support.runs import CLUSTER, quick_config
 from tests.support.storage.fault_proxy import FaultProxy, Faults, fault_proxy
-from tests.support.storage.servers import ACCESS_KEY, SECRET_KEY, SESSION_TOKEN, Server, bucket_on, moto_server, reached
+from tests.support.storage.servers import (
+    ACCESS_KEY,
+    SECRET_KEY,
+    SESSION_TOKEN,
+    Server,
+    bucket_on,
+    moto_server,
+    reached,
+    short_pauses,
+)
 from workers.features.weights import build_model
 from workers.storage.directory import Directory
 from workers.storage.object_store import forget_stores
 from workers.storage.settings import use_storage
 
-# What is another on S3: where things lie, and who made them when.
+# What differs on S3: where the images are, and which run it was.
 PLACES = ["image_path", "run_id"]
 NO_TRIM = "trim.strategy=none"
 
@@ -155,7 +164,7 @@ def tiny_recut(*settings: str) -> Config:
 
 @pytest.fixture
 def proxy(server: Server) -> Iterator[FaultProxy]:
-    with fault_proxy(server.endpoint, Faults()) as proxy, reached(server.at(proxy.endpoint)):
+    with fault_proxy(server.endpoint, Faults()) as proxy, reached(server.at(proxy.endpoint)), short_pauses():
         yield proxy
 
 
@@ -178,7 +187,7 @@ def test_an_outage_ends_a_run_and_no_image_is_blamed_for_it(server: Server, prox
 
     proxy.faults = Faults(slow_down=1.0, only=".png")
     with pytest.raises(StorageError, match=r"get_object of s3://.*\.png .*status 503"):
-        clean(server.url("archive"), run, on_s3(behind, "storage.retry_seconds=0.5"))
+        clean(server.url("archive"), run, on_s3(behind, "storage.retry_seconds=0.2"))
     written = {key.rpartition("/")[2]: content for key, content in server.objects("runs/outage").items()}
     assert "manifest.parquet" not in written
     log = written["log.jsonl"].decode()
@@ -192,7 +201,7 @@ def test_a_run_whose_store_goes_away_half_way_is_finished_by_its_repetition(
     behind, run = server.at(proxy.endpoint), server.url("runs/half")
     proxy.faults = Faults(slow_down=1.0, only="runs/half/distances")
     with pytest.raises(StorageError, match=r"distances.* status 503"):
-        clean(server.url("archive"), run, on_s3(behind, "storage.retry_seconds=0.5"))
+        clean(server.url("archive"), run, on_s3(behind, "storage.retry_seconds=0.2"))
     proxy.faults = Faults(slow_down=0.1, truncated=0.1)
     clean(server.url("archive"), run, on_s3(behind))
     proxy.faults = Faults()
@@ -210,10 +219,10 @@ def test_a_run_whose_store_goes_away_half_way_is_finished_by_its_repetition(
 )
 def test_a_command_gives_up_with_one_sentence(server: Server, proxy: FaultProxy, planted: Here, faults: Faults) -> None:
     proxy.faults = faults
-    options = setting(*HERE, *server.at(proxy.endpoint).options(retry_seconds=1))
+    options = setting(*HERE, *server.at(proxy.endpoint).options(retry_seconds=0.2))
     ended = planted("clean", server.url("archive"), "--out", server.url("runs/none"), *options, "--quiet")
     assert ended.code == 2
-    assert "storage.retry_seconds = 1" in ended.error
+    assert "storage.retry_seconds = 0.2" in ended.error
     assert "run the same command again" in ended.error
 
 
@@ -231,7 +240,7 @@ def setting(*options: str) -> list[str]:
 
 
 @pytest.fixture
-def planted(server: Server, monkeypatch: pytest.MonkeyPatch, here: Here) -> Iterator[Here]:  # noqa: F811
+def planted(server: Server, monkeypatch: pytest.MonkeyPatch, here: Here) -> Iterator[Here]:
     """Return the command inside this process, with planted credentials in its environment."""
     for name, value in {**server.environment, "AWS_SESSION_TOKEN": SESSION_TOKEN}.items():
         monkeypatch.setenv(name, value)
@@ -258,7 +267,7 @@ def test_a_run_with_worker_processes_leaves_no_trace_of_the_credentials(
     archive: Path, weights: Path, server: Server, tmp_path: Path
 ) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text(on_s3(server, "cluster.processes=true").to_yaml())
+    config.write_text(on_s3(server, "cluster.processes=true", NO_TRIM).to_yaml())
     # The environment of commands in tests has proxies that lead nowhere.
     secrets = {
         **server.environment,
@@ -315,7 +324,7 @@ def test_urls_with_credentials_are_refused_without_repeating_them(
     archive: Path,
     tmp_path: Path,
     arguments: tuple[str, ...],
-    here: Here,  # noqa: F811
+    here: Here,
 ) -> None:
     filled = [argument.format(source=archive, out=tmp_path / "run") for argument in arguments]
     ended = here(*filled, *(setting(*HERE) if arguments[0] != "evaluate" else ()))

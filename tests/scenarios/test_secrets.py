@@ -9,8 +9,8 @@ from threading import Thread
 import pandas as pd
 import pytest
 
-from tests.pipeline.cli.test_main import Ended, Here, here  # noqa: F401 - a fixture
 from tests.support.archives import write_parts
+from tests.support.commands import Ended, Here
 from tests.support.runs import quick_config
 from tests.support.storage.servers import ACCESS_KEY, SECRET_KEY, SESSION_TOKEN, Server, bucket_on, moto_server
 from workers.storage.object_store import forget_stores
@@ -34,7 +34,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def planted(server: Server, monkeypatch: pytest.MonkeyPatch, here: Here) -> Iterator[Here]:  # noqa: F811
+def planted(server: Server, monkeypatch: pytest.MonkeyPatch, here: Here) -> Iterator[Here]:
     """Return the command inside this process, with planted secrets in its environment."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)

@@ -262,7 +262,7 @@ def test_a_malformed_setting_is_refused_with_an_example(setting: str) -> None:
     assert "section.key=value" in message
 
 
-def test_a_configuration_can_not_be_changed() -> None:
+def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().trim.eta = 3.0  # type: ignore[misc]
 

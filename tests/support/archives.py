@@ -21,7 +21,7 @@ TINY_SETTINGS = (
     "cluster.workers=1",
     "cluster.threads_per_worker=1",
     "cluster.processes=false",
-    # Tiny groups can not be trusted.
+    # Tiny groups cannot be trusted.
     "guard.accept_untrustworthy=true",
 )
 

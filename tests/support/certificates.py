@@ -1,4 +1,4 @@
-"""Certificates of an authority of one's own, as PEM files: made when a test needs them, of use nowhere else."""
+"""Certificates of a test authority, as PEM files, made when a test needs them."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

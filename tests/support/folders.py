@@ -1,4 +1,4 @@
-"""Folders that can not be listed, also by a superuser, who often runs the tests."""
+"""Folders that cannot be listed, not even by a superuser, who often runs the tests."""
 
 import os
 from collections.abc import Iterator

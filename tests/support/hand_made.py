@@ -1,4 +1,4 @@
-"""Scores, anomaly maps, labels and masks made by hand, as tests of evaluations share them."""
+"""Scores, anomaly maps, labels and masks made by hand, shared by the tests of evaluations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

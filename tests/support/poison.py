@@ -1,7 +1,7 @@
-"""Images that kill, hold up or drown whoever decodes them, for processes that are told to suffer from them.
+"""Images that kill, block or exhaust the process that decodes them, if it is told to suffer from them.
 
 Real files that crash a decoder exist for one version of one library. Here Python's ``sitecustomize``, which every
-process loads as it starts, lets Pillow fall over images that a text chunk marks. Elsewhere they are images.
+process loads as it starts, makes Pillow fail on images that a text chunk marks. Other processes read them as usual.
 """
 
 from io import BytesIO
@@ -46,7 +46,7 @@ def write_poison(path: Path, kind: str, seed: int) -> None:
 
 
 def write_sitecustomize(folder: Path) -> Path:
-    """Write what lets processes suffer from poison that have the folder on their PYTHONPATH; returns the folder."""
+    """Write what lets a process with the folder on its PYTHONPATH suffer from poison; returns the folder."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(_SUFFERS)
     return folder

@@ -88,11 +88,11 @@ class Command:
     Attributes
     ----------
     archive, config
-        What is cleaned, and how.
+        What it cleans, and its configuration file.
     folder
-        For what the command says.
+        Where its output goes.
     variables
-        What its environment has besides.
+        Added to its environment.
     """
 
     archive: str
@@ -137,7 +137,7 @@ class Command:
 
 
 def wait_for_claim(started: Started, run: Directory) -> float:
-    """Wait until a command has claimed its run directory, or ended; returns when."""
+    """Wait until a command has claimed its run directory, or ended; returns the time of `time.monotonic`."""
     deadline = time.monotonic() + TIMEOUT_S
     while started.process.poll() is None and not run.exists(RUN_RECORD):
         assert time.monotonic() < deadline, f"nothing was claimed: {started.error.read_text()}"

@@ -1,4 +1,4 @@
-"""What code does besides its results: the tasks it submits, the chunks it reads, the memory it takes."""
+"""What code does besides returning results: the tasks it submits, the chunks it reads, the memory it takes."""
 
 import tracemalloc
 from collections import Counter

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import EXIT_CONFLICT, EXIT_INTERRUPTED
-from tests.pipeline.cli.test_main import Ended, Here, archive, config_file, environment, here
-
-__all__ = ["archive", "config_file", "here"]
+from tests.support.commands import Ended, Here, environment
 
 # Who takes a machine back gives so much notice.
 NOTICE_S = 10.0

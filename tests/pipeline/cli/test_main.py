@@ -6,19 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-import torch
-import yaml
 from distributed import LocalCluster
 
 import pipeline.commands.clean
-from pipeline.cli.main import main
 from schemas.errors import (
     EXIT_CONFLICT,
     EXIT_INTERRUPTED,
@@ -27,75 +21,9 @@ from schemas.errors import (
     EXIT_UNTRUSTWORTHY,
     EXIT_USAGE,
 )
-from tests.support.archives import part_pixels, png, tiny_config, write_parts
-from tests.support.loggers import restored_loggers
-
-ROOT = Path(__file__).parents[3]
-
-# The discard port: nothing listens there.
-NO_NETWORK = "http://127.0.0.1:9"
-LINES = "two\nlines.png"
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """The one line on stderr."""
-        assert self.err.endswith("\n")
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        assert lines[0].startswith("paire: error: ")
-        assert lines[0].isprintable()
-        assert self.out == ""
-        return lines[0]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    """Return this process's environment for a command that runs this checkout, with no scheduler and no network."""
-    inherited = {name: value for name, value in os.environ.items() if name != "DASK_SCHEDULER_ADDRESS"}
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), NO_NETWORK)
-    return {**inherited, **proxies, "NO_PROXY": "", "no_proxy": "", "PYTHONPATH": str(ROOT), **variables}
-
-
-def paire(*arguments: object, **variables: str) -> Ended:
-    """Run the installed command as a process of its own."""
-    command = [str(Path(sys.executable).parent / "paire"), *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=240,
-        env=environment(**variables),
-        check=False,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a configuration of 2 x 2 positions inside one process, as a file."""
-    path = tmp_path_factory.mktemp("config") / "run.yaml"
-    config = tiny_config("features.pool_kernel=16", "features.pool_stride=16").model_dump(mode="json")
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("archive")
-    write_parts(folder, 7, 1)
-    (folder / LINES).write_bytes(png(part_pixels(77)))
-    (folder / "empty.png").write_bytes(b"")
-    (folder / "notes.txt").write_text("no image")
-    return folder
+from tests.pipeline.cli.conftest import LINES
+from tests.support.archives import write_parts
+from tests.support.commands import Ended, Here, environment, paire
 
 
 @pytest.fixture(scope="module")
@@ -104,34 +32,6 @@ def run(archive: Path, config_file: Path, tmp_path_factory: pytest.TempPathFacto
     out = tmp_path_factory.mktemp("runs") / "run"
     processes = "cluster.processes=true"
     return out, paire("clean", archive, "--out", out, "--config", config_file, "--set", processes, "--json")
-
-
-@pytest.fixture
-def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator["Here"]:
-    """Return the command inside this process, where a process of its own would only take longer."""
-    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
-    threads = torch.get_num_threads()
-    with restored_loggers():
-        yield Here(capfd, monkeypatch)
-    torch.set_num_threads(threads)
-
-
-class Here:
-    """Calls the entry point that the installed command calls."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._capfd, self._monkeypatch = capfd, monkeypatch
-
-    def __call__(self, *arguments: object) -> Ended:
-        self._monkeypatch.setattr(sys, "argv", ["paire", *map(str, arguments)])
-        self._capfd.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as ending:
-            code = ending.code
-        out, err = self._capfd.readouterr()
-        return Ended(code or 0, out, err)
 
 
 # --- a run that goes well
@@ -282,8 +182,8 @@ def test_a_wrong_configuration_file_ends_with_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_source_ends_with_2(tmp_path: Path, here: Here) -> None:
-    ended = here("clean", tmp_path / "no\nwhere", "--out", tmp_path / "run", "--quiet")
+def test_a_missing_source_ends_with_2(config_file: Path, tmp_path: Path, here: Here) -> None:
+    ended = here("clean", tmp_path / "no\nwhere", "--out", tmp_path / "run", "--config", config_file, "--quiet")
     assert ended.code == EXIT_USAGE
     assert "does not exist" in ended.error
     assert not (tmp_path / "run").exists()
@@ -300,9 +200,11 @@ def test_a_missing_source_ends_with_2(tmp_path: Path, here: Here) -> None:
         pytest.param("\u2028line\u0085", id="unicode line ends"),
     ],
 )
-def test_an_empty_folder_of_any_name_ends_with_2_and_one_line(tmp_path: Path, here: Here, name: str) -> None:
+def test_an_empty_folder_of_any_name_ends_with_2_and_one_line(
+    config_file: Path, tmp_path: Path, here: Here, name: str
+) -> None:
     (tmp_path / name).mkdir()
-    ended = here("clean", tmp_path / name, "--out", tmp_path / "run", "--quiet")
+    ended = here("clean", tmp_path / name, "--out", tmp_path / "run", "--config", config_file, "--quiet")
     assert ended.code == EXIT_USAGE
     assert "holds no files" in ended.error
 
@@ -337,8 +239,9 @@ def test_weights_that_cannot_be_downloaded_end_with_2_and_what_to_do(
     for name, value in environment(TORCH_HOME=str(tmp_path / "torch")).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("urllib.request._opener", None)  # made of the proxies of its time
-    settings = ["--set", "features.backbone=squeezenet1_1", "--set", "features.nodes=features.1"]
-    ended = here("clean", archive, "--out", tmp_path / "run", *settings, "--quiet")
+    settings = ["features.backbone=squeezenet1_1", "features.nodes=features.1", "cluster.processes=false"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    ended = here("clean", archive, "--out", tmp_path / "run", *options, "--quiet")
     assert ended.code == EXIT_USAGE
     for advice in ("could not be downloaded", "features.weights=PATH", str(tmp_path / "torch"), "weights=random"):
         assert advice in ended.error
@@ -415,14 +318,14 @@ def test_a_scheduler_that_is_not_there_ends_with_2(
 
 @pytest.mark.parametrize("debug", [False, True])
 def test_an_unexpected_error_is_one_line_unless_debugging(
-    archive: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch, debug: bool
+    archive: Path, config_file: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch, debug: bool
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("first\nsecond")
 
     monkeypatch.setattr(pipeline.commands.clean, "clean", fail)
     monkeypatch.setenv("PAIRE_DEBUG", "1" if debug else "")
-    ended = here("clean", archive, "--out", tmp_path / "run", "--quiet")
+    ended = here("clean", archive, "--out", tmp_path / "run", "--config", config_file, "--quiet")
     assert ended.code == EXIT_UNEXPECTED == 1
     assert ("Traceback" in ended.err) == debug
     assert "unexpected RuntimeError: first second" in ended.err.splitlines()[-1]

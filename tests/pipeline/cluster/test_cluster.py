@@ -9,12 +9,13 @@ import dask
 import pytest
 import threadpoolctl
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from pipeline.cluster.cluster import Cluster, open_cluster, opening_cluster, workers_of
 from pipeline.cluster.tasks import TaskWindow
 from schemas.config import ClusterConfig
 from schemas.errors import ClusterError
+from tests.support.clusters import config, scheduler_with
 from workers.compute import set_compute_threads
 
 # The discard port: nothing listens there on any machine of ours.
@@ -43,23 +44,6 @@ def _own_threads_and_log() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_scheduler_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
-
-
-def config(**options: object) -> ClusterConfig:
-    """Return options of a cluster inside this process."""
-    return ClusterConfig.model_validate({"workers": 1, "threads_per_worker": 1, "processes": False, **options})
-
-
-def scheduler_with(workers: int) -> LocalCluster:
-    """Start what 'dask scheduler' and 'dask worker' would, reachable by its address."""
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=2,
-        processes=False,
-        protocol="tcp",
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-    )
 
 
 @pytest.fixture(scope="module")
@@ -119,19 +103,27 @@ def test_two_clusters_at_once_do_not_disturb_each_other() -> None:
             assert window.gather([window.submit(abs, -number) for number in range(12)]) == list(range(12))
 
 
-@pytest.mark.parametrize("processes", [False, True])
-def test_the_dashboard_listens_on_this_machine_only(processes: bool) -> None:
-    with open_cluster(config(processes=processes)) as cluster:
-        listens_at = cluster.client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.http_server.address)
-        assert listens_at in {"127.0.0.1", "localhost"}
+def dashboard_of(cluster: Cluster) -> str:
+    """Return the address that a cluster's dashboard listens at."""
+    return str(cluster.client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.http_server.address))
 
 
-def test_workers_in_processes_of_their_own_compute_with_the_configured_threads() -> None:
-    with open_cluster(config(processes=True, threads_per_worker=2)) as cluster:
+def test_the_dashboard_of_a_cluster_inside_this_process_listens_on_this_machine_only() -> None:
+    with open_cluster(config()) as cluster:
+        assert dashboard_of(cluster) in {"127.0.0.1", "localhost"}
+
+
+def test_a_cluster_opened_beside_other_work_has_processes_with_the_configured_threads_and_is_closed() -> None:
+    with opening_cluster(config(workers=1, processes=True, threads_per_worker=2)) as coming:
+        cluster = coming()
+        assert cluster.workers == 1
+        assert cluster.client.submit(sum, [1, 2, 3]).result() == 6
+        assert dashboard_of(cluster) in {"127.0.0.1", "localhost"}
         assert list(cluster.client.run(torch.get_num_threads).values()) == [2]
         pools = cluster.client.run(threadpoolctl.threadpool_info).values()
         assert {pool["num_threads"] for worker in pools for pool in worker if pool["user_api"] == "blas"} == {1}
         assert os.getpid() not in cluster.client.run(os.getpid).values()
+    assert cluster.client.status == "closed"
 
 
 def test_workers_inside_this_process_compute_with_the_configured_threads() -> None:
@@ -209,9 +201,8 @@ def test_a_local_cluster_that_does_not_start_in_time_is_an_error_that_says_what_
         opened(config(processes=True, timeout_s=0.01))
 
 
-@pytest.mark.parametrize("processes", [True, False])
-def test_a_cluster_is_open_once_it_is_wanted_and_closed_after_the_block(*, processes: bool) -> None:
-    with opening_cluster(config(workers=2, processes=processes)) as coming:
+def test_a_cluster_is_open_once_it_is_wanted_and_closed_after_the_block() -> None:
+    with opening_cluster(config(workers=2)) as coming:
         cluster = coming()
         assert cluster.workers == 2
         assert cluster.client.submit(sum, [1, 2, 3]).result() == 6

@@ -109,7 +109,7 @@ def test_lines_are_not_written_more_often_than_the_interval(lines: list[str], mo
 
 
 @pytest.mark.usefixtures("every_step")
-def test_nothing_to_do_is_no_division_by_zero(lines: list[str]) -> None:
+def test_nothing_to_do_is_not_a_division_by_zero(lines: list[str]) -> None:
     with Reporter().phase("extract", 0) as phase:
         phase.advance(0)
     assert lines[0].startswith("extract: 0/0 images (100 %)")
@@ -126,7 +126,7 @@ def test_a_terminal_shows_a_bar_with_count_unit_and_eta_and_no_lines(lines: list
     assert lines == []
 
 
-def test_a_console_that_is_no_terminal_shows_no_bar() -> None:
+def test_a_console_that_is_not_a_terminal_shows_no_bar() -> None:
     console = Console(file=StringIO())
     with Reporter(console).phase("extract", 4) as phase:
         phase.advance(4)

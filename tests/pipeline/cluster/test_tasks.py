@@ -1,4 +1,4 @@
-"""Tasks computed where they are submitted, many results in order with few of them in flight, and nobody to do them."""
+"""Tasks computed in place or on a cluster: results in order, few in flight, and errors when no worker is left."""
 
 import os
 import signal
@@ -22,8 +22,8 @@ from pipeline.cluster.tasks import (
     results_in_order,
 )
 from schemas.errors import ClusterError
-from tests.pipeline.cluster.test_cluster import config, scheduler_with
 from tests.support.archives import tiny_config
+from tests.support.clusters import config, scheduler_with
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,8 @@ def test_a_scheduler_that_is_lost_is_an_error_that_says_so() -> None:
 
 
 def test_a_worker_that_does_not_answer_is_replaced_and_its_task_done_by_another(tmp_path: Path) -> None:
-    # Of seconds, not Dask's five minutes; so nothing here may let the worker load torch, which takes longer.
+    # Dask looks every second, and gives up a worker after 5 s of silence, not five minutes. So nothing here may let the
+    # worker load torch, which takes longer.
     def stop_at_first(mark: Path) -> int:
         if not mark.exists():
             mark.write_text(str(os.getpid()))
@@ -118,7 +119,7 @@ def test_a_worker_that_does_not_answer_is_replaced_and_its_task_done_by_another(
         return os.getpid()
 
     with (
-        dask.config.set({"distributed.scheduler.worker-ttl": "5s"}),
+        dask.config.set({"distributed.scheduler.worker-ttl": "1s"}),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50) as serving,
         Client(serving) as client,
     ):

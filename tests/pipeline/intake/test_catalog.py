@@ -385,7 +385,7 @@ def test_names_and_groups_are_text_whatever_they_look_like(tmp_path: Path, name:
     assert catalog[["file_name", "group"]].to_numpy().tolist() == [[name, name]]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
     assert names(catalog_of(index(tmp_path, b"\xef\xbb\xbfimage_path\r\na.png\r\n"))) == ["a.png"]
 
 

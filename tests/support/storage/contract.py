@@ -1,4 +1,4 @@
-"""What every storage must do, as one class of tests; each backend inherits it and says where its directory is."""
+"""What every storage must do, as one class of tests: each backend inherits it and names its directory."""
 
 import pickle
 from io import BytesIO
@@ -82,7 +82,7 @@ class StorageContract:
         assert not directory.exists("features")
         assert [file.name for file in list_files(directory.url)] == ["features2", "other"]
 
-    def test_removing_what_is_not_there_is_no_error(self, directory: Directory) -> None:
+    def test_removing_what_is_not_there_is_not_an_error(self, directory: Directory) -> None:
         directory.write("something", b"1")
         directory.remove("nothing")
         assert directory.exists("something")

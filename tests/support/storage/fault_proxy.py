@@ -29,24 +29,24 @@ _HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"
 
 @dataclass(frozen=True)
 class Faults:
-    """Shares of the requests that something happens to, each drawn by itself; in this order.
+    """The share of requests that each fault happens to; faults are drawn one by one, in this order.
 
     Attributes
     ----------
     slow_down
-        Answered with 503 SlowDown, unseen by the server.
+        Answered with 503 SlowDown; the server never sees the request.
     reset
         The connection is reset before the server sees the request.
     lost_answer
-        The server has done it, and the connection is reset before the answer.
+        The server carries the request out; the connection is reset before the answer.
     truncated
         Half of the body, then the end of the connection.
     relabelled
-        Half of the body, and a Content-Length that says so.
+        Half of the body, with a Content-Length of that half.
     latency
         Answered after ``latency_s``.
     only
-        Nothing happens to other requests than those whose path holds this.
+        Faults happen only to requests whose path contains this.
     """
 
     slow_down: float = 0.0

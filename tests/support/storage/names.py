@@ -1,4 +1,4 @@
-"""Names that mean something to some layer between a name and its file, and must mean nothing but themselves."""
+"""Names that some layer below could misread, as a pattern or an escape; all must be taken literally."""
 
 AWKWARD = [
     "plain",

@@ -14,11 +14,12 @@ import pytest
 from botocore.config import Config as ClientConfig
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
+import workers.storage.object_store
 from schemas.config import StorageConfig
 from workers.storage.object_store import forget_stores
 from workers.storage.settings import storage_in_use, use_storage
 
-# Long enough that nothing but themselves holds them, and of no use anywhere.
+# So long that no other text contains them by chance; they open nothing.
 ACCESS_KEY = "AKIAPLANTEDACCESSKEY"
 SECRET_KEY = "planted+secret/key0123456789abcdefghijkl"
 SESSION_TOKEN = "planted-session-token-0123456789"
@@ -37,16 +38,14 @@ _IMPATIENT = ClientConfig(retries={"total_max_attempts": 1}, s3={"addressing_sty
 
 @dataclass(frozen=True)
 class Server:
-    """An S3 server with a bucket of one's own.
+    """An S3 server and one bucket on it.
 
     Attributes
     ----------
     endpoint
-        Its address.
-    bucket
-        The bucket.
+        Its address, as a URL.
     access_key, secret_key
-        Who owns it.
+        The credentials of the bucket's owner.
     """
 
     endpoint: str
@@ -56,7 +55,7 @@ class Server:
 
     @property
     def client(self) -> Any:
-        """A client that knows nothing of ours."""
+        """A plain botocore client: none of the code under test takes part."""
         return botocore.session.get_session().create_client(
             "s3",
             region_name=REGION,
@@ -68,12 +67,12 @@ class Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables that say who asks."""
+        """The environment variables with the credentials."""
         return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
 
     @property
     def settings(self) -> StorageConfig:
-        """The settings that lead here, with little patience."""
+        """The settings that reach this server, with short timeouts."""
         return StorageConfig(endpoint_url=self.endpoint, region=REGION, retry_seconds=10, timeout_s=5)
 
     def options(self, **changed: object) -> tuple[str, ...]:
@@ -131,6 +130,15 @@ def bucket_on(endpoint: str) -> Iterator[Server]:
     server.client.create_bucket(Bucket=server.bucket)
     with reached(server):
         yield server
+
+
+@contextmanager
+def short_pauses() -> Iterator[None]:
+    """Try failed requests of this process again at once while the block runs, so that a test spends no time asleep."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers.storage.object_store, "FIRST_PAUSE_S", 0.005)
+        patch.setattr(workers.storage.object_store, "LONGEST_PAUSE_S", 0.05)
+        yield
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def test_the_white_of_sixteen_bit_images_and_the_bound_on_pixels_come_from_the_c
         ("", "cannot be read: "),
     ],
 )
-def test_a_file_that_can_not_be_read_has_a_reason(tmp_path: Path, path: str, reason: str) -> None:
+def test_a_file_that_cannot_be_read_has_a_reason(tmp_path: Path, path: str, reason: str) -> None:
     (tmp_path / "folder").mkdir()
     location = path if "://" in path or not path else str(tmp_path / path)
     outcome, decoded = read_image(ImageRef(5, location), CONFIG.input, CONFIG.features)

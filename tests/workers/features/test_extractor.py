@@ -230,7 +230,7 @@ def test_a_feature_beyond_half_precision_fits_single_precision(loud_weights: Pat
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_feature_that_is_no_number_is_an_error_in_any_precision(tmp_path: Path, value: float) -> None:
+def test_a_feature_that_is_not_a_number_is_an_error_in_any_precision(tmp_path: Path, value: float) -> None:
     model, _ = build_model(tiny_config().features)
     torch.save({name: tensor * value for name, tensor in model.state_dict().items()}, tmp_path / "nan.pth")
     extractor = PatchExtractor(
@@ -268,7 +268,7 @@ def test_all_channels_may_be_chosen() -> None:
 
 @given(channels=st.integers(1, 300), seed=st.integers(0, 2**32), data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_a_subset_has_so_many_different_channels_in_order_and_smaller_ones_lie_within_it(
+def test_a_subset_has_the_number_of_different_channels_asked_for_in_order_and_smaller_ones_lie_within_it(
     channels: int, seed: int, data: st.DataObject
 ) -> None:
     count = data.draw(st.integers(1, channels))
@@ -315,7 +315,7 @@ def test_a_kernel_of_the_size_of_the_grid_gives_one_position() -> None:
     assert PatchExtractor(config).geometry.array_shape(1) == (1, 1, 1, 448)
 
 
-def test_a_backbone_that_can_not_be_cut_is_a_configuration_error() -> None:
+def test_a_backbone_that_cannot_be_cut_is_a_configuration_error() -> None:
     # Vision transformers check the image size while torchvision looks for their nodes.
     with pytest.raises(ConfigError, match="vit_b_32"):
         PatchExtractor(features("features.backbone=vit_b_32", "features.nodes=conv_proj"))

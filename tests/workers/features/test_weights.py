@@ -114,7 +114,7 @@ def test_where_a_file_lies_does_not_matter(tmp_path: Path, state: OrderedDict[st
 
 
 @pytest.mark.parametrize("weights", ["missing.pth", "nosuchprotocol://bucket/a.pth", "."])
-def test_a_file_that_can_not_be_read_is_an_error_that_names_it(weights: str) -> None:
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(weights: str) -> None:
     message = refusal(weights)
     assert f"features.weights = {weights!r} cannot be read" in message
     assert "state dict" in message
@@ -174,7 +174,7 @@ def test_weights_of_another_backbone_are_an_error_that_names_both(tmp_path: Path
     [{}, {"model": {"a": torch.zeros(1)}}, {1: torch.zeros(2)}, {"features.0.weight": "text"}, {None: None}],
     ids=["empty", "nested", "numbered", "text", "none"],
 )
-def test_a_dict_that_is_no_state_dict_is_an_error(tmp_path: Path, wrong: object) -> None:
+def test_a_dict_that_is_not_a_state_dict_is_an_error(tmp_path: Path, wrong: object) -> None:
     assert "features.backbone = 'squeezenet1_1'" in refusal(saved(wrong, tmp_path / "w.pth"))
 
 

@@ -1,4 +1,4 @@
-"""A process that dies of images: what is said of each, and that it is there for the next one."""
+"""A process that may die of an image: it gives the reason, and another process tries the next image."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def test_a_kill_from_outside_is_told_from_an_image_by_trying_again(decoder: Deco
     assert decoder.try_image(GOOD) == ""
 
 
-def test_it_ends_with_whoever_started_it(decoder: DecoderProcess) -> None:
+def test_it_ends_with_the_process_that_started_it(decoder: DecoderProcess) -> None:
     decoder.try_image(GOOD)
     process, pid = decoder._process, pid_of(decoder)
     assert process is not None

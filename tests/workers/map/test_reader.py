@@ -263,7 +263,7 @@ def test_a_file_in_the_maps_place_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["nosuchprotocol://bucket/model", "uninstalled://bucket/model"])
-def test_a_protocol_that_can_not_be_used_is_an_error(url: str) -> None:
+def test_a_protocol_that_cannot_be_used_is_an_error(url: str) -> None:
     fsspec.register_implementation("uninstalled", "no_such_package.FS", clobber=True, errtxt="Install no_such_package")
     assert url in refusal(url)
 

@@ -211,7 +211,7 @@ def test_upsampling_is_bilinear_between_the_centres_of_positions() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", png(part_pixels(0))[:100]], ids=["empty", "text", "truncated"])
-def test_bytes_that_are_no_image_are_undecodable(scorer: ImageScorer, content: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_undecodable(scorer: ImageScorer, content: bytes) -> None:
     with pytest.raises(UndecodableError):
         scorer.score([pixels_of_good(0), content])
 

@@ -240,6 +240,6 @@ def test_an_array_is_passed_on_by_name(features: ArrayRef) -> None:
     assert copy.open().shape == (IMAGES, ROWS, COLUMNS, CHANNELS)
 
 
-def test_an_array_opened_for_reading_can_not_be_written(distances: ArrayRef) -> None:
+def test_an_array_opened_for_reading_cannot_be_written(distances: ArrayRef) -> None:
     with pytest.raises(ValueError, match="read-only"):
         distances.open()[0, 0, 0] = 1.0

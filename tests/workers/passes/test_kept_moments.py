@@ -1,4 +1,4 @@
-"""Moments brought up to date: what accumulating anew gives, within a bound; beyond it, they are accumulated anew."""
+"""Updated moments equal those accumulated from scratch within a bound; beyond it, they are accumulated from scratch."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -77,11 +77,11 @@ def without(*images: int) -> Mask:
 
 
 def begin(features: ArrayRef, kept: KeptMoments, mask: Mask, fit: Fit = FIT) -> RowWhitenings:
-    """Fit some images anew, as the first pass, and keep their moments."""
-    return fit_row_whitening(anew(features, mask), fit, [], ROW, kept, 1)
+    """Fit some images from scratch, as the first pass, and keep their moments."""
+    return fit_row_whitening(from_scratch(features, mask), fit, [], ROW, kept, 1)
 
 
-def anew(features: ArrayRef, mask: Mask) -> Any:
+def from_scratch(features: ArrayRef, mask: Mask) -> Any:
     return accumulate_segment(features, ROW, Segment(0, IMAGES, mask))
 
 
@@ -96,7 +96,7 @@ def scatter_exactly(values: NDArray[Any], mask: Mask, column: int) -> NDArray[An
 
 
 class Recomputed(list[Any]):
-    """The columns that were accumulated anew, one list for each row that had any."""
+    """The columns that were accumulated from scratch, one list for each row that had any."""
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ masks = st.integers(0, 2**32 - 1).flatmap(
 
 @given(sequence=st.lists(masks, min_size=2, max_size=6), outliers=st.sampled_from([0.0, 1e2, 1e5]))
 @settings(max_examples=25, deadline=None)
-def test_any_sequence_of_fitted_images_gives_what_fitting_the_last_anew_gives(
+def test_any_sequence_of_fitted_images_gives_what_fitting_the_last_from_scratch_gives(
     tmp_path_factory: pytest.TempPathFactory, sequence: list[Mask], outliers: float
 ) -> None:
     values = drawn()
@@ -138,7 +138,7 @@ def test_any_sequence_of_fitted_images_gives_what_fitting_the_last_anew_gives(
             error = moments.scatter[0] - scatter_exactly(values, after, column)
             assert np.linalg.norm(error.astype(np.float64)) <= moments.error
         fits = update_row(features, kept, ROW, change, FIT)
-        exact = anew(features, after)
+        exact = from_scratch(features, after)
         for column, (fit, other) in enumerate(zip(fits, fit_row_whitening(exact, FIT, [], ROW), strict=True)):
             here = values[:, ROW, column]
             change_of_distances = np.abs(fit.gaussian.mahalanobis(here) / other.gaussian.mahalanobis(here) - 1)
@@ -148,7 +148,7 @@ def test_any_sequence_of_fitted_images_gives_what_fitting_the_last_anew_gives(
                 assert change_of_distances.max() <= 1e-9
 
 
-def test_a_large_outlier_that_is_removed_makes_its_position_anew_and_no_other(
+def test_a_large_outlier_that_is_removed_recomputes_its_position_and_no_other(
     store: Store, recomputed: Recomputed
 ) -> None:
     values = drawn()
@@ -161,14 +161,16 @@ def test_a_large_outlier_that_is_removed_makes_its_position_anew_and_no_other(
     assert found[1] > DRIFT > max(found[0], found[2])
     fits = update_row(features, kept, ROW, change, FIT)
     assert recomputed == [[1]]
-    expected = fit_row_whitening(anew(features, after), FIT, [], ROW)
+    expected = fit_row_whitening(from_scratch(features, after), FIT, [], ROW)
     np.testing.assert_array_equal(fits[1].gaussian.whitening, expected[1].gaussian.whitening)
     np.testing.assert_allclose(distances(fits, values, after), distances(expected, values, after), rtol=1e-9)
     # What is kept is exact again.
     assert drift(kept.read(ROW, 1).moments) < 1.5
 
 
-def test_drift_adds_up_over_passes_until_the_position_is_accumulated_anew(store: Store, recomputed: Recomputed) -> None:
+def test_drift_adds_up_over_passes_until_the_position_is_accumulated_from_scratch(
+    store: Store, recomputed: Recomputed
+) -> None:
     features, kept = store(drawn())
     before, history = np.arange(IMAGES) % 3 > 0, []
     begin(features, kept, before)
@@ -185,7 +187,7 @@ def test_drift_adds_up_over_passes_until_the_position_is_accumulated_anew(store:
     assert kept.read(ROW, drifted).moments.error < errors[0]
 
 
-def test_a_nearly_singular_remainder_is_accumulated_anew(store: Store, recomputed: Recomputed) -> None:
+def test_a_nearly_singular_remainder_is_accumulated_from_scratch(store: Store, recomputed: Recomputed) -> None:
     values = drawn()
     values[100:, ROW, 2, 0] = values[100:, ROW, 2, 1]  # two channels are one where the first images are missing
     features, kept = store(values)
@@ -200,7 +202,7 @@ def test_a_nearly_singular_remainder_is_accumulated_anew(store: Store, recompute
     assert found[2] > DISTANCE_ERROR > max(found[:2])
     fits = update_row(features, kept, ROW, change, fit)
     assert recomputed == [[2]]
-    expected = fit_row_whitening(anew(features, after), fit, [], ROW)
+    expected = fit_row_whitening(from_scratch(features, after), fit, [], ROW)
     np.testing.assert_array_equal(fits[2].gaussian.whitening, expected[2].gaussian.whitening)
 
 
@@ -211,7 +213,7 @@ def _fits(moments: list[Any], fit: Fit) -> RowWhitenings:
 def test_an_error_of_the_scatter_changes_distances_no_more_than_the_bound_says(store: Store) -> None:
     values = drawn()
     features, _ = store(values)
-    moments = anew(features, everything())
+    moments = from_scratch(features, everything())
     (exact, *_) = _fits(moments, FIT)
     rng = np.random.default_rng(4)
     expected = exact.gaussian.mahalanobis(values[:, ROW, 0])
@@ -259,7 +261,7 @@ def test_moments_of_another_pass_are_not_used(store: Store, recomputed: Recomput
     after = without(1)
     fits = update_row(features, kept, ROW, Change(without(5), after, 3, 4), FIT)
     assert recomputed == [[0, 1, 2]]
-    for fit, expected in zip(fits, fit_row_whitening(anew(features, after), FIT, [], ROW), strict=True):
+    for fit, expected in zip(fits, fit_row_whitening(from_scratch(features, after), FIT, [], ROW), strict=True):
         np.testing.assert_array_equal(fit.gaussian.whitening, expected.gaussian.whitening)
 
 
@@ -273,7 +275,7 @@ def test_damaged_moments_are_not_used(store: Store, recomputed: Recomputed, cont
     fits = update_row(features, kept, ROW, Change(everything(), after, 1, 2), FIT)
     assert recomputed == [[1]]
     np.testing.assert_array_equal(
-        fits[1].gaussian.whitening, fit_row_whitening(anew(features, after), FIT, [], ROW)[1].gaussian.whitening
+        fits[1].gaussian.whitening, fit_row_whitening(from_scratch(features, after), FIT, [], ROW)[1].gaussian.whitening
     )
 
 
@@ -284,7 +286,7 @@ def test_chunks_without_a_changed_image_are_not_read(store: Store) -> None:
     features.open("r+")[CHUNK_IMAGES : 2 * CHUNK_IMAGES, ROW] = np.nan
     after = without(0, 255, 512)
     fits = update_row(features, kept, ROW, Change(everything(), after, 1, 2), FIT)
-    expected = fit_row_whitening(anew(store(values, "whole")[0], after), FIT, [], ROW)
+    expected = fit_row_whitening(from_scratch(store(values, "whole")[0], after), FIT, [], ROW)
     np.testing.assert_allclose(distances(fits, values, after), distances(expected, values, after), rtol=1e-9)
 
 
@@ -307,6 +309,6 @@ def test_an_update_without_changes_keeps_the_moments(store: Store) -> None:
         (9001, 20_000, False),
     ],
 )
-def test_an_update_is_at_most_half_the_work_of_accumulating_anew(changed: int, fitted: int, pays: bool) -> None:
+def test_an_update_is_at_most_half_the_work_of_accumulating_from_scratch(changed: int, fitted: int, pays: bool) -> None:
     assert pays_to_update(changed, fitted) is pays
     assert pays_to_keep(fitted) or not pays

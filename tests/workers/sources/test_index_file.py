@@ -91,7 +91,7 @@ def test_a_column_that_is_there_twice_is_an_error_where_it_is_used(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["missing.csv", "missing.parquet", ""])
-def test_what_can_not_be_read_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+def test_what_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(SourceError, match=r"the list .* cannot be read \(\w+Error\)"):
         read_index(str(tmp_path / name), FORMAT)
 

@@ -109,7 +109,7 @@ def test_a_kolektor_image_without_a_mask_is_an_error(tmp_path: Path) -> None:
         read_labelled(str(tmp_path))
 
 
-def test_a_kolektor_mask_that_can_not_be_read_is_an_error(tmp_path: Path) -> None:
+def test_a_kolektor_mask_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "train/1.png")
     write(tmp_path, "train/1_GT.png", content=BLACK[:40])
     with pytest.raises(SourceError, match=r"mask .*1_GT\.png.* cannot be read"):

@@ -81,7 +81,7 @@ def test_a_name_that_is_not_text_is_listed_escaped_with_a_reason(tmp_path: Path)
 
 
 @pytest.mark.parametrize("locked", [".", "sub", "sub/deep"])
-def test_a_folder_that_can_not_be_listed_is_an_error_and_not_a_shorter_list(
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_a_shorter_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str
 ) -> None:
     write(tmp_path, "a.png", "sub/b.png", "sub/deep/c.png")

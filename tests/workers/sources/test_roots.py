@@ -97,7 +97,7 @@ def test_links_that_lead_out_are_outside_wherever_they_stand_in_a_path(archive: 
     assert Roots(str(archive), [str(archive.parent / "elsewhere")]).departure(f"{archive}/folder/d.png") == ""
 
 
-def test_what_is_not_there_or_can_not_be_named_departs_from_nothing(archive: Path) -> None:
+def test_what_is_not_there_or_cannot_be_named_departs_from_nothing(archive: Path) -> None:
     (archive / "loop.png").symlink_to("loop.png")
     (archive / "broken.png").symlink_to("nowhere.png")
     roots = Roots(str(archive))

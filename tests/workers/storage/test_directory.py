@@ -108,7 +108,7 @@ def test_removing_takes_a_tree_and_nothing_beside_it(existing: Directory) -> Non
     assert existing.read("features2") == b"2"
 
 
-def test_removing_what_is_not_there_is_no_error(existing: Directory) -> None:
+def test_removing_what_is_not_there_is_not_an_error(existing: Directory) -> None:
     existing.remove("nothing")
     assert existing.exists("something")
 
@@ -138,13 +138,13 @@ def test_mode_w_empties_a_zarr_group_and_mode_a_keeps_it(directory: Directory) -
     assert "kept" not in directory.zarr_group("g", "w")
 
 
-def test_a_zarr_group_opened_for_reading_can_not_be_changed(directory: Directory) -> None:
+def test_a_zarr_group_opened_for_reading_cannot_be_changed(directory: Directory) -> None:
     directory.zarr_group("g", "w")
     with pytest.raises(ValueError, match="read-only"):
         directory.zarr_group("g", "r").create_group("new")
 
 
-def test_a_zarr_group_that_is_not_there_can_not_be_changed(existing: Directory) -> None:
+def test_a_zarr_group_that_is_not_there_cannot_be_changed(existing: Directory) -> None:
     with pytest.raises(FileNotFoundError):
         existing.zarr_group("missing", "r+")
 
@@ -225,7 +225,7 @@ def test_a_protocol_whose_package_is_missing_is_a_value_error_that_names_it(unin
         Directory.at(f"{uninstalled}://bucket").zarr_group("model")
 
 
-def test_what_can_not_be_written_is_named_with_the_reason_and_what_to_do(
+def test_what_cannot_be_written_is_named_with_the_reason_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = Directory.at(tmp_path)

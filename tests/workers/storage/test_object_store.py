@@ -1,4 +1,4 @@
-"""Stores that falter: what passes is ridden out within a budget, what was torn is never taken for whole."""
+"""Faulty stores: passing faults are retried within a budget, and torn content is never taken for whole."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import zarr
 from schemas.config import StorageConfig
 from schemas.errors import StorageError
 from tests.support.storage.fault_proxy import FaultProxy, Faults, fault_proxy
-from tests.support.storage.servers import Server, reached
+from tests.support.storage.servers import Server, reached, short_pauses
 from workers.sources.listing import list_files
 from workers.storage.directory import Directory, read_bytes
 from workers.storage.object_store import PART_BYTES, forget_stores
@@ -32,7 +32,7 @@ def faltering(proxy: FaultProxy, bucket: Server) -> Iterator[Server]:
     """Yield the bucket behind the proxy, without faults yet."""
     proxy.faults = NONE
     proxy.counts.clear()
-    with reached(bucket.at(proxy.endpoint)):
+    with reached(bucket.at(proxy.endpoint)), short_pauses():
         yield bucket.at(proxy.endpoint)
     proxy.faults = NONE
 
@@ -128,13 +128,13 @@ def test_the_budget_ends_with_an_error_that_says_what_failed_and_what_to_do(
         ):
             with pytest.raises(StorageError) as caught:
                 operation()
-            for part in (named, "times in", proxy.endpoint.removeprefix("http://"), "storage.retry_seconds = 0.5"):
+            for part in (named, "times in", proxy.endpoint.removeprefix("http://"), "storage.retry_seconds = 0.2"):
                 assert part in str(caught.value)
         # Seven budgets and the time of the last attempts; ten times as much where the machine is busy.
         assert time.monotonic() - started < 10 * 7 * IMPATIENT_S + 30
 
 
-IMPATIENT_S = 0.5
+IMPATIENT_S = 0.2
 
 
 class impatience:  # noqa: N801 - a context manager
@@ -215,7 +215,7 @@ def test_what_another_client_writes_is_seen_at_once(bucket: Server) -> None:
     assert [file.name for file in list_files(directory.url)] == ["mine", "theirs"]
 
 
-def test_placeholders_of_folders_are_no_files_and_keys_keep_every_character(bucket: Server) -> None:
+def test_placeholders_of_folders_are_not_files_and_keys_keep_every_character(bucket: Server) -> None:
     for key in ("odd/", "odd/folder/", "odd/a.png", "odd/folder//a.png"):
         bucket.put(key, b"")
     assert [file.name for file in list_files(bucket.url("odd"))] == ["a.png", "folder//a.png"]

@@ -116,7 +116,7 @@ def test_a_changed_a_vanished_and_a_broken_image_are_left_out_with_a_reason(benc
     np.testing.assert_array_equal(trials.planted[2], whole.planted[0])
 
 
-def test_a_task_of_nothing_but_vanished_images_is_no_error(bench: Bench, tmp_path: Path) -> None:
+def test_a_task_of_nothing_but_vanished_images_is_not_an_error(bench: Bench, tmp_path: Path) -> None:
     trials = bench.run(Subject("gone", str(tmp_path / "gone.png"), "0" * 64))
     assert np.isnan(trials.untouched).all()
     assert trials.planted.shape == (1, len(DEFECTS))

@@ -46,7 +46,7 @@ def test_a_closeness_of_zero_finds_none() -> None:
     np.testing.assert_array_equal(find_representatives([with_copies(spread=0.0)], 0.0), np.arange(IMAGES))
 
 
-def test_a_kind_of_images_is_no_set_of_copies() -> None:
+def test_a_kind_of_images_is_not_a_set_of_copies() -> None:
     sketches = independent()
     sketches[: IMAGES // 3] += 5.0  # another product: far from the rest, as varied in itself
     np.testing.assert_array_equal(find_representatives([sketches], CLOSENESS), np.arange(IMAGES))

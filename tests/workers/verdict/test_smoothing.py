@@ -32,7 +32,7 @@ def test_an_image_never_changes_another() -> None:
     np.testing.assert_array_equal(smooth(maps, 5)[2:3], smooth(maps[2:3], 5))
 
 
-def test_a_distance_of_zero_is_no_error() -> None:
+def test_a_distance_of_zero_is_not_an_error() -> None:
     assert np.isfinite(smooth(np.zeros((1, 3, 3)), 3)).all()
 
 
