@@ -187,11 +187,6 @@ class TrimConfig(_Section):
         2.0, gt=0, description="`concentrate`: k, in robust standard deviations; images within it are clean."
     )
 
-    @property
-    def fits_distinct_images(self) -> bool:
-        """Whether near-duplicates count as one image; the paper and its ablations do not know them."""
-        return self.strategy == "grow"
-
 
 class GuardConfig(_Section):
     """What to do about a result that the breakdown guard does not trust; it changes no verdict."""
@@ -274,12 +269,6 @@ class Config(_Section):
     guard: GuardConfig = GuardConfig()
     storage: StorageConfig = StorageConfig()
     cluster: ClusterConfig = ClusterConfig()
-
-    def estimator(self) -> str:
-        """Return the covariance estimator; ``auto`` becomes that of the strategy."""
-        own = {"concentrate": "oas", "grow": "relative-ridge"}
-        chosen: str = self.gaussian.estimator
-        return own.get(self.trim.strategy, "ridge") if chosen == "auto" else chosen
 
     def decisive(self) -> dict[str, Any]:
         """Return the options that verdicts depend on, not those that only say where, how fast or how long to compute.

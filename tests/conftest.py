@@ -8,7 +8,7 @@ import torch
 from hypothesis import settings
 
 from pipeline.cluster.cluster import Cluster, open_cluster
-from pipeline.judging.strategies.paire import UNCHANGED
+from pipeline.judging.strategies.base import UNCHANGED
 from tests.support.archives import tiny_config, write_parts
 from tests.support.commands import Here
 from tests.support.loggers import restored_loggers

@@ -69,7 +69,7 @@ class Layout:
             geometry,
             itemsize=np.dtype(config.features.dtype).itemsize,
             segment_images=config.gaussian.segment_images,
-            updates_moments=config.estimator() != "ledoit-wolf",
+            updates_moments=config.gaussian.estimator != "ledoit-wolf",
         )
 
     @property

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from zarr.codecs import Crc32cCodec
 
+from pipeline.judging.group import Group
 from schemas.arrays import Floats, Indices, Mask
 from schemas.records.run import CLEAN_SETS, DISTANCE, REPRESENTATIVE, THRESHOLD
-from schemas.stores.features import FeatureGeometry
-from workers.features.arrays import ArrayRef, Segment, cut_segments, read_distances
+from workers.features.arrays import ArrayRef, read_distances
 from workers.passes.by_products import band_rows, uses_products
 from workers.storage.directory import Directory
 from workers.verdict.selection import Evidence, gather_evidence
@@ -23,24 +23,13 @@ SCRATCH = "scratch"
 class GroupDistances:
     """A group's part of a run's ``distances/``.
 
-    Attributes
-    ----------
-    directory
-        Where it is.
-    measured
-        (images,) bool: the images that take part; the distances of others are NaN.
-    geometry
-        The grid of positions.
-    segment_images
-        Images in one statistics task.
+    The distances of images that do not take part are NaN.
     """
 
     directory: Directory
-    measured: Mask
-    geometry: FeatureGeometry
-    segment_images: int
+    group: Group
 
-    def store_verdict(self, thresholds: Floats, history: Mask, representative: Indices, *, smoothing: int) -> None:
+    def store_verdict(self, thresholds: Floats, history: Mask, fitted_for: Indices, *, smoothing: int) -> None:
         """Keep, beside the distances, what else the verdicts follow from.
 
         Parameters
@@ -49,39 +38,35 @@ class GroupDistances:
             (rows, columns) float64.
         history
             (passes, images) bool: the clean set after each pass.
-        representative
+        fitted_for
             (images,) int64: the image that each is a near-duplicate of, and never better than; itself where there is
             none.
         smoothing
             How the distances meet the thresholds, kept as an attribute.
         """
         node = self.directory.zarr_group("", "r+")
-        kept = ((THRESHOLD, thresholds), (CLEAN_SETS, history), (REPRESENTATIVE, representative))
+        kept = ((THRESHOLD, thresholds), (CLEAN_SETS, history), (REPRESENTATIVE, fitted_for))
         for name, values in kept:
             node.create_array(name, data=values, compressors=Crc32cCodec(), overwrite=True)
         node.attrs["smoothing"] = smoothing
 
-    def evidence(self, thresholds: Floats, representative: Indices, *, smoothing: int) -> Evidence:
+    def evidence(self, thresholds: Floats, fitted_for: Indices, *, smoothing: int) -> Evidence:
         """Return each image's evidence from the stored distances, read one segment of images at a time.
 
         The parameters are those of `store_verdict`.
         """
-        distances, place = self.array(DISTANCE), np.cumsum(self.measured) - 1
+        distances, place = self.array(DISTANCE), np.cumsum(self.group.measured) - 1
         own = Evidence.concatenate(
             [
                 gather_evidence(read_distances(distances, segment), thresholds, smoothing=smoothing)
-                for segment in self.segments()
+                for segment in self.group.segments()
             ]
         )
-        return own.shared(place[representative[self.measured]])
+        return own.shared(place[fitted_for[self.group.measured]])
 
     def array(self, name: str) -> ArrayRef:
         """Return an array (images, rows, columns) float64 by its name."""
         return ArrayRef(self.directory, "", name)
-
-    def segments(self) -> Iterator[Segment]:
-        """Yield the segments of images that take part."""
-        return cut_segments(self.measured, self.segment_images)
 
     @contextmanager
     def scratch(self) -> Iterator[str]:
@@ -94,14 +79,14 @@ class GroupDistances:
 
     def create(self, name: str) -> None:
         """Create an array of distances, NaN everywhere; chunks are what one task writes."""
-        images, columns = len(self.measured), self.geometry.columns
-        measured, rows = int(self.measured.sum()), 1
-        if uses_products(measured, self.geometry.channels):
-            rows = band_rows(measured, self.geometry.rows, columns)
+        images, columns = len(self.group.measured), self.group.geometry.columns
+        measured, rows = self.group.count, 1
+        if uses_products(measured, self.group.geometry.channels):
+            rows = band_rows(measured, self.group.geometry.rows, columns)
         self.directory.zarr_group("", "a").create_array(
             name,
-            shape=(images, self.geometry.rows, columns),
-            chunks=(min(self.segment_images, images), rows, columns),
+            shape=(images, self.group.geometry.rows, columns),
+            chunks=(min(self.group.config.gaussian.segment_images, images), rows, columns),
             dtype="float64",
             compressors=Crc32cCodec(),
             fill_value=np.nan,

@@ -8,26 +8,25 @@ for each image, and a sample's Gram matrix besides.
 """
 
 import dataclasses
+import logging
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.cluster.cluster import Cluster
-from pipeline.cluster.progress import Reporter
 from pipeline.cluster.tasks import Window, open_window
+from pipeline.judging.group import Group
 from pipeline.judging.statistics import GroupStatistics
-from pipeline.judging.strategies.paire import Trimming
+from pipeline.judging.strategies.base import Trimming
 from schemas.arrays import Floats, Mask
-from schemas.config import Config
-from schemas.names import storage_name
-from schemas.records.run import DISTANCE, DISTANCES
-from schemas.stores.features import FeatureGeometry
-from workers.features.arrays import ArrayRef, cut_segments
+from schemas.records.run import DISTANCE
+from workers.features.arrays import ArrayRef
 from workers.guard.contamination import Contamination, fit_and_estimate
 from workers.guard.findings import Exclusions, Finding, count_segment, examine, excuse_small_groups
 from workers.guard.structure import MIN_SAMPLE, Structure, describe_structure, gram_row, sample_images
-from workers.storage.directory import Directory
+
+logger = logging.getLogger("paire")
 
 # The estimator of `grow`, whose scores the law of clean images was studied on.
 ESTIMATOR = "relative-ridge"
@@ -63,102 +62,48 @@ class Examination:
         return {"contamination": shares, "findings": [dataclasses.asdict(finding) for finding in self.findings]}
 
 
-@dataclass(frozen=True)
-class Examiner:
-    """Examines the groups of a run.
+def examine_group(
+    cluster: Cluster | None, group: Group, trimming: Trimming, statistics: GroupStatistics
+) -> Examination:
+    """Examine how a group came out; the distances that decided are left as they are."""
+    smoothing, window = group.config.trim.smoothing, open_window(cluster)
 
-    Attributes
-    ----------
-    cluster
-        Where to compute; None for here.
-    run
-        The run directory; holds the distances that decided.
-    features
-        The feature store.
-    geometry
-        The grid of positions.
-    config
-        The configuration of the run.
-    reporter
-        Shows progress.
-    """
+    def score(fitted: Mask) -> Floats:
+        return statistics.score_aside(fitted, kind="examine", smoothing=smoothing, estimator=ESTIMATOR)
 
-    cluster: Cluster | None
-    run: Directory
-    features: Directory
-    geometry: FeatureGeometry
-    config: Config
-    reporter: Reporter
+    contamination = fit_and_estimate(score, trimming.clean, false_reject=RATE)
+    findings = examine(
+        contamination,
+        _count_exclusions(window, group, trimming, statistics.distances.array(DISTANCE)),
+        _structure(window, group, trimming.clean),
+        kept=int(trimming.clean.sum()),
+        false_reject=RATE,
+        min_clean_fraction=group.config.trim.min_clean_fraction,
+    )
+    for finding in findings:
+        logger.warning("%s: %s", group.name, finding.sentence, extra={"group": group.name})
+    return Examination(contamination, findings)
 
-    def examine(self, group: str, measured: Mask, trimming: Trimming, statistics: GroupStatistics) -> Examination:
-        """Examine how one group came out; the distances that decided are left as they are.
 
-        Parameters
-        ----------
-        group
-            Product group.
-        measured
-            (images,) bool: the images that take part.
-        trimming
-            How its clean set came out.
-        statistics
-            The group's passes.
-        """
-        contamination = self._estimate(group, trimming.clean, statistics)
-        findings = examine(
-            contamination,
-            self._count_exclusions(group, measured, trimming),
-            self._structure(group, measured, trimming.clean),
-            kept=int(trimming.clean.sum()),
-            false_reject=RATE,
-            min_clean_fraction=self.config.trim.min_clean_fraction,
-        )
-        return Examination(contamination, findings)
+def _count_exclusions(window: Window, group: Group, trimming: Trimming, distances: ArrayRef) -> Exclusions:
+    """Count what the thresholds exclude of the distances that decided."""
+    how = {"smoothing": trimming.smoothing}
+    parts: list[Exclusions] = window.gather(
+        [window.submit(count_segment, distances, segment, trimming.thresholds, **how) for segment in group.segments()]
+    )
+    return sum(parts[1:], parts[0])
 
-    def _estimate(self, group: str, clean: Mask, statistics: GroupStatistics) -> Contamination | None:
-        """Estimate the contamination under fits of the guard's own."""
 
-        def score(fitted: Mask) -> Floats:
-            name, rows = f"{group}: examine", self.geometry.rows
-            with self.reporter.phase(name, rows, "rows", kind="examine", brief=True) as phase:
-                smoothing = self.config.trim.smoothing
-                return statistics.score_apart(fitted, smoothing=smoothing, phase=phase, estimator=ESTIMATOR)
-
-        return fit_and_estimate(score, clean, false_reject=RATE)
-
-    def _count_exclusions(self, group: str, measured: Mask, trimming: Trimming) -> Exclusions:
-        """Count what the thresholds exclude of the distances that decided."""
-        distances, window = ArrayRef(self.run / DISTANCES / storage_name(group), "", DISTANCE), self._window()
-        parts: list[Exclusions] = window.gather(
-            [
-                window.submit(
-                    count_segment,
-                    distances,
-                    segment,
-                    trimming.thresholds,
-                    smoothing=trimming.smoothing,
-                )
-                for segment in cut_segments(measured, self.config.gaussian.segment_images)
-            ]
-        )
-        return sum(parts[1:], parts[0])
-
-    def _structure(self, group: str, measured: Mask, clean: Mask) -> Structure | None:
-        """Describe a sample of the images; None where they are too few."""
-        if int(measured.sum()) < MIN_SAMPLE:
-            return None
-        features, sample = ArrayRef(self.features, "", storage_name(group)), sample_images(measured)
-        window = self._window()
-        total: Any = None
-        for row in range(self.geometry.rows):
-            products = window.submit(gram_row, features, row, sample)
-            # Added on the workers, row by row in order: one matrix comes back, and always the same.
-            total = products if total is None else window.submit(operator.add, total, products)
-        assert total is not None
-        return describe_structure(window.gather([total])[0], clean[sample])
-
-    def _window(self) -> Window:
-        return open_window(self.cluster)
+def _structure(window: Window, group: Group, clean: Mask) -> Structure | None:
+    """Describe a sample of the images; None where they are too few."""
+    if group.count < MIN_SAMPLE:
+        return None
+    sample, total = sample_images(group.measured), None
+    for row in range(group.geometry.rows):
+        products = window.submit(gram_row, group.features, row, sample)
+        # Added on the workers, row by row in order: one matrix comes back, and always the same.
+        total = products if total is None else window.submit(operator.add, total, products)
+    return describe_structure(window.gather([total])[0], clean[sample])
 
 
 def weigh_small_groups(examinations: Mapping[str, Examination], images: Mapping[str, int]) -> dict[str, Examination]:

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,20 +16,20 @@ import numpy as np
 import pandas as pd
 
 from pipeline.cluster.cluster import Cluster
-from pipeline.cluster.progress import Phase, Reporter
+from pipeline.cluster.progress import Reporter
 from pipeline.cluster.tasks import open_window, results_in_order
 from pipeline.costs.footprint import Layout
 from pipeline.costs.schedule import apart_up_to
-from pipeline.judging.examination import Examination, Examiner, weigh_small_groups
-from pipeline.judging.manifest import Census, GroupVerdict, Judgement, build_manifest, take_census
+from pipeline.judging.examination import Examination, examine_group, weigh_small_groups
+from pipeline.judging.group import Group
+from pipeline.judging.manifest import build_manifest
 from pipeline.judging.near_duplicates import find_near_duplicates
-from pipeline.judging.result import Ending, digest_outcomes
-from pipeline.judging.statistics import GroupStatistics, PassResult
-from pipeline.judging.strategies.grow import concentrate, grow
-from pipeline.judging.strategies.paire import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Trimming, trim
+from pipeline.judging.result import Census, GroupResult, digest_outcomes, take_census
+from pipeline.judging.statistics import GroupStatistics
+from pipeline.judging.strategies.base import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Trimming
+from pipeline.judging.strategies.registry import estimator_of, strategy_of
 from pipeline.run_directory.journal import Journal, StaleJournalError
 from pipeline.run_directory.tables import write_iterations, write_ledger, write_manifest
-from schemas.arrays import Floats, Indices, Mask
 from schemas.config import Config
 from schemas.errors import DamagedArrayError
 from schemas.names import storage_name
@@ -133,26 +133,26 @@ class Judge:
         largest = apart_up_to(list(sizes.values()), Layout.of(self.geometry, self.config), workers)
         return {group for group, size in sizes.items() if size <= largest}
 
-    def _judge_in_turn(self, outcomes: Outcomes) -> dict[str, Ending]:
+    def _judge_in_turn(self, outcomes: Outcomes) -> dict[str, GroupResult]:
         """Judge groups one after another, each by many tasks."""
         return {group: self._judge_group(group, images) for group, images in outcomes.items()}
 
-    def _judge_apart(self, outcomes: Outcomes) -> dict[str, Ending]:
+    def _judge_apart(self, outcomes: Outcomes) -> dict[str, GroupResult]:
         """Judge groups side by side, each in one task; what they log comes in their order."""
         if not outcomes:
             return {}
         alone = dataclasses.replace(self, cluster=None, reporter=Reporter())
-        level, endings = logger.getEffectiveLevel(), {}
+        level, results = logger.getEffectiveLevel(), {}
         with self.reporter.phase("judge", len(outcomes), "groups", brief=True) as phase:
             tasks = ((alone, group, images, level) for group, images in outcomes.items())
             judged = results_in_order(open_window(self.cluster), _judge_alone, tasks, lambda _: phase.advance())
-            for group, (ending, records) in zip(outcomes, judged, strict=True):
-                endings[group] = ending
+            for group, (result, records) in zip(outcomes, judged, strict=True):
+                results[group] = result
                 for record in records:
                     logger.handle(record)
-        return endings
+        return results
 
-    def _judge_group(self, group: str, outcomes: list[ImageOutcome]) -> Ending:
+    def _judge_group(self, group: str, outcomes: list[ImageOutcome]) -> GroupResult:
         """Judge one group, from where an earlier command ended."""
         if self.journal is None:
             return self._judge_from(None, group, outcomes)
@@ -160,122 +160,69 @@ class Judge:
         try:
             kept = journal.ending()
             if kept is not None:
-                return Ending.from_arrays(kept, outcomes)
-            ending = self._judge_from(journal, group, outcomes)
+                return GroupResult.from_arrays(kept, outcomes)
+            result = self._judge_from(journal, group, outcomes)
         except (StaleJournalError, DamagedArrayError) as error:
             logger.warning("%s: judged anew, because %s", group, error, extra={"group": group})
             journal.clear()
-            ending = self._judge_from(journal, group, outcomes)
-        journal.note_ending(ending.to_arrays())
-        return ending
+            result = self._judge_from(journal, group, outcomes)
+        journal.note_ending(result.to_arrays())
+        return result
 
-    def _judge_from(self, journal: Journal | None, group: str, outcomes: list[ImageOutcome]) -> Ending:
+    def _judge_from(self, journal: Journal | None, name: str, outcomes: list[ImageOutcome]) -> GroupResult:
         """Find one group's clean set, gather the evidence, publish the Gaussians."""
         census = take_census(outcomes)
         count = int(census.measured.sum())
         if count < MIN_FITTED:
             reason = (
-                f"group {group!r} has {count} different readable images; at least {MIN_FITTED} are needed to judge any"
+                f"group {name!r} has {count} different readable images; at least {MIN_FITTED} are needed to judge any"
             )
-            logger.warning("%s: none of them is judged", reason, extra={"group": group})
+            logger.warning("%s: none of them is judged", reason, extra={"group": name})
             examination = Examination(None, (not_judged(reason),))
-            return Ending(GroupVerdict(outcomes, census, not_judged=reason), None, examination)
-        found = find_near_duplicates(self.cluster, group, census.measured, self.config, self.features)
-        representative = found if self.config.trim.fits_distinct_images else np.arange(len(found))
-        with self._statistics(group, census, journal) as statistics:
-            trimming = self._find_clean_set(group, census.measured, representative, statistics)
-            statistics.distances.store_verdict(
-                trimming.thresholds, trimming.history, representative, smoothing=trimming.smoothing
+            return GroupResult(outcomes, census, examination, not_judged=reason)
+        group = Group(name, census.measured, self.features, self.geometry, self.config)
+        strategy, first = strategy_of(self.config), find_near_duplicates(self.cluster, group)
+        is_own = first == np.arange(len(first))
+        fitted_for = first if strategy.fits_distinct_images else np.arange(len(first))
+        distances = self.run / layout.DISTANCES
+        with GroupStatistics(self.cluster, group, distances, self.reporter, journal) as statistics:
+            trimming = strategy.find(
+                statistics, group.measured, self.config.trim, grid=group.grid, fitted_for=fitted_for, name=name
             )
-            evidence = statistics.distances.evidence(trimming.thresholds, representative, smoothing=trimming.smoothing)
-            self._publish_gaussians(group, statistics, trimming)
-            judgement = Judgement(trimming.clean, trimming.last_changed, evidence, representative)
-            examination = self._examine(group, census.measured, trimming, statistics)
-        copies = int((found != np.arange(len(found))).sum())
-        return Ending(GroupVerdict(outcomes, census, judgement), trimming, examination, copies)
-
-    def _statistics(self, group: str, census: Census, journal: Journal | None) -> GroupStatistics:
-        return GroupStatistics(
-            self.cluster,
-            group,
-            census.measured,
-            self.geometry,
-            self.config,
-            self.features,
-            self.run / layout.DISTANCES,
-            journal,
+            statistics.distances.store_verdict(
+                trimming.thresholds, trimming.history, fitted_for, smoothing=trimming.smoothing
+            )
+            evidence = statistics.distances.evidence(trimming.thresholds, fitted_for, smoothing=trimming.smoothing)
+            thresholds = strategy.map_thresholds(statistics, trimming)
+            how: dict[str, Any] = {"nearest": trimming.nearest}
+            checksums = statistics.publish(trimming.published, self._model, **how)
+            write_thresholds(self._model, name, thresholds, checksums=checksums, smoothing=trimming.smoothing, **how)
+            examination = examine_group(self.cluster, group, trimming, statistics)
+        return GroupResult(
+            outcomes, census, examination, trimming, evidence, fitted_for, near_duplicates=int((~is_own).sum())
         )
 
-    def _find_clean_set(
-        self, group: str, measured: Mask, representative: Indices, statistics: GroupStatistics
-    ) -> Trimming:
-        """Run the passes of the configured strategy."""
-        options, grid = self.config.trim, (self.geometry.rows, self.geometry.columns)
-
-        def measure(fitted: Mask, number: int) -> PassResult:
-            with self._rows_phase(f"{group}: pass {number}", "pass") as phase:
-                return statistics.measure(fitted, is_first=number == 1, phase=phase)
-
-        def score(fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Floats:
-            with self._rows_phase(f"{group}: pass {number}", "pass") as phase:
-                return statistics.score(fitted, smoothing=smoothing, nearest=nearest, phase=phase)
-
-        def deviate(fitted: Mask, number: int) -> Floats:
-            with self._rows_phase(f"{group}: pass {number}", "pass") as phase:
-                return statistics.score(fitted, smoothing=None, phase=phase)
-
-        if options.strategy == "grow":
-            return grow(score, measured, options, grid=grid, representative=representative, name=group)
-        if options.strategy == "concentrate":
-            return concentrate(deviate, statistics.thresholds_at, measured, options, grid=grid, name=group)
-        return trim(measure, measured, options, name=group)
-
-    def _publish_gaussians(self, group: str, statistics: GroupStatistics, trimming: Trimming) -> None:
-        """Fit once more and write the group's part of the Gaussian map."""
-        fitted, thresholds, how = trimming.published, trimming.thresholds, {"nearest": trimming.nearest}
-        if self.config.trim.strategy in {"paire", "trim-once"} and (fitted != trimming.fitted).any():
-            # The paper's thresholds belong to one fit, and the set that is published was not fitted yet.
-            with self._rows_phase(f"{group}: calibrate", "calibrate") as phase:
-                thresholds = statistics.calibrate(fitted, phase=phase)
-        elif statistics.count_fitted(fitted, **how) < int(fitted.sum()):
-            # New images are judged by the law of distances under this fit.
-            with self._rows_phase(f"{group}: calibrate", "calibrate") as phase:
-                thresholds = statistics.calibrate_law(fitted, smoothing=trimming.smoothing, phase=phase, **how)
-        if not statistics.was_published(fitted, **how):
-            statistics.create_map(fitted, self._model, **how)
-        with self._rows_phase(f"{group}: publish", "publish") as phase:
-            checksums = statistics.publish(fitted, self._model, phase=phase, **how)
-        write_thresholds(self._model, group, thresholds, checksums=checksums, smoothing=trimming.smoothing, **how)
-
-    def _examine(self, group: str, measured: Mask, trimming: Trimming, statistics: GroupStatistics) -> Examination:
-        """Let the breakdown guard look at how a group came out."""
-        examiner = Examiner(self.cluster, self.run, self.features, self.geometry, self.config, self.reporter)
-        examination = examiner.examine(group, measured, trimming, statistics)
-        for finding in examination.findings:
-            logger.warning("%s: %s", group, finding.sentence, extra={"group": group})
-        return examination
-
-    def _publish(self, catalog: pd.DataFrame, endings: Mapping[str, Ending]) -> dict[str, Any]:
+    def _publish(self, catalog: pd.DataFrame, results: Mapping[str, GroupResult]) -> dict[str, Any]:
         """Complete the map and write the tables and the books."""
         complete_map(self._model)
         manifest = build_manifest(
             catalog,
-            {group: ending.verdict for group, ending in endings.items()},
+            results,
             self.geometry,
             run_id=self.record.run_id,
             config_digest=self.record.config_digest,
             weights_digest=self.record.weights_digest,
         )
         examinations = weigh_small_groups(
-            {group: ending.examination for group, ending in endings.items()},
-            {group: int(ending.verdict.census.measured.sum()) for group, ending in endings.items()},
+            {group: result.examination for group, result in results.items()},
+            {group: int(result.census.measured.sum()) for group, result in results.items()},
         )
         ledger = build_ledger(
             manifest,
             catalog,
-            {group: {**_ledger_entry(ending), **examinations[group].to_json()} for group, ending in endings.items()},
+            {group: {**_ledger_entry(result), **examinations[group].to_json()} for group, result in results.items()},
         )
-        write_iterations(self.run, [row for group, ending in endings.items() for row in ending.iterations(group)])
+        write_iterations(self.run, [row for group, result in results.items() for row in result.iterations(group)])
         write_manifest(self.run, manifest)
         write_ledger(self.run, ledger)
         return ledger
@@ -291,17 +238,14 @@ class Judge:
             features=self.config.features,
             weights_digest=self.record.weights_digest,
             geometry=self.geometry,
-            estimator=self.config.estimator(),
+            estimator=estimator_of(self.config),
             sixteen_bit_white=self.config.input.sixteen_bit_white,
         )
-
-    def _rows_phase(self, name: str, kind: str) -> AbstractContextManager[Phase]:
-        return self.reporter.phase(name, self.geometry.rows, "rows", kind=kind, brief=True)
 
 
 def _judge_alone(
     judge: Judge, group: str, outcomes: list[ImageOutcome], level: int
-) -> tuple[Ending, list[logging.LogRecord]]:
+) -> tuple[GroupResult, list[logging.LogRecord]]:
     """Judge a group as one task; returns what was logged besides, to be shown where the job runs."""
     with _withheld(level) as records:
         return judge._judge_group(group, outcomes), records
@@ -329,26 +273,26 @@ def _withheld(level: int) -> Iterator[list[logging.LogRecord]]:
         logger.removeFilter(collect)
 
 
-def _ledger_entry(ending: Ending) -> dict[str, Any]:
+def _ledger_entry(result: GroupResult) -> dict[str, Any]:
     """Return how a group ended, for the ledger."""
-    verdict, trimming = ending.verdict, ending.trimming
+    trimming = result.trimming
     if trimming is None:
         return {
             "iterations": 0,
             "stop_reason": "not judged",
             "floor_applied": False,
             "near_duplicates": 0,
-            "warnings": [verdict.not_judged],
+            "warnings": [result.not_judged],
         }
     return {
         "iterations": len(trimming.iterations),
         "stop_reason": trimming.stop_reason,
         "floor_applied": trimming.floor_applied,
-        "near_duplicates": ending.near_duplicates,
+        "near_duplicates": result.near_duplicates,
         "warnings": [
-            *_warnings(trimming, verdict.census),
-            *_warn_of_near_duplicates(verdict.judgement, ending.near_duplicates),
-            *(finding.sentence for finding in ending.examination.findings),
+            *_warnings(trimming, result.census),
+            *_warn_of_near_duplicates(result),
+            *(finding.sentence for finding in result.examination.findings),
         ],
     }
 
@@ -377,12 +321,12 @@ def _warnings(trimming: Trimming, census: Census) -> list[str]:
     return warnings
 
 
-def _warn_of_near_duplicates(judgement: Judgement | None, near_duplicates: int) -> list[str]:
+def _warn_of_near_duplicates(result: GroupResult) -> list[str]:
     """Say that there are near-duplicates where the strategy did not count them as one image."""
-    assert judgement is not None
-    if not near_duplicates or (judgement.representative != np.arange(len(judgement.representative))).any():
+    fitted_for = result.fitted_for
+    if not result.near_duplicates or fitted_for is None or (fitted_for != np.arange(len(fitted_for))).any():
         return []
     return [
-        f"{near_duplicates} images are near-duplicates of others: a defect that several of them show can pass as "
+        f"{result.near_duplicates} images are near-duplicates of others: a defect that several of them show can pass as "
         "normal; trim.strategy=grow counts them as one"
     ]

@@ -1,93 +1,20 @@
 """From the verdicts of all groups to the manifest: one row per input, whatever became of it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from pipeline.judging.result import Census, GroupResult
 from schemas.arrays import Indices, Mask
-from schemas.records.image import ImageOutcome
 from schemas.stores.features import FeatureGeometry
 from schemas.tables.manifest import ANOMALOUS, CLEAN, COLUMNS, DUPLICATE, SKIPPED, UNREADABLE
 from workers.verdict.selection import Evidence
 
 
-@dataclass(frozen=True)
-class Census:
-    """Which of a group's candidates take part in its statistics.
-
-    Attributes
-    ----------
-    measured
-        (images,) bool: readable, and the first of its byte-identical copies.
-    representative
-        (images,) int64: the row of the first copy; an image's own row where it has none before it.
-    """
-
-    measured: Mask
-    representative: Indices
-
-
-def take_census(outcomes: Sequence[ImageOutcome]) -> Census:
-    """Find the duplicates and the unreadable among a group's outcomes, which are in row order."""
-    first_with: dict[str, int] = {}
-    representative = np.arange(len(outcomes))
-    readable = np.array([outcome.is_readable for outcome in outcomes], dtype=bool)
-    for row, outcome in enumerate(outcomes):
-        if outcome.is_readable:
-            representative[row] = first_with.setdefault(outcome.content_sha256, row)
-    return Census(readable & (representative == np.arange(len(outcomes))), representative)
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the passes found about a group.
-
-    Attributes
-    ----------
-    clean
-        (images,) bool.
-    last_changed
-        (images,) int16: the last pass that changed the image's verdict.
-    evidence
-        Of the images that took part, in row order.
-    representative
-        (images,) int64: the row of the image that this one is a near-duplicate of; its own where there is none.
-    """
-
-    clean: Mask
-    last_changed: NDArray[np.int16]
-    evidence: Evidence
-    representative: Indices
-
-
-@dataclass(frozen=True)
-class GroupVerdict:
-    """Everything that the manifest says of a group's candidates.
-
-    Attributes
-    ----------
-    outcomes
-        One per candidate, in row order.
-    census
-        Who took part.
-    judgement
-        What was found; None where the group could not be judged.
-    not_judged
-        Why it could not; empty when it was.
-    """
-
-    outcomes: Sequence[ImageOutcome]
-    census: Census
-    judgement: Judgement | None = None
-    not_judged: str = ""
-
-
 def build_manifest(
     catalog: pd.DataFrame,
-    verdicts: Mapping[str, GroupVerdict],
+    results: Mapping[str, GroupResult],
     geometry: FeatureGeometry,
     *,
     run_id: str,
@@ -99,7 +26,7 @@ def build_manifest(
     for group, part in catalog.groupby("group", sort=True):
         candidates = part[part["row"].notna()]
         if len(candidates):
-            parts.append(_candidate_rows(candidates, verdicts[str(group)], geometry))
+            parts.append(_candidate_rows(candidates, results[str(group)], geometry))
         parts.append(part[part["row"].isna()].assign(decision=SKIPPED))
     rows = pd.concat([part for part in parts if len(part)]).sort_index()
     rows["split"] = np.where(rows["decision"] == CLEAN, "train", "")
@@ -107,9 +34,9 @@ def build_manifest(
     return rows.reindex(columns=[column.name for column in COLUMNS])
 
 
-def _candidate_rows(candidates: pd.DataFrame, verdict: GroupVerdict, geometry: FeatureGeometry) -> pd.DataFrame:
+def _candidate_rows(candidates: pd.DataFrame, result: GroupResult, geometry: FeatureGeometry) -> pd.DataFrame:
     """Return a group's candidates with the facts of reading, then the evidence, then the decision."""
-    outcomes, census = verdict.outcomes, verdict.census
+    outcomes, census = result.outcomes, result.census
     facts = pd.DataFrame(
         {
             "content_sha256": pd.array([outcome.content_sha256 or None for outcome in outcomes], dtype="string"),
@@ -123,13 +50,13 @@ def _candidate_rows(candidates: pd.DataFrame, verdict: GroupVerdict, geometry: F
     reason = np.array([outcome.reason for outcome in outcomes], dtype=object)
     decision = np.full(len(outcomes), UNREADABLE, dtype=object)
     rows = candidates.drop(columns="reason").join(facts)
-    if verdict.judgement is None:
-        decision[readable], reason[readable] = SKIPPED, verdict.not_judged
+    if result.trimming is None or result.fitted_for is None:
+        decision[readable], reason[readable] = SKIPPED, result.not_judged
     else:
-        evidence = _evidence_rows(verdict.judgement, census, facts, geometry).pipe(
-            _name_near_duplicates, candidates, census, verdict.judgement.representative
+        evidence = _evidence_rows(result, facts, geometry).pipe(
+            _name_near_duplicates, candidates, census, result.fitted_for
         )
-        own = np.where(readable, (np.cumsum(census.measured) - 1)[census.representative], -1)
+        own = np.where(readable, (np.cumsum(census.measured) - 1)[census.first_copy], -1)
         shared = evidence.reindex(own).set_axis(candidates.index)  # a duplicate shares its representative's
         decision[readable] = np.where(shared["label"][readable] == "normal", CLEAN, ANOMALOUS)
         reason[readable] = shared.pop("reason")[readable]
@@ -140,7 +67,7 @@ def _candidate_rows(candidates: pd.DataFrame, verdict: GroupVerdict, geometry: F
 def _mark_duplicates(rows: pd.DataFrame, census: Census, readable: Mask) -> pd.DataFrame:
     """Return the rows with duplicates decided as such, each naming its representative."""
     duplicate = np.flatnonzero(readable & ~census.measured)
-    first = rows.iloc[census.representative[duplicate]]
+    first = rows.iloc[census.first_copy[duplicate]]
     duplicate_of = np.full(len(rows), None, dtype=object)
     duplicate_of[duplicate] = first["sample_id"]
     decision, reason = rows["decision"].to_numpy(object).copy(), rows["reason"].to_numpy(object).copy()
@@ -152,18 +79,19 @@ def _mark_duplicates(rows: pd.DataFrame, census: Census, readable: Mask) -> pd.D
     return rows.assign(decision=decision, reason=reason, duplicate_of=duplicate_of)
 
 
-def _evidence_rows(
-    judgement: Judgement, census: Census, facts: pd.DataFrame, geometry: FeatureGeometry
-) -> pd.DataFrame:
+def _evidence_rows(result: GroupResult, facts: pd.DataFrame, geometry: FeatureGeometry) -> pd.DataFrame:
     """Return evidence and label of the images that took part, one row each from 0."""
-    evidence, clean = judgement.evidence, judgement.clean[census.measured]
+    trimming, evidence, measured = result.trimming, result.evidence, result.census.measured
+    assert trimming is not None
+    assert evidence is not None
+    clean = trimming.clean[measured]
     boxes = [
         geometry.patch_box(int(row), int(column), width=int(width), height=int(height))
         for row, column, width, height in zip(
             evidence.row,
             evidence.column,
-            facts["width"][census.measured],
-            facts["height"][census.measured],
+            facts["width"][measured],
+            facts["height"][measured],
             strict=True,
         )
     ]
@@ -178,7 +106,7 @@ def _evidence_rows(
             "distance": evidence.distance,
             "threshold": evidence.threshold,
             **box,
-            "iteration": pd.array(judgement.last_changed[census.measured], dtype="Int16"),
+            "iteration": pd.array(trimming.last_changed[measured], dtype="Int16"),
             "label": np.where(clean, "normal", "abnormal"),
             "label_index": pd.array(np.where(clean, 0, 1), dtype="Int8"),
             "outlier_score": 1.0 / (1.0 + evidence.margin),
@@ -188,11 +116,11 @@ def _evidence_rows(
 
 
 def _name_near_duplicates(
-    rows: pd.DataFrame, candidates: pd.DataFrame, census: Census, representative: Indices
+    rows: pd.DataFrame, candidates: pd.DataFrame, census: Census, fitted_for: Indices
 ) -> pd.DataFrame:
     """Return the evidence, each near-duplicate naming the image that it was judged with."""
-    near = (representative != np.arange(len(representative)))[census.measured]
-    first = candidates.iloc[representative[census.measured][near]]
+    near = (fitted_for != np.arange(len(fitted_for)))[census.measured]
+    first = candidates.iloc[fitted_for[census.measured][near]]
     near_duplicate_of, reason = np.full(len(rows), None, dtype=object), rows["reason"].to_numpy(object).copy()
     near_duplicate_of[near] = first["sample_id"]
     reason[near] = [

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple, Protocol
 from zarr.codecs import Crc32cCodec
 
 from pipeline.cluster.tasks import Window
+from pipeline.judging.group import Group
 from pipeline.judging.row_tasks import PassPlan, RowTasks, rows_of, submit_row
 from schemas.arrays import Mask
-from schemas.config import Config, TrimConfig
-from schemas.stores.features import FeatureGeometry
 from workers.features.arrays import ArrayRef
 from workers.gaussian.fit import Fit, uses_dual
 from workers.passes.by_products import (
@@ -58,10 +57,14 @@ class Rows(NamedTuple):
 class Passes(Protocol):
     """Submits the tasks of passes over one group."""
 
-    def judge(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, *, is_first: bool) -> Iterator[Rows]:
+    def submit_verdicts(
+        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, *, is_first: bool
+    ) -> Iterator[Rows]:
         """Measure all images and yield futures of `RowVerdict`, in the order of rows."""
 
-    def measure(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None) -> Iterator[Rows]:
+    def submit_distances(
+        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None
+    ) -> Iterator[Rows]:
         """Measure all images and yield futures of receipts, in the order of rows.
 
         With ``nearest``, each position is fitted a second time, on so many of the images that are nearest there.
@@ -74,47 +77,33 @@ class Passes(Protocol):
         """Remove what was kept between passes."""
 
 
-def plan_passes(
-    features: ArrayRef, directory: Directory, measured: Mask, geometry: FeatureGeometry, config: Config
-) -> Passes:
-    """Choose how the passes over a group go.
-
-    Parameters
-    ----------
-    features
-        The group's features.
-    directory
-        Of the group's distances; may get an array of inner products until the passes are closed.
-    measured
-        (images,) bool: the images that take part.
-    geometry
-        The grid of positions.
-    config
-        The configuration.
-    """
-    if uses_products(int(measured.sum()), geometry.channels):
-        return PassesByProducts(features, directory, measured, geometry, config.trim)
-    return PassesByFeatures(features, directory, measured, geometry, config)
+def plan_passes(group: Group, directory: Directory) -> Passes:
+    """Choose how the passes over a group go; they may keep arrays in its directory of distances until they are closed."""
+    if uses_products(group.count, group.geometry.channels):
+        return PassesByProducts(group, directory)
+    return PassesByFeatures(group, directory)
 
 
 class PassesByProducts:
     """One task for each band of rows. The first pass writes the products, which the others read."""
 
-    def __init__(
-        self, features: ArrayRef, directory: Directory, measured: Mask, geometry: FeatureGeometry, trim: TrimConfig
-    ) -> None:
-        self._group = GramGroup(features, ArrayRef(directory, "", PRODUCTS), measured)
-        self._directory, self._geometry, self._trim = directory, geometry, trim
-        self._bands = list(bands(int(measured.sum()), geometry.rows, geometry.columns))
+    def __init__(self, group: Group, directory: Directory) -> None:
+        self._group = GramGroup(group.features, ArrayRef(directory, "", PRODUCTS), group.measured)
+        self._directory, self._grid, self._trim = directory, group.grid, group.config.trim
+        self._bands = list(bands(group.count, *group.grid))
         self._receipts: list[Any] = []
 
-    def judge(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, *, is_first: bool) -> Iterator[Rows]:
+    def submit_verdicts(
+        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, *, is_first: bool
+    ) -> Iterator[Rows]:
         """Submit one task for each band."""
         for band, receipt in self._multiplied(window):
             verdict = window.submit(judge_rows, self._group, into, band, fitted, fit, self._trim, is_first, receipt)
             yield Rows(band.stop - band.start, [verdict])
 
-    def measure(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None) -> Iterator[Rows]:
+    def submit_distances(
+        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None
+    ) -> Iterator[Rows]:
         """Submit one task for each band."""
         for band, receipt in self._multiplied(window):
             measured = window.submit(measure_rows, self._group, into, band, fitted, fit, nearest, receipt)
@@ -138,7 +127,7 @@ class PassesByProducts:
             yield band, self._receipts[number]
 
     def _create(self) -> None:
-        count, grid = int(self._group.measured.sum()), (self._geometry.rows, self._geometry.columns)
+        count, grid = int(self._group.measured.sum()), self._grid
         self._directory.zarr_group("", "a").create_array(
             PRODUCTS,
             shape=(*grid, count, count),
@@ -152,24 +141,26 @@ class PassesByProducts:
 class PassesByFeatures:
     """The tasks of each row of positions, see `RowTasks`; fewer of them where moments are updated."""
 
-    def __init__(
-        self, features: ArrayRef, directory: Directory, measured: Mask, geometry: FeatureGeometry, config: Config
-    ) -> None:
-        self._geometry, self._trim, self._directory, self._passes = geometry, config.trim, directory, 0
-        self._rows = rows_of(features, measured, geometry, config.gaussian)
+    def __init__(self, group: Group, directory: Directory) -> None:
+        self._geometry, self._trim, self._directory, self._passes = group.geometry, group.config.trim, directory, 0
+        self._rows = rows_of(group)
         self._kept: tuple[int, Mask] | None = None
 
-    def judge(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, *, is_first: bool) -> Iterator[Rows]:
+    def submit_verdicts(
+        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, *, is_first: bool
+    ) -> Iterator[Rows]:
         """Submit the tasks of each row."""
         plan = self._plan(fitted, fit)
         for tasks in self._rows:
-            yield Rows(1, submit_row(window, RowTasks.judge, tasks, into, plan, self._trim, is_first))
+            yield Rows(1, submit_row(window, RowTasks.submit_verdict, tasks, into, plan, self._trim, is_first))
 
-    def measure(self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None) -> Iterator[Rows]:
+    def submit_distances(
+        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None
+    ) -> Iterator[Rows]:
         """Submit the tasks of each row."""
         plan = self._plan(fitted, fit)
         for tasks in self._rows:
-            yield Rows(1, submit_row(window, RowTasks.measure, tasks, into, plan, nearest))
+            yield Rows(1, submit_row(window, RowTasks.submit_distances, tasks, into, plan, nearest))
 
     def replay(self, fitted: Mask, fit: Fit) -> None:
         """Take note of what was kept."""

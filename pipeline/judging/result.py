@@ -1,4 +1,4 @@
-"""How the judging of a group ended, kept until all groups are judged, so that none is judged twice."""
+"""What was found of one group, kept until all groups are judged, so that none is judged twice."""
 
 import dataclasses
 import hashlib
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.judging.examination import Examination
-from pipeline.judging.manifest import GroupVerdict, Judgement, take_census
-from pipeline.judging.strategies.paire import Iteration, Trimming
+from pipeline.judging.strategies.base import Iteration, Trimming
 from pipeline.run_directory.journal import StaleJournalError
+from schemas.arrays import Indices, Mask
 from schemas.records.image import ImageOutcome
 from workers.guard.contamination import Contamination
 from workers.guard.findings import Finding
@@ -26,23 +26,56 @@ _EVIDENCE, _TRIMMING = "evidence.", "trimming."
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How the judging of one group ended.
+class Census:
+    """Which of a group's candidates take part in its statistics.
 
     Attributes
     ----------
-    verdict, examination
-        What was found.
-    trimming
-        How the clean set came out; None where the group could not be judged.
-    near_duplicates
-        Images that are near-duplicates of earlier ones.
+    measured
+        (images,) bool: readable, and the first of its byte-identical copies.
+    first_copy
+        (images,) int64: the row of the first copy; an image's own row where it has none before it.
     """
 
-    verdict: GroupVerdict
-    trimming: Trimming | None
+    measured: Mask
+    first_copy: Indices
+
+
+def take_census(outcomes: Sequence[ImageOutcome]) -> Census:
+    """Find the duplicates and the unreadable among a group's outcomes, which are in row order."""
+    first_with: dict[str, int] = {}
+    first_copy = np.arange(len(outcomes))
+    readable = np.array([outcome.is_readable for outcome in outcomes], dtype=bool)
+    for row, outcome in enumerate(outcomes):
+        if outcome.is_readable:
+            first_copy[row] = first_with.setdefault(outcome.content_sha256, row)
+    return Census(readable & (first_copy == np.arange(len(outcomes))), first_copy)
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """All that was found of one group.
+
+    Attributes
+    ----------
+    outcomes
+        What reading each candidate established, in row order.
+    trimming, evidence, fitted_for
+        None where the group could not be judged, for the reason in ``not_judged``. ``evidence`` is of the images that
+        took part, in row order; ``fitted_for`` (images,) int64 is the image that a near-duplicate is judged with, and
+        never better than; for any other image its own row.
+    near_duplicates
+        Number of images that are near-duplicates of earlier ones, whether or not the strategy counts them as one.
+    """
+
+    outcomes: Sequence[ImageOutcome]
+    census: Census
     examination: Examination
+    trimming: Trimming | None = None
+    evidence: Evidence | None = None
+    fitted_for: Indices | None = None
     near_duplicates: int = 0
+    not_judged: str = ""
 
     def iterations(self, group: str) -> list[dict[str, Any]]:
         """Return the group's rows of ``iterations.parquet``."""
@@ -52,15 +85,15 @@ class Ending:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return all but the outcomes of the images, which extraction knows, as arrays."""
         facts: dict[str, Any] = {
-            "not_judged": self.verdict.not_judged,
+            "not_judged": self.not_judged,
             "near_duplicates": self.near_duplicates,
             "examination": dataclasses.asdict(self.examination),
         }
         arrays: dict[str, NDArray[Any]] = {}
-        judgement, trimming = self.verdict.judgement, self.trimming
-        if judgement is not None and trimming is not None:
-            arrays["representative"] = judgement.representative
-            arrays |= _arrays_of(judgement.evidence, _EVIDENCE) | _arrays_of(trimming, _TRIMMING)
+        trimming = self.trimming
+        if trimming is not None and self.evidence is not None and self.fitted_for is not None:
+            arrays["fitted_for"] = self.fitted_for
+            arrays |= _arrays_of(self.evidence, _EVIDENCE) | _arrays_of(trimming, _TRIMMING)
             facts["trimming"] = {
                 "iterations": [dataclasses.asdict(step) for step in trimming.iterations],
                 "stop_reason": trimming.stop_reason,
@@ -70,27 +103,35 @@ class Ending:
         return arrays | {_FACTS: np.frombuffer(json.dumps(facts, default=_plain).encode(), np.uint8)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], outcomes: Sequence[ImageOutcome]) -> "Ending":
-        """Return the ending that was made into arrays, of the same outcomes.
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], outcomes: Sequence[ImageOutcome]) -> "GroupResult":
+        """Return the result that was made into arrays, of the same outcomes.
 
         Raises
         ------
         StaleJournalError
-            When they are no ending's.
+            When they are not those of a result.
         """
         try:
             facts = json.loads(arrays[_FACTS].tobytes())
-            judgement, trimming = None, None
+            found: dict[str, Any] = {}
             if "trimming" in facts:
                 said = facts["trimming"]
                 steps = tuple(Iteration(**step) for step in said.pop("iterations"))
-                trimming = Trimming(**_named(arrays, _TRIMMING), **said, iterations=steps)
-                evidence = Evidence(**_named(arrays, _EVIDENCE))
-                judgement = Judgement(trimming.clean, trimming.last_changed, evidence, arrays["representative"])
-            verdict = GroupVerdict(outcomes, take_census(outcomes), judgement, facts["not_judged"])
-            return cls(verdict, trimming, _examination(**facts["examination"]), facts["near_duplicates"])
+                found = {
+                    "trimming": Trimming(**_named(arrays, _TRIMMING), **said, iterations=steps),
+                    "evidence": Evidence(**_named(arrays, _EVIDENCE)),
+                    "fitted_for": arrays["fitted_for"],
+                }
+            return cls(
+                outcomes,
+                take_census(outcomes),
+                _examination(**facts["examination"]),
+                near_duplicates=facts["near_duplicates"],
+                not_judged=facts["not_judged"],
+                **found,
+            )
         except (KeyError, TypeError, ValueError) as error:
-            raise StaleJournalError(f"it is no ending of a group ({type(error).__name__}: {error})") from error
+            raise StaleJournalError(f"it is not the result of a group ({type(error).__name__}: {error})") from error
 
 
 def digest_outcomes(outcomes: Sequence[ImageOutcome]) -> str:

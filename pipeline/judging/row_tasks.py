@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pipeline.cluster.tasks import Here, Window
+from pipeline.judging.group import Group
 from schemas.arrays import Mask
-from schemas.config import GaussianConfig, TrimConfig
-from schemas.stores.features import FeatureGeometry
+from schemas.config import TrimConfig
 from workers.features.arrays import ArrayRef, HeldFeatures, OpenedFeatures, Segment, cut_segments, is_whole_row
 from workers.gaussian.fit import Fit, uses_dual
 from workers.map.writer import write_rows
@@ -85,13 +85,15 @@ class RowTasks:
         """Whether all of the row is one task."""
         return is_whole_row(len(self.measured), self.segment_images)
 
-    def judge(self, window: Window, into: ArrayRef, plan: PassPlan, trim: TrimConfig, is_first: bool) -> list[Any]:
+    def submit_verdict(
+        self, window: Window, into: ArrayRef, plan: PassPlan, trim: TrimConfig, is_first: bool
+    ) -> list[Any]:
         """Measure all images; one future, of a `RowVerdict`."""
         receipts = self._measure(window, into, self._fit(window, plan), None)
         count = int(plan.fitted.sum())
         return [window.submit(judge_row, into, self.row, self.measured, trim, count, is_first, receipts)]
 
-    def measure(self, window: Window, into: ArrayRef, plan: PassPlan, nearest: int | None) -> list[Any]:
+    def submit_distances(self, window: Window, into: ArrayRef, plan: PassPlan, nearest: int | None) -> list[Any]:
         """Measure all images; futures of receipts, one for each segment.
 
         With ``nearest``, each position is fitted a second time, on so many of the images that are nearest there.
@@ -110,7 +112,7 @@ class RowTasks:
         gaussians = self._fit_anew(window, plan._replace(kept=None), chosen, nearest)
         return self._measure(window, into, gaussians, own)
 
-    def fit(self, window: Window, fitted: Mask, fit: Fit, chosen: Any, count: int | None) -> Any:
+    def submit_fit(self, window: Window, fitted: Mask, fit: Fit, chosen: Any, count: int | None) -> Any:
         """Fit what is published; a future of the Gaussians of the row.
 
         Moments are accumulated anew: what is published carries no drift of earlier passes.
@@ -144,7 +146,7 @@ class RowTasks:
         return self._fit_anew(window, plan)
 
     def _fit_anew(self, window: Window, plan: PassPlan, chosen: Any = None, count: int | None = None) -> Any:
-        """Submit the fit to features; ``chosen`` and ``count`` are as for `fit`."""
+        """Submit the fit to features; ``chosen`` and ``count`` are as for `submit_fit`."""
         kept = (self.row, plan.kept, plan.number)
         return self._fit_features(window, plan.fitted, plan.fit, chosen, count, fit_row_whitening, *kept)
 
@@ -186,9 +188,10 @@ class RowTasks:
         return cut_segments(mask, self.segment_images)
 
 
-def rows_of(features: ArrayRef, measured: Mask, geometry: FeatureGeometry, config: GaussianConfig) -> list[RowTasks]:
+def rows_of(group: Group) -> list[RowTasks]:
     """Return the tasks of every row of positions of a group."""
-    return [RowTasks(features, row, measured, geometry.channels, config.segment_images) for row in range(geometry.rows)]
+    rows, channels, size = group.geometry.rows, group.geometry.channels, group.config.gaussian.segment_images
+    return [RowTasks(group.features, row, group.measured, channels, size) for row in range(rows)]
 
 
 def submit_row(window: Window, ask: Callable[..., list[Any]], tasks: RowTasks, *asked: object) -> list[Any]:
@@ -245,14 +248,16 @@ def publish_rows(
     model, group
         The map, and the group's name there.
     fitted, fit, chosen, count
-        As for `RowTasks.fit`; ``chosen`` has one element for each row.
+        As for `RowTasks.submit_fit`; ``chosen`` has one element for each row.
 
     Returns
     -------
     object
         A future of the checksums, one for each row.
     """
-    gaussians = [tasks.fit(window, fitted, fit, images, count) for tasks, images in zip(rows, chosen, strict=True)]
+    gaussians = [
+        tasks.submit_fit(window, fitted, fit, images, count) for tasks, images in zip(rows, chosen, strict=True)
+    ]
     return window.submit(write_rows, model, group, rows[0].row, gaussians)
 
 

@@ -5,7 +5,7 @@ distances, and in the group's journal the outcome of each pass.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -13,17 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cluster.cluster import Cluster
-from pipeline.cluster.progress import Phase
+from pipeline.cluster.progress import Phase, Reporter
 from pipeline.cluster.tasks import Window, open_window
 from pipeline.judging.distances import GroupDistances
+from pipeline.judging.group import Group
 from pipeline.judging.passes import plan_passes
 from pipeline.judging.row_tasks import rows_of, submit_publication
+from pipeline.judging.strategies.base import PassResult
+from pipeline.judging.strategies.registry import estimator_of
 from pipeline.run_directory.journal import Arrays, Journal
 from schemas.arrays import Floats, Mask
-from schemas.config import Config
 from schemas.names import storage_name
 from schemas.records.run import DISTANCE
-from schemas.stores.features import FeatureGeometry
 from schemas.stores.gaussian_map import CHECKSUMS
 from workers.features.arrays import ArrayRef
 from workers.gaussian.fit import Fit
@@ -37,22 +38,6 @@ from workers.verdict.selection import MIN_FITTED
 PUBLISH = "publish"
 
 
-@dataclass(frozen=True)
-class PassResult:
-    """What one pass over a group found.
-
-    Attributes
-    ----------
-    thresholds
-        (rows, columns) float64.
-    margin
-        (images,) float64: each image's largest distance / threshold; NaN where it does not take part.
-    """
-
-    thresholds: Floats
-    margin: Floats
-
-
 class GroupStatistics:
     """The passes over one product group; to be closed, as by ``with``, when there are no more of them.
 
@@ -63,12 +48,9 @@ class GroupStatistics:
     def __init__(
         self,
         cluster: Cluster | None,
-        group: str,
-        measured: Mask,
-        geometry: FeatureGeometry,
-        config: Config,
-        features: Directory,
+        group: Group,
         distances: Directory,
+        reporter: Reporter,
         journal: Journal | None = None,
     ) -> None:
         """Create the group's distance arrays, unless passes were finished before.
@@ -76,32 +58,18 @@ class GroupStatistics:
         Parameters
         ----------
         cluster
-            Where to run; None computes everything here.
-        group
-            Product group.
-        measured
-            (images,) bool: the images that take part.
-        geometry
-            The grid of positions.
-        config
-            The configuration.
-        features, distances
-            The run's stores.
+            None computes everything here.
+        distances
+            The run's store of distances.
         journal
-            Knows the passes that were finished before; None where passes are not kept.
+            Knows the passes that were finished before; None keeps none.
         """
-        self._cluster = cluster
-        self._group = group
-        self._measured = measured
-        self._geometry = geometry
-        self._config = config
-        self._features = ArrayRef(features, "", storage_name(group))
-        directory = distances / storage_name(group)
-        self.distances = GroupDistances(directory, measured, geometry, config.gaussian.segment_images)
-        self._journal = journal
+        self._cluster, self._group, self._reporter, self._journal = cluster, group, reporter, journal
+        directory = distances / storage_name(group.name)
+        self.distances = GroupDistances(directory, group)
         if journal is None or not journal.is_begun:
             self.distances.create(DISTANCE)
-        self._passes = plan_passes(self._features, directory, measured, geometry, config)
+        self._passes = plan_passes(group, directory)
 
     def __enter__(self) -> "GroupStatistics":
         return self
@@ -113,26 +81,19 @@ class GroupStatistics:
         if kind is None or self._journal is None:
             self._passes.close()
 
-    def measure(self, fitted: Mask, *, is_first: bool, phase: Phase, into: str = DISTANCE) -> PassResult:
-        """Fit on some images, measure all that take part, find the thresholds.
+    def run_pass(self, fitted: Mask, number: int) -> PassResult:
+        """Fit on some images, measure all, find the thresholds; the first pass has its own window start (3.3.2)."""
+        with self._phase(f"pass {number}", "pass") as phase:
+            return self._find_thresholds(fitted, phase, is_first=number == 1, into=DISTANCE)
 
-        Parameters
-        ----------
-        fitted
-            (images,) bool: the images to fit on.
-        is_first
-            Whether this is the first pass, with its own window start (paper, section 3.3.2).
-        phase
-            Counts rows of positions.
-        into
-            The distance array to write.
-        """
+    def _find_thresholds(self, fitted: Mask, phase: Phase, *, is_first: bool, into: str) -> PassResult:
         fit = self._fit()
 
-        def judge() -> Arrays:
+        def compute() -> Arrays:
             window = open_window(self._cluster)
             verdicts: list[Any] = []
-            for rows in self._passes.judge(window, self.distances.array(into), fitted, fit, is_first=is_first):
+            distances = self.distances.array(into)
+            for rows in self._passes.submit_verdicts(window, distances, fitted, fit, is_first=is_first):
                 _advance(phase, rows.futures[-1], rows.number)
                 verdicts += rows.futures
             found: list[RowVerdict] = window.gather(verdicts)
@@ -141,20 +102,11 @@ class GroupStatistics:
                 "margin": np.asarray(np.fmax.reduce([verdict.margin for verdict in found])),
             }
 
-        outcome = self._once(judge, "measure", fitted, fit, is_first=is_first, into=into)
+        outcome = self._once(compute, "measure", fitted, fit, is_first=is_first, into=into)
         return PassResult(outcome["thresholds"], outcome["margin"])
 
-    def score(
-        self,
-        fitted: Mask,
-        *,
-        smoothing: int | None,
-        phase: Phase,
-        nearest: float = 1.0,
-        estimator: str | None = None,
-        into: str = DISTANCE,
-    ) -> Floats:
-        """Fit on some images, measure all that take part, the fitted ones without themselves, and score each image.
+    def score_pass(self, fitted: Mask, number: int, *, smoothing: int | None, nearest: float = 1.0) -> Floats:
+        """Fit on some images, measure all, the fitted ones without themselves, and score each image.
 
         Parameters
         ----------
@@ -163,42 +115,66 @@ class GroupStatistics:
         smoothing
             Score by the largest log distance averaged over squares of so many positions; None scores by the largest
             log distance in robust deviations at its position.
-        phase
-            Counts rows of positions.
         nearest
             Below 1, fit a second time, each position on this share of the images that are nearest there.
-        estimator
-            The covariance estimator; not given, the configuration's.
-        into
-            The distance array to write.
 
         Returns
         -------
         ndarray
             (images,) float64; NaN where an image does not take part.
         """
+        with self._phase(f"pass {number}", "pass") as phase:
+            return self._find_scores(fitted, phase, smoothing=smoothing, nearest=nearest, into=DISTANCE)
+
+    def score_aside(
+        self,
+        fitted: Mask,
+        *,
+        kind: str,
+        smoothing: int,
+        nearest: float = 1.0,
+        estimator: str | None = None,
+    ) -> Floats:
+        """Return scores as `score_pass` does, and leave the stored distances as they are."""
+        with self._phase(kind, kind) as phase, self.distances.scratch() as into:
+            return self._find_scores(
+                fitted, phase, smoothing=smoothing, nearest=nearest, estimator=estimator, into=into
+            )
+
+    def _find_scores(
+        self,
+        fitted: Mask,
+        phase: Phase,
+        *,
+        smoothing: int | None,
+        nearest: float,
+        into: str,
+        estimator: str | None = None,
+    ) -> Floats:
         fit = self._fit(estimator)._replace(leaves_one_out=True)
         asked = {"smoothing": smoothing, "nearest": nearest, "estimator": fit.estimator, "into": into}
 
-        def score() -> Arrays:
+        def compute() -> Arrays:
             chosen = self._count_fitted_again(fitted, nearest)
             return {"scores": self._score(self.distances.array(into), fitted, fit, chosen, smoothing, phase)}
 
-        return np.asarray(self._once(score, "score", fitted, fit, **asked)["scores"])
+        return np.asarray(self._once(compute, "score", fitted, fit, **asked)["scores"])
 
     def _score(
         self, distances: ArrayRef, fitted: Mask, fit: Fit, chosen: int | None, smoothing: int | None, phase: Phase
     ) -> Floats:
         """Run a pass and score its distances, see `score`; ``chosen`` is how many images each position is fitted on."""
         window = open_window(self._cluster)
-        segments = list(self.distances.segments())
+        segments = list(self._group.segments())
         receipts: list[list[Any]] = []
-        for rows in self._passes.measure(window, distances, fitted, fit, chosen):
+        for rows in self._passes.submit_distances(window, distances, fitted, fit, chosen):
             _advance(phase, rows.futures[-1], rows.number)
             receipts += [rows.futures] * rows.number
         if smoothing is None:
             rows_of = enumerate(receipts)
-            by_row = [window.submit(score_row, distances, row, self._measured, futures) for row, futures in rows_of]
+            by_row = [
+                window.submit(score_row, distances, row, self._group.measured, futures) for row, futures in rows_of
+            ]
             return np.asarray(np.fmax.reduce(window.gather(by_row)))
         scores = [
             # Where one task measured all segments, each waits for that.
@@ -213,33 +189,23 @@ class GroupStatistics:
         ]
         return np.concatenate(window.gather(scores))
 
-    def score_apart(
-        self, fitted: Mask, *, smoothing: int, phase: Phase, nearest: float = 1.0, estimator: str | None = None
-    ) -> Floats:
-        """Return scores as `score` does, leaving the stored distances as they are."""
-        with self.distances.scratch() as into:
-            return self.score(fitted, smoothing=smoothing, phase=phase, nearest=nearest, estimator=estimator, into=into)
-
     def thresholds_at(self, score: float) -> Floats:
         """Return the distances (rows, columns) that a score in robust deviations means in the stored distances."""
         distances, window = self.distances.array(DISTANCE), open_window(self._cluster)
-        all_rows = range(self._geometry.rows)
-        rows = [window.submit(row_thresholds, distances, row, self._measured, score) for row in all_rows]
+        all_rows = range(self._group.geometry.rows)
+        rows = [window.submit(row_thresholds, distances, row, self._group.measured, score) for row in all_rows]
         return np.stack(window.gather(rows))
 
-    def calibrate(self, fitted: Mask, *, phase: Phase) -> Floats:
-        """Return the thresholds under Gaussians fitted on some images, leaving the stored distances as they are."""
-        with self.distances.scratch() as into:
-            return self.measure(fitted, is_first=False, phase=phase, into=into).thresholds
+    def calibrate(self, fitted: Mask) -> Floats:
+        """Return the thresholds under Gaussians fitted on some images, and leave the stored distances as they are."""
+        with self._phase("calibrate", "calibrate") as phase, self.distances.scratch() as into:
+            return self._find_thresholds(fitted, phase, is_first=False, into=into).thresholds
 
-    def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float, phase: Phase) -> Floats:
-        """Return, as `calibrate` does, the thresholds that clean images exceed at ``trim.target_false_reject``.
-
-        ``smoothing`` and ``nearest`` are as for `score`.
-        """
-        scores = self.score_apart(fitted, smoothing=smoothing, nearest=nearest, phase=phase)
-        threshold = fit_score_law(scores[fitted]).threshold(self._config.trim.target_false_reject)
-        return np.full((self._geometry.rows, self._geometry.columns), np.exp(threshold))
+    def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float) -> Floats:
+        """Return, as `calibrate` does, the thresholds that clean images exceed at ``trim.target_false_reject``."""
+        scores = self.score_aside(fitted, kind="calibrate", smoothing=smoothing, nearest=nearest)
+        threshold = fit_score_law(scores[fitted]).threshold(self._group.config.trim.target_false_reject)
+        return np.full(self._group.grid, np.exp(threshold))
 
     def _once(
         self, compute: Callable[[], Arrays], kind: str, fitted: Mask, fit: Fit | None, **asked: object
@@ -258,31 +224,22 @@ class GroupStatistics:
     def count_fitted(self, fitted: Mask, *, nearest: float) -> int:
         """Return how many images `publish` fits each position on."""
         count = int(fitted.sum())
-        return count if nearest >= 1.0 else _share(nearest, count)
+        return count if nearest >= 1.0 else min(count, max(MIN_FITTED + 1, round(nearest * count)))
 
     def _count_fitted_again(self, fitted: Mask, nearest: float) -> int | None:
         """Return how many images each position is fitted on a second time; None where that is all of them."""
         count = self.count_fitted(fitted, nearest=nearest)
         return count if count < int(fitted.sum()) else None
 
-    def create_map(self, fitted: Mask, model: Directory, *, nearest: float) -> None:
-        """Create the arrays of the map that `publish` fills."""
-        count = self.count_fitted(fitted, nearest=nearest)
-        create_group_map(model, self._group, self._geometry, count, rows_together=self._rows_together(count))
-
-    def publish(self, fitted: Mask, model: Directory, *, nearest: float, phase: Phase) -> list[int]:
-        """Fit once more and write the Gaussians into the map, whose arrays are there already.
+    def publish(self, fitted: Mask, model: Directory, *, nearest: float) -> list[int]:
+        """Fit once more and write the Gaussians into the map.
 
         Parameters
         ----------
         fitted
             (images,) bool: the images to fit on.
-        model
-            The map.
         nearest
             Below 1, each position is fitted on this share of them, those nearest there under a fit on all.
-        phase
-            Counts rows of positions.
 
         Returns
         -------
@@ -290,26 +247,31 @@ class GroupStatistics:
             The checksum of each row of the map.
         """
         fit, count = self._fit(), self._count_fitted_again(fitted, nearest)
+        if not self._was_published(fitted, nearest):
+            together, number = self._rows_together(count or int(fitted.sum())), count or int(fitted.sum())
+            create_group_map(model, self._group.name, self._group.geometry, number, rows_together=together)
 
-        def publish() -> Arrays:
+        def compute(phase: Phase) -> Arrays:
             window = open_window(self._cluster)
             if count is None:
-                return self._write_map(window, fitted, fit, model, phase, [None] * self._geometry.rows, None)
+                return self._write_map(window, fitted, fit, model, phase, [None] * self._group.geometry.rows, None)
             with self.distances.scratch() as into:
                 distances = self.distances.array(into)
                 chosen: list[Any] = []
-                for rows in self._passes.measure(window, distances, fitted, left_out, None):
+                for rows in self._passes.submit_distances(window, distances, fitted, left_out, None):
                     for _ in range(rows.number):
                         place = len(chosen)
                         chosen.append(window.submit(nearest_images, distances, place, fitted, count, rows.futures))
                 return self._write_map(window, fitted, fit, model, phase, chosen, count)
 
         left_out = fit._replace(leaves_one_out=True)
-        outcome = self._once(publish, PUBLISH, fitted, None if count is None else left_out, nearest=nearest)
+        with self._phase("publish", "publish") as phase:
+            pass_fit = None if count is None else left_out
+            outcome = self._once(lambda: compute(phase), PUBLISH, fitted, pass_fit, nearest=nearest)
         checksums: list[int] = outcome[CHECKSUMS].tolist()
         return checksums
 
-    def was_published(self, fitted: Mask, *, nearest: float) -> bool:
+    def _was_published(self, fitted: Mask, nearest: float) -> bool:
         """Tell whether `publish` comes next and was finished before."""
         return self._journal is not None and self._journal.expects(PUBLISH, fitted, nearest=nearest)
 
@@ -324,26 +286,25 @@ class GroupStatistics:
         count: int | None,
     ) -> Arrays:
         """Fit every row, on ``count`` chosen images at each column where there are such, and write it."""
-        rows = rows_of(self._features, self._measured, self._geometry, self._config.gaussian)
+        rows = rows_of(self._group)
         together, receipts = self._rows_together(count or int(fitted.sum())), []
         for start in range(0, len(rows), together):
             band, images = rows[start : start + together], chosen[start : start + together]
-            receipts.append(submit_publication(window, band, model, self._group, fitted, fit, images, count))
+            receipts.append(submit_publication(window, band, model, self._group.name, fitted, fit, images, count))
             _advance(phase, receipts[-1], len(band))
         return {CHECKSUMS: np.concatenate(window.gather(receipts)).astype(np.int64)}
 
     def _rows_together(self, count: int) -> int:
-        return chunk_rows(self._geometry, measured=int(self._measured.sum()), fitted=count)
+        return chunk_rows(self._group.geometry, measured=self._group.count, fitted=count)
 
     def _fit(self, estimator: str | None = None) -> Fit:
-        return Fit(self._config.gaussian, estimator or self._config.estimator())
+        return Fit(self._group.config.gaussian, estimator or estimator_of(self._group.config))
+
+    def _phase(self, label: str, kind: str) -> AbstractContextManager[Phase]:
+        rows = self._group.geometry.rows
+        return self._reporter.phase(f"{self._group.name}: {label}", rows, "rows", kind=kind, brief=True)
 
 
 def _advance(phase: Phase, future: Any, count: int) -> None:
     """Count some rows of positions once a task is done."""
     future.add_done_callback(lambda _: phase.advance(count))
-
-
-def _share(nearest: float, count: int) -> int:
-    """Return how many of some fitted images a share of them is; leaving one out needs one more than a fit does."""
-    return min(count, max(MIN_FITTED + 1, round(nearest * count)))

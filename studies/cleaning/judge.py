@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from pipeline.commands.evaluate.metrics import CleanCounts, image_auroc
-from pipeline.judging.strategies.paire import Trimming
+from pipeline.judging.strategies.base import Trimming
 from schemas.arrays import Mask
 from schemas.config import Config
 from studies.cleaning.dirty_sets import DirtySet, LabelledImages

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.judging.strategies.registry import estimator_of
 from schemas.config import Config, parse_config
 from studies.cleaning.dirty_sets import OVERLAP, Case
 
@@ -44,12 +45,12 @@ class Method:
 
 def estimator(name: str) -> str:
     """Return the covariance estimator of a strategy."""
-    return Method(name).config().estimator()
+    return estimator_of(Method(name).config())
 
 
 def with_estimator(name: str, estimator: str) -> Method:
     """Return no trimming, or the oracle, with another strategy's estimator."""
-    is_own = estimator == Method(name).config().estimator()
+    is_own = estimator == estimator_of(Method(name).config())
     return Method(name, "" if is_own else f"gaussian.estimator={estimator}")
 
 

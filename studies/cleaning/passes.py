@@ -5,31 +5,24 @@ Strategies, thresholds, selection, smoothing and calibration are the production 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.judging.strategies.grow import MIN_START, concentrate, grow
-from pipeline.judging.strategies.paire import Trimming, trim
+from pipeline.judging.strategies.base import MIN_START, PassResult, Trimming
+from pipeline.judging.strategies.registry import estimator_of, strategy_of
 from schemas.arrays import Mask
 from schemas.config import Config
 from studies.cleaning.gram import Gram, Rows
 from workers.gaussian.fit import Fit
 from workers.passes.by_features import NORMAL_DEVIATION
+from workers.verdict.calibration import fit_score_law
 from workers.verdict.near_duplicates import Sketches, find_representatives
 from workers.verdict.selection import margins
 from workers.verdict.smoothing import smooth
 from workers.verdict.threshold import position_threshold
 
 Array = NDArray[np.float64]
-
-
-class Pass(NamedTuple):
-    """What `strategies.paire.trim` needs from a pass: thresholds (rows, columns) and margin (images,)."""
-
-    thresholds: Array
-    margin: Array
 
 
 @dataclass(frozen=True)
@@ -57,12 +50,10 @@ class Archive:
         """Find the clean set by the configured strategy."""
         passes = _Passes(self, config)
         everything = np.ones(len(self.rows), dtype=bool)
-        if config.trim.strategy == "grow":
-            representative = find_representatives([self.sketches], config.trim.near_duplicates)
-            return grow(passes.score, everything, config.trim, grid=self.grid, representative=representative)
-        if config.trim.strategy == "concentrate":
-            return concentrate(passes.robust_score, passes.thresholds_at, everything, config.trim, grid=self.grid)
-        return trim(passes.measure, everything, config.trim)
+        fitted_for = np.arange(len(self.rows))
+        if strategy_of(config).fits_distinct_images:
+            fitted_for = find_representatives([self.sketches], config.trim.near_duplicates)
+        return strategy_of(config).find(passes, everything, config.trim, grid=self.grid, fitted_for=fitted_for)
 
     def map_distances(self, clean: Mask, images: Rows, config: Config, *, nearest: float = 1.0) -> Array:
         """Return the distances (images, rows, columns) of images under the map published for a clean set.
@@ -78,7 +69,7 @@ class Archive:
         nearest
             Below 1, each position is fitted on this share of the images: those nearest there.
         """
-        fit, fitted = Fit(config.gaussian, config.estimator()), self.rows[clean]
+        fit, fitted = Fit(config.gaussian, estimator_of(config)), self.rows[clean]
         if nearest < 1.0:
             apart = self.gram.distances(fitted, fitted, fit._replace(leaves_one_out=True))
             fitted = fitted[nearest_of(apart, nearest)]
@@ -98,32 +89,43 @@ class _Passes:
         self._archive, self._config = archive, config
         self._distances = np.empty((len(archive.rows), *archive.grid))
 
-    def measure(self, fitted: Mask, number: int) -> Pass:
+    def run_pass(self, fitted: Mask, number: int) -> PassResult:
         """Run one pass of the paper's strategy."""
         distances = self._measure(fitted, leaves_one_out=False)
         options, count = self._config.trim, int(fitted.sum())
         thresholds = np.array(
             [position_threshold(column, options, fitted=count, is_first=number == 1) for column in distances.T]
         )
-        return Pass(thresholds.reshape(self._archive.grid), margins(distances, thresholds).max(axis=1))
+        return PassResult(thresholds.reshape(self._archive.grid), margins(distances, thresholds).max(axis=1))
 
-    def score(self, fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Array:
-        """Return each image's largest smoothed log distance, like `GroupStatistics.score`."""
+    def score_pass(self, fitted: Mask, number: int, *, smoothing: int | None, nearest: float = 1.0) -> Array:
+        """Return each image's score, like `GroupStatistics.score_pass`."""
         distances = self._measure(fitted, leaves_one_out=True)
         if nearest < 1.0:
             self._measure_nearest(distances, np.flatnonzero(fitted), nearest)
-        scores: Array = np.log(smooth(self._distances, smoothing).max(axis=(1, 2)))
+        if smoothing is None:
+            median, spread = self._standardisation()
+            scores: Array = ((np.log(self._distances) - median) / spread).max(axis=(1, 2))
+        else:
+            scores = np.log(smooth(self._distances, smoothing).max(axis=(1, 2)))
         return scores
 
-    def robust_score(self, fitted: Mask, number: int) -> Array:
-        """Return each image's largest log distance in robust deviations, like `by_features.score_row`."""
-        self._measure(fitted, leaves_one_out=True)
-        median, spread = self._standardisation()
-        scores: Array = ((np.log(self._distances) - median) / spread).max(axis=(1, 2))
-        return scores
+    def count_fitted(self, fitted: Mask, *, nearest: float) -> int:
+        """Return how many images each position of a map is fitted on; maps are `Archive.map_distances`'s."""
+        return int(fitted.sum()) if nearest >= 1.0 else len(nearest_of(np.empty((int(fitted.sum()), 1)), nearest))
+
+    def calibrate(self, fitted: Mask) -> Array:
+        """Return the paper's thresholds under a fit on some images."""
+        return self.run_pass(fitted, 2).thresholds
+
+    def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float) -> Array:
+        """Return the thresholds that clean images exceed at the target rate, under a fit on some images."""
+        scores = self.score_pass(fitted, 2, smoothing=smoothing, nearest=nearest)
+        threshold = fit_score_law(scores[fitted]).threshold(self._config.trim.target_false_reject)
+        return np.full(self._archive.grid, np.exp(threshold))
 
     def thresholds_at(self, score: float) -> Array:
-        """Return the distances (rows, columns) at which `robust_score` gives a score in the last pass."""
+        """Return the distances (rows, columns) at which a pass in robust deviations gives a score in the last pass."""
         median, spread = self._standardisation()
         thresholds: Array = np.exp(median + score * spread)
         return thresholds
@@ -138,7 +140,7 @@ class _Passes:
         self._measure_rows(self._archive.rows[nearest], leaves_one_out=True)
 
     def _measure_rows(self, fitted: Rows, *, leaves_one_out: bool) -> Array:
-        fit = Fit(self._config.gaussian, self._config.estimator(), leaves_one_out)
+        fit = Fit(self._config.gaussian, estimator_of(self._config), leaves_one_out)
         distances = self._archive.gram.distances(fitted, self._archive.rows, fit)
         self._distances = distances.reshape(self._distances.shape)
         return distances

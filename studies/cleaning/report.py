@@ -6,7 +6,7 @@ from typing import Final
 
 import pandas as pd
 
-from pipeline.judging.strategies.paire import AMBIGUOUS
+from pipeline.judging.strategies.base import AMBIGUOUS
 from studies.cleaning.dirty_sets import NO_OVERLAP, OVERLAP
 from studies.cleaning.methods import (
     ESTIMATORS,

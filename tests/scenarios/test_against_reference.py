@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.cluster.progress import Reporter
 from pipeline.judging.statistics import GroupStatistics
-from pipeline.judging.strategies.paire import CYCLE, MAJORITY, MAX_ITERATIONS, UNCHANGED, Trimming, trim
+from pipeline.judging.strategies.base import CYCLE, MAJORITY, MAX_ITERATIONS, UNCHANGED, Trimming
+from pipeline.judging.strategies.paire import trim
 from schemas.config import Config
 from schemas.names import storage_name
 from schemas.records.run import DISTANCE

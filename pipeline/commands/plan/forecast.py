@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from pipeline.commands.plan.rehearsal import Rehearsal
 from pipeline.costs.footprint import (
     GUARD_FITS,
-    USUAL_PASSES,
     Layout,
     PassKind,
     by_products,
@@ -27,7 +26,7 @@ from pipeline.costs.footprint import (
     row_chunks,
 )
 from pipeline.costs.schedule import apart_up_to, schedule_seconds
-from pipeline.judging.strategies.grow import NEAREST
+from pipeline.judging.strategies.registry import strategy_of
 from schemas.config import Config
 from schemas.stores.features import CHUNK_IMAGES
 
@@ -43,19 +42,6 @@ class PassCounts:
     usual: int
     fewest: int
     most: int
-
-
-# Median, smallest and 90th percentile of the runs behind docs/study.md (docs/study/results.csv).
-_PASSES = {
-    "paire": PassCounts(USUAL_PASSES, 2, 12),
-    "grow": PassCounts(10, 6, 15),
-    "concentrate": PassCounts(32, 6, 40),
-    "trim-once": PassCounts(1, 1, 1),
-    "none": PassCounts(1, 1, 1),
-}
-
-# The share of the images that a strategy keeps, in the same runs.
-_KEPT = {"paire": 0.55, "grow": 0.75, "concentrate": 0.65, "trim-once": 0.1, "none": 1.0}
 
 
 @dataclass(frozen=True)
@@ -102,33 +88,15 @@ class Measured:
 
 def expected_passes(config: Config) -> PassCounts:
     """Return how many passes the configured strategy makes."""
-    known, most = _PASSES[config.trim.strategy], config.trim.max_iterations
-    # grow and concentrate iterate twice.
-    bound = 2 * most + 2 if config.trim.strategy in {"grow", "concentrate"} else most
+    known, most = strategy_of(config).forecast, config.trim.max_iterations
+    # One that iterates twice makes a pass before and one after.
+    bound = most if known.iterates == 1 else known.iterates * most + 2
     return PassCounts(*(min(number, bound) for number in (known.usual, known.fewest, known.most)))
 
 
 def kept_images(images: int, config: Config) -> int:
     """Return how many of a group's images the configured strategy usually keeps."""
-    return max(1, round(_KEPT[config.trim.strategy] * images))
-
-
-def pass_kinds(config: Config) -> tuple[PassKind, PassKind]:
-    """Return what the first pass computes, and the later ones."""
-    strategy = config.trim.strategy
-    if strategy == "grow":
-        return PassKind(scores=True, nearest=NEAREST), PassKind(scores=True)
-    if strategy == "concentrate":
-        return (PassKind(scores=True, by_rows=True),) * 2
-    return (PassKind(),) * 2
-
-
-def publishing_kinds(config: Config) -> tuple[PassKind, ...]:
-    """Return the passes of publishing: two where each position of the map is fitted on the images nearest there.
-
-    One pass finds the law of the distances under such a fit, the other which images are nearest.
-    """
-    return (PassKind(scores=True, nearest=NEAREST), PassKind(scores=True)) if config.trim.strategy == "grow" else ()
+    return max(1, round(strategy_of(config).forecast.kept * images))
 
 
 def mean_block(sizes: Sequence[int]) -> int:
@@ -227,13 +195,14 @@ def _by_operations(wanted: float, operations: NDArray[np.float64], seconds: NDAr
 
 def _operations(layout: Layout, config: Config, images: int) -> tuple[float, float, float]:
     """Return the operations of a group's first pass, of a later pass, and of publishing and examining the group."""
-    kept, (first, later) = kept_images(images, config), pass_kinds(config)
+    kept, usual = kept_images(images, config), strategy_of(config).forecast
+    first, later = usual.first, usual.later
     products = products_flop(layout, images) if by_products(layout, images) else 0.0
     fitted = kept if by_products(layout, images) else images
     return (
         products + pass_flop(layout, images, images, first),
         pass_flop(layout, images, fitted, later),
         publish_flop(layout, fitted)
-        + sum(pass_flop(layout, images, fitted, kind) for kind in publishing_kinds(config))
+        + sum(pass_flop(layout, images, fitted, kind) for kind in usual.publishing)
         + GUARD_FITS * pass_flop(layout, images, fitted, PassKind(scores=True)),
     )

@@ -26,8 +26,6 @@ from pipeline.commands.plan.forecast import (
     forecast,
     kept_images,
     mean_block,
-    pass_kinds,
-    publishing_kinds,
 )
 from pipeline.commands.plan.sample import Sampled, draw, try_sample
 from pipeline.costs.footprint import (
@@ -55,6 +53,7 @@ from pipeline.costs.working_memory import USABLE_MEMORY, extraction_memory, judg
 from pipeline.intake.catalog import build_catalog
 from pipeline.intake.extract import check_extractor
 from pipeline.intake.locations import absolute_source, with_absolute_weights
+from pipeline.judging.strategies.registry import strategy_of
 from schemas.config import Config
 from schemas.errors import ConfigError
 from schemas.stores.features import CHUNK_IMAGES
@@ -249,7 +248,8 @@ def _bytes(sizes: list[int], layout: Layout, workers: int) -> dict[str, int]:
 
 def _tasks(sizes: list[int], layout: Layout, config: Config, passes: int, workers: int) -> dict[str, int]:
     """Return the tasks of each stage, for a number of passes over every group."""
-    (first, later), largest = pass_kinds(config), apart_up_to(sizes, layout, workers)
+    usual, largest = strategy_of(config).forecast, apart_up_to(sizes, layout, workers)
+    first, later = usual.first, usual.later
     stages = ("extract", "near-duplicates", "passes", "publish", "examine", "small groups")
     counts: Counter[str] = Counter(dict.fromkeys(stages, 0))
     for size, number in Counter(sizes).items():
@@ -262,7 +262,7 @@ def _tasks(sizes: list[int], layout: Layout, config: Config, passes: int, worker
         counts["passes"] += number * (
             pass_tasks(layout, size, size, first, is_first=True) + (passes - 1) * pass_tasks(layout, size, kept, later)
         )
-        besides = (pass_tasks(layout, size, kept, kind) for kind in publishing_kinds(config))
+        besides = (pass_tasks(layout, size, kept, kind) for kind in usual.publishing)
         counts["publish"] += number * (publish_tasks(layout, size, kept) + sum(besides))
         counts["examine"] += number * examine_tasks(layout, size, kept)
     return dict(counts)
@@ -270,7 +270,8 @@ def _tasks(sizes: list[int], layout: Layout, config: Config, passes: int, worker
 
 def _requests(sizes: list[int], layout: Layout, config: Config, passes: int, *, from_url: bool) -> dict[str, int]:
     """Return the reads and writes of chunks, and the reads of an archive in an object store."""
-    first, later = pass_kinds(config)
+    usual = strategy_of(config).forecast
+    first, later = usual.first, usual.later
     total = Requests()
     for size, number in Counter(sizes).items():
         kept = kept_images(size, config)
@@ -278,7 +279,7 @@ def _requests(sizes: list[int], layout: Layout, config: Config, passes: int, *, 
         one += pass_requests(layout, size, size, first, is_first=True)
         one += pass_requests(layout, size, kept, later).times(passes - 1)
         one += verdict_requests(layout, size) + publish_requests(layout, size, kept)
-        one = sum((pass_requests(layout, size, kept, kind) for kind in publishing_kinds(config)), one)
+        one = sum((pass_requests(layout, size, kept, kind) for kind in usual.publishing), one)
         total += (one + examine_requests(layout, size, kept)).times(number)
     return {"get": total.get, "put": total.put, "archive_get": sum(sizes) if from_url else 0}
 

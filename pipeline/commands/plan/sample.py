@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.cluster.cluster import Cluster, workers_of
-from pipeline.commands.plan.forecast import Measured, mean_block, pass_kinds
+from pipeline.commands.plan.forecast import Measured, mean_block
 from pipeline.commands.plan.rehearsal import Extraction, Rehearsal, extract_sample, judge_groups
 from pipeline.costs.footprint import (
     GUARD_FITS,
@@ -26,6 +26,8 @@ from pipeline.costs.footprint import (
     products_flop,
     publish_flop,
 )
+from pipeline.judging.strategies.ablations import KeepAll
+from pipeline.judging.strategies.registry import strategy_of
 from schemas.config import Config
 from schemas.errors import ConfigError, UnreadableBudgetError
 from schemas.records.image import ImageOutcome
@@ -190,7 +192,7 @@ class _Rehearsing:
 
     def position_flop(self, images: int) -> float:
         """Return the operations of judging one position in the usual passes of `paire`."""
-        kind = pass_kinds(self.config)[0]
+        kind = strategy_of(self.config).forecast.first
         products = products_flop(self.layout, images) if by_products(self.layout, images) else 0.0
         passes = (USUAL_PASSES + GUARD_FITS) * pass_flop(self.layout, images, images, kind)
         return (products + passes + publish_flop(self.layout, images)) / self.layout.positions
@@ -198,9 +200,9 @@ class _Rehearsing:
     def _judge(self, features: Any, images: int, groups: int) -> Rehearsal:
         self.done += 1
         config = self.config
-        if not by_products(self.layout, images) and config.trim.strategy in {"paire", "trim-once"}:
+        if not by_products(self.layout, images) and strategy_of(config).keeps_fitted:
             # The threshold may keep few of the drawn images, but a large group's fits are in primal form.
-            config = config.model_copy(update={"trim": config.trim.model_copy(update={"strategy": "none"})})
+            config = config.model_copy(update={"trim": config.trim.model_copy(update={"strategy": KeepAll.name})})
         return judge_groups(
             self.cluster,
             features,

@@ -13,26 +13,22 @@ rule of the run's strategy, from the distances under that very fit:
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any
 
 import numpy as np
 
 from pipeline.cluster.cluster import Cluster
-from pipeline.cluster.progress import Phase, Reporter
+from pipeline.cluster.progress import Reporter
+from pipeline.judging.group import Group
 from pipeline.judging.statistics import GroupStatistics
-from pipeline.judging.strategies.grow import robust_limit
-from schemas.arrays import Floats, Mask
+from pipeline.judging.strategies.registry import STRATEGIES, strategy_of
+from schemas.arrays import Mask
 from schemas.config import Config
 from schemas.errors import SourceError
 from schemas.records import run as layout
 from workers.map.reader import GaussianMap
 from workers.map.writer import complete_map, create_map, write_thresholds
 from workers.storage.directory import Directory
-
-# Strategies with a rule that can be tried; `none` keeps everything.
-RULES: Final = ("paire", "trim-once", "concentrate", "grow")
-# Those whose thresholds say nothing of the images that were fitted.
-KEEPS_FITTED: Final = ("paire", "trim-once")
 
 
 @dataclass(frozen=True)
@@ -55,29 +51,21 @@ class Holdout:
 
 
 def require_rule(config: Config) -> None:
-    """Check that the run's strategy has a rule that rejects images.
-
-    Raises
-    ------
-    SourceError
-        When it has none.
-    """
-    if config.trim.strategy not in RULES:
+    """Check that the run's strategy has a rule that rejects images; raise SourceError where it has none."""
+    if not strategy_of(config).rejects:
+        others = ", ".join(name for name, strategy in STRATEGIES.items() if strategy.rejects)
         raise SourceError(
             f"the run was made with trim.strategy = {config.trim.strategy!r}, which keeps every image: there is no "
-            f"rule to try. Give a run of another strategy: {', '.join(RULES)}."
+            f"rule to try. Give a run of another strategy: {others}."
         )
 
 
 def fit_holdout(
-    group: str,
-    measured: Mask,
+    group: Group,
     fitted: Mask,
     *,
-    features: Directory,
     scratch: Directory,
     published: GaussianMap,
-    config: Config,
     cluster: Cluster,
     reporter: Reporter,
 ) -> Holdout:
@@ -85,53 +73,22 @@ def fit_holdout(
 
     Parameters
     ----------
-    group
-        Product group.
-    measured
-        (images,) bool: the images that took part in the run.
     fitted
         (images,) bool: those that the run fitted its map on, without those that are held out.
-    features
-        The run's feature store; only read.
     scratch
         Where to write; a group before this one is replaced.
     published
         The run's own map.
-    config
-        The configuration of the run.
-    cluster, reporter
-        As for the jobs.
     """
-    geometry = published.description.geometry
-    smoothing, nearest = published.smoothing(group), published.nearest(group)
-    model = scratch / layout.MODEL
+    how: dict[str, Any] = {"smoothing": published.smoothing(group.name), "nearest": published.nearest(group.name)}
+    nearest, model, rule = published.nearest(group.name), scratch / layout.MODEL, strategy_of(group.config)
     scratch.remove(layout.DISTANCES)
-    distances = scratch / layout.DISTANCES
-    with GroupStatistics(cluster, group, measured, geometry, config, features, distances) as statistics:
-        with reporter.phase(f"{group}: hold out", geometry.rows, "rows", brief=True) as phase:
-            thresholds = _thresholds(statistics, fitted, config, phase, smoothing=smoothing, nearest=nearest)
+    with GroupStatistics(cluster, group, scratch / layout.DISTANCES, reporter) as statistics:
+        thresholds = rule.holdout_thresholds(statistics, fitted, group.config.trim, **how)
         create_map(model, published.description)
-        statistics.create_map(fitted, model, nearest=nearest)
         count = statistics.count_fitted(fitted, nearest=nearest)
-        with reporter.phase(f"{group}: hold out, publish", geometry.rows, "rows", brief=True) as phase:
-            checksums = statistics.publish(fitted, model, nearest=nearest, phase=phase)
-    write_thresholds(model, group, thresholds, checksums=checksums, smoothing=smoothing, nearest=nearest)
+        checksums = statistics.publish(fitted, model, nearest=nearest)
+    write_thresholds(model, group.name, thresholds, checksums=checksums, **how)
     complete_map(model)
     scratch.write(layout.SUCCESS, b"")  # for whoever opens the map
     return Holdout(model.url, count, int(np.isfinite(thresholds).sum()))
-
-
-def _thresholds(
-    statistics: GroupStatistics, fitted: Mask, config: Config, phase: Phase, *, smoothing: int, nearest: float
-) -> Floats:
-    """Return the thresholds (rows, columns) of the strategy's rule under a fit on some images."""
-    match config.trim.strategy:
-        case "paire" | "trim-once":
-            return statistics.measure(fitted, is_first=False, phase=phase).thresholds
-        case "concentrate":
-            scores = statistics.score(fitted, smoothing=None, phase=phase)
-            return statistics.thresholds_at(robust_limit(scores[fitted], config.trim.deviations))
-        case "grow":
-            return statistics.calibrate_law(fitted, smoothing=smoothing, nearest=nearest, phase=phase)
-        case other:
-            raise AssertionError(f"no rule of strategy {other!r}")

@@ -33,12 +33,14 @@ import pandas as pd
 from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.cluster.progress import Phase, Reporter
 from pipeline.cluster.tasks import TaskWindow
-from pipeline.commands.trust.holdout import KEEPS_FITTED, Holdout, fit_holdout, require_rule
+from pipeline.commands.trust.holdout import Holdout, fit_holdout, require_rule
 from pipeline.commands.trust.pictures import Example, draw_examples, draw_recall
 from pipeline.commands.trust.sample import MIN_IMAGES, Sample, draw_samples
 from pipeline.intake.extract import check_extractor
 from pipeline.intake.locations import with_absolute_weights
-from pipeline.judging.strategies.paire import AMBIGUOUS
+from pipeline.judging.group import Group
+from pipeline.judging.strategies.base import AMBIGUOUS
+from pipeline.judging.strategies.registry import STRATEGIES
 from pipeline.run_directory.finished import FinishedRun, warn_if_untrustworthy
 from pipeline.run_directory.versions import run_of_version
 from schemas.config import Config
@@ -224,14 +226,12 @@ class _TrustJob:
 
     def try_group(self, sample: Sample) -> _Tried:
         """Fit without the sample, then plant, extract and score on the cluster, a few images per task."""
+        geometry = self.published.description.geometry
         holdout = fit_holdout(
-            sample.group,
-            sample.measured,
+            Group(sample.group, sample.measured, self.features, geometry, self.config),
             sample.fitted(rejected_too=sample.group in self.unclear),
-            features=self.features,
             scratch=self.scratch,
             published=self.published,
-            config=self.config,
             cluster=self.cluster,
             reporter=self.reporter,
         )
@@ -362,7 +362,7 @@ def _counted(strategy: str, books: Mapping[str, Any], tried: _Tried) -> GroupTru
     group, notes = tried.sample.group, []
     if books["floor_applied"]:
         notes.append("the floor, not the thresholds, chose the run's clean set; only the thresholds are tested")
-    if strategy in KEEPS_FITTED:
+    if STRATEGIES[strategy].keeps_fitted:
         notes.append("the run keeps every image of its deciding fit: recall is that of all other images")
     if not tried.holdout.positions_with_threshold:
         notes.append("no position has a threshold, so nothing can be rejected")

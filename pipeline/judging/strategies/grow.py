@@ -1,22 +1,30 @@
-"""Strategies beyond the paper: robust start, growth, pruning, on scores that put all images on one scale.
+"""Beyond the paper: a robust start, growth, pruning, on scores that put all images on one scale.
 
 An image's score is its largest log distance over all positions. Fitted images are measured without themselves, so
-that a score means the same inside the fit and outside, for archived images as for new ones; there is no jump between
-the fitted and the rest that a threshold would have to find.
+that a score means the same inside the fit and outside, for archived images as for new ones. No threshold has to find
+a jump between the fitted images and the rest.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from pipeline.judging.strategies.paire import AMBIGUOUS, CYCLE, MAX_ITERATIONS, UNCHANGED, PassLog, Trimming
+from pipeline.costs.footprint import PassKind
+from pipeline.judging.strategies.base import (
+    AMBIGUOUS,
+    MAX_ITERATIONS,
+    MIN_START,
+    UNCHANGED,
+    Forecast,
+    GroupPasses,
+    PassLog,
+    Trimming,
+    better_half,
+)
 from schemas.arrays import Floats, Indices, Mask
 from schemas.config import TrimConfig
-from workers.passes.by_features import NORMAL_DEVIATION
 from workers.verdict.calibration import count_borderline, fit_score_law
-from workers.verdict.selection import MIN_FITTED, smallest
 
 # Admission to the fit is on trial, so it is this much more generous than the final verdict.
 ADMISSION = 0.02
@@ -30,8 +38,61 @@ AMBIGUITY = 0.05
 # ... and they are more than chance puts anywhere.
 FEW = 3.0
 
-# A fit that leaves one out needs one sample more.
-MIN_START = MIN_FITTED + 1
+_FORECAST = Forecast(
+    usual=10,
+    fewest=6,
+    most=15,
+    kept=0.75,
+    first=PassKind(scores=True, nearest=NEAREST),
+    later=PassKind(scores=True),
+    # One pass finds the law of the distances under the map's fit, one which images are nearest.
+    publishing=(PassKind(scores=True, nearest=NEAREST), PassKind(scores=True)),
+    iterates=2,
+)
+
+
+@dataclass(frozen=True)
+class Grow:
+    """Keeps nearly every clean image, by a law of the scores of clean ones."""
+
+    name: str = "grow"
+    forecast: Forecast = _FORECAST
+    estimator: str = "relative-ridge"
+    fits_distinct_images: bool = True
+    keeps_fitted: bool = False
+    rejects: bool = True
+
+    def find(
+        self,
+        passes: GroupPasses,
+        measured: Mask,
+        config: TrimConfig,
+        *,
+        grid: tuple[int, int],
+        fitted_for: Indices,
+        name: str = "",
+    ) -> Trimming:
+        """Start, grow, prune, decide."""
+        return grow(passes.score_pass, measured, config, grid=grid, fitted_for=fitted_for, name=name)
+
+    def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:
+        """Judge new images by the law of the distances under the map's own fit, where that is not the last one."""
+        fitted = trimming.published
+        if passes.count_fitted(fitted, nearest=trimming.nearest) == int(fitted.sum()):
+            return trimming.thresholds
+        return passes.calibrate_law(fitted, smoothing=trimming.smoothing, nearest=trimming.nearest)
+
+    def holdout_thresholds(
+        self,
+        passes: GroupPasses,
+        fitted: Mask,
+        config: TrimConfig,  # noqa: ARG002 - as every strategy is asked
+        *,
+        smoothing: int,
+        nearest: float,
+    ) -> Floats:
+        """Find the law of the fitted images' scores; each position is fitted on the nearest, as the map is."""
+        return passes.calibrate_law(fitted, smoothing=smoothing, nearest=nearest)
 
 
 class Scorer(Protocol):
@@ -59,7 +120,7 @@ def grow(
     config: TrimConfig,
     *,
     grid: tuple[int, int],
-    representative: Indices | None = None,
+    fitted_for: Indices | None = None,
     name: str = "",
 ) -> Trimming:
     """Keep nearly every clean image and no bad one.
@@ -80,7 +141,7 @@ def grow(
        it, lies at few positions, and there it is among the farthest. Where there is none, it is that of step 1: at each
        position it saw more images than the half has, and fewer defects than lie in it.
 
-    Of near-duplicates only the representative is ever fitted, and no image scores better than its representative: a
+    Of near-duplicates only the fitted_for is ever fitted, and no image scores better than its fitted_for: a
     defect that is there several times can not support itself.
 
     Parameters
@@ -94,17 +155,17 @@ def grow(
         pruning.
     grid
         Indices and columns of positions.
-    representative
+    fitted_for
         (images,) int64: for each image the earlier one that it is a near-duplicate of, itself where there is none; None
         for no near-duplicates.
     name
         What to call the group in the log.
     """
-    passes = _Passes(score, np.arange(len(measured)) if representative is None else representative)
+    passes = _Passes(score, np.arange(len(measured)) if fitted_for is None else fitted_for)
     distinct = measured & passes.distinct
     log = PassLog(measured, name)
     positions = grid[0] * grid[1]
-    half = _better_half(passes.start(measured, log.number), distinct)
+    half = better_half(passes.start(measured, log.number), distinct)
     log.record(half, positions_trimmed=0, fitted=distinct)
     reason = UNCHANGED
     for admits in (True, False):
@@ -125,7 +186,7 @@ def grow(
     borderline = count_borderline(law, scores[measured], config.target_false_reject)
     if borderline > max(FEW, AMBIGUITY * int(clean.sum())):
         scores = passes.start(measured, log.number)
-        half = _better_half(scores, distinct)
+        half = better_half(scores, distinct)
         cut = (scores[half].max() + scores[distinct & ~half].min()) / 2
         log.record(measured & (scores < cut), positions_trimmed=positions, fitted=distinct)
         return log.result(np.full(grid, np.exp(cut)), AMBIGUOUS, published=distinct, nearest=NEAREST)
@@ -144,69 +205,20 @@ class _Passes:
     """Passes that fit one of several near-duplicates only, and give none a better score than that one."""
 
     run: Scorer
-    representative: Indices
+    fitted_for: Indices
 
     @property
     def distinct(self) -> Mask:
         """(images,) bool: those that are no near-duplicate of an earlier image."""
-        is_own: Mask = self.representative == np.arange(len(self.representative))
+        is_own: Mask = self.fitted_for == np.arange(len(self.fitted_for))
         return is_own
 
     def score(self, clean: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Floats:
         """Return the scores (images,) of a pass fitted on the distinct ones of the clean images."""
         scores = self.run(clean & self.distinct, number, smoothing=smoothing, nearest=nearest)
-        shared: Floats = np.fmax(scores, scores[self.representative])
+        shared: Floats = np.fmax(scores, scores[self.fitted_for])
         return shared
 
     def start(self, measured: Mask, number: int) -> Floats:
         """Return the scores of the pass that needs no clean set: every position fitted on the images nearest there."""
         return self.score(measured, number, smoothing=1, nearest=NEAREST)
-
-
-def concentrate(
-    score: Callable[[Mask, int], Floats],
-    thresholds: Callable[[float], Floats],
-    measured: Mask,
-    config: TrimConfig,
-    *,
-    grid: tuple[int, int],
-    name: str = "",
-) -> Trimming:
-    """Concentrate on the half with the smallest scores, as FAST-MCD does, then grow by robust deviations.
-
-    Parameters
-    ----------
-    score
-        As for `grow`, but in robust deviations at each position.
-    thresholds
-        Gives the distances (rows, columns) that correspond to a score under the last fit.
-    measured, config, grid, name
-        As for `grow`; ``deviations`` is k.
-    """
-    log = PassLog(measured, name)
-    positions = grid[0] * grid[1]
-    for _ in range(config.max_iterations):
-        half = _better_half(score(log.clean, log.number), measured)
-        if log.record(half, positions_trimmed=positions):
-            break
-    reason = MAX_ITERATIONS
-    for _ in range(config.max_iterations):
-        scores = score(log.clean, log.number)
-        threshold = robust_limit(scores[log.clean], config.deviations)
-        was_seen = log.record(measured & (scores < threshold), positions_trimmed=positions)
-        if was_seen:
-            reason = CYCLE if log.last.n_added or log.last.n_removed else UNCHANGED
-            break
-    return log.result(thresholds(threshold), reason)
-
-
-def _better_half(scores: Floats, measured: Mask) -> Mask:
-    """Return the half of the images with the smallest scores, earlier rows first among equals."""
-    return smallest(scores, measured, max(MIN_START, int(measured.sum()) // 2))
-
-
-def robust_limit(scores: Floats, deviations: float) -> float:
-    """Return the median plus some robust deviations of the scores below it."""
-    median = float(np.median(scores))
-    lower = float(np.median(median - scores[scores <= median]))
-    return median + deviations * NORMAL_DEVIATION * lower

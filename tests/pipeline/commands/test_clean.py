@@ -17,7 +17,7 @@ import pipeline.commands.clean
 import pipeline.judging.judge
 from pipeline.commands.score import score
 from pipeline.judging.manifest import build_manifest
-from pipeline.judging.strategies.paire import MAJORITY, UNCHANGED
+from pipeline.judging.strategies.base import MAJORITY, UNCHANGED
 from schemas.config import parse_config
 from schemas.errors import ConfigError, GaussianMapError, LedgerError, SourceError
 from schemas.names import sample_id

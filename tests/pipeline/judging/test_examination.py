@@ -12,7 +12,7 @@ from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.cluster.progress import Reporter
 from pipeline.judging.examination import Examination, Examiner, weigh_small_groups
 from pipeline.judging.statistics import GroupStatistics
-from pipeline.judging.strategies.paire import UNCHANGED, Trimming
+from pipeline.judging.strategies.base import UNCHANGED, Trimming
 from schemas.arrays import Mask
 from schemas.names import storage_name
 from schemas.records.run import DISTANCES, FEATURES

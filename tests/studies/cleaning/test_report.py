@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pandas as pd
 import pytest
 
-from pipeline.judging.strategies.paire import AMBIGUOUS
+from pipeline.judging.strategies.base import AMBIGUOUS
 from studies.cleaning.dirty_sets import NO_OVERLAP, OVERLAP, list_cases
 from studies.cleaning.methods import GROW, ORACLE, PAIRE, Method, methods_for
 from studies.cleaning.plots import sweep

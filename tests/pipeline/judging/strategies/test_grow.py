@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from pipeline.commands.clean import clean
 from pipeline.commands.recut import recut
-from pipeline.judging.strategies.grow import concentrate, grow
-from pipeline.judging.strategies.paire import AMBIGUOUS, UNCHANGED
+from pipeline.judging.strategies.base import AMBIGUOUS, UNCHANGED
+from pipeline.judging.strategies.concentrate import concentrate
+from pipeline.judging.strategies.grow import grow
 from schemas.config import GaussianConfig, TrimConfig, parse_config
 from schemas.tables.manifest import CLEAN
 from tests.support.archives import tiny_config, write_parts

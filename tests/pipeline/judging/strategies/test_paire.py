@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.judging.strategies.paire import CYCLE, MAJORITY, MAX_ITERATIONS, UNCHANGED, PassLog, Trimming, trim
+from pipeline.judging.strategies.base import CYCLE, MAJORITY, MAX_ITERATIONS, UNCHANGED, PassLog, Trimming
+from pipeline.judging.strategies.paire import trim
 from schemas.config import TrimConfig
 
 Mask = NDArray[np.bool_]

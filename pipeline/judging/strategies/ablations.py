@@ -1,0 +1,53 @@
+"""The paper's ablations: a single pass of its rule, and no trimming at all, which is PaDiM."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.judging.strategies.base import NO_TRIMMING, Forecast, GroupPasses, PassLog, Trimming
+from pipeline.judging.strategies.paire import Paire
+from schemas.arrays import Floats, Indices, Mask
+from schemas.config import TrimConfig
+
+TRIM_ONCE = Paire("trim-once", Forecast(usual=1, fewest=1, most=1, kept=0.1), iterates=False)
+
+
+_KEEPS_ALL = Forecast(usual=1, fewest=1, most=1, kept=1.0)
+
+
+@dataclass(frozen=True)
+class KeepAll:
+    """Keeps every image."""
+
+    name: str = "none"
+    forecast: Forecast = _KEEPS_ALL
+    estimator: str = "ridge"
+    fits_distinct_images: bool = False
+    keeps_fitted: bool = False
+    rejects: bool = False
+
+    def find(
+        self,
+        passes: GroupPasses,
+        measured: Mask,
+        config: TrimConfig,  # noqa: ARG002 - as every strategy is asked
+        *,
+        grid: tuple[int, int],
+        fitted_for: Indices,  # noqa: ARG002
+        name: str = "",
+    ) -> Trimming:
+        """Measure all images once."""
+        log = PassLog(measured, name)
+        passes.run_pass(log.clean, log.number)
+        log.record(measured, positions_trimmed=0)
+        return log.result(np.full(grid, np.inf), NO_TRIMMING)
+
+    def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:  # noqa: ARG002
+        """Return thresholds that nothing exceeds."""
+        return trimming.thresholds
+
+    def holdout_thresholds(
+        self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int, nearest: float
+    ) -> Floats:
+        """Refuse: there is no rule to try."""
+        raise NotImplementedError(f"trim.strategy = {self.name!r} has no rule that rejects images")
