@@ -306,7 +306,7 @@ def _claim_output(finished: FinishedRun, out: str | None) -> Directory:
         raise
     except (OSError, StorageError) as error:
         raise RunConflictError(
-            f"{directory.url} cannot be written to ({type(error).__name__}). Give --out a directory that can."
+            f"{directory.url} cannot be written to ({type(error).__name__}). Give --out a writable directory."
         ) from error
     return directory
 

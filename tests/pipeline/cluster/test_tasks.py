@@ -92,7 +92,7 @@ def test_workers_that_have_all_left_end_the_wait_in_time() -> None:
         serving.scale(0)
         serving.sync(serving._correct_state)
         tasks = [window.submit(abs, -number) for number in range(TASKS_PER_WORKER)]
-        with pytest.raises(ClusterError, match=r"all workers of tcp://.* none has come for cluster\.timeout_s = 1 s"):
+        with pytest.raises(ClusterError, match=r"all workers of tcp://.* none has joined for cluster\.timeout_s = 1 s"):
             window.gather(tasks)
         with pytest.raises(ClusterError, match=f"dask worker {serving.scheduler_address}"):
             [window.submit(abs, -number) for number in range(TASKS_PER_WORKER + 1)]

@@ -185,7 +185,7 @@ def test_a_negative_seed_is_an_error(tmp_path: Path, small: str) -> None:
 
 def test_a_share_that_leaves_no_normal_image_is_an_error(tmp_path: Path) -> None:
     source = mvtec(tmp_path / "tiny", 2, 1, {"cut": 5})
-    with pytest.raises(ConfigError, match=r"2 anomalies in the place of the 2 normal training images.*leave none"):
+    with pytest.raises(ConfigError, match=r"2 anomalies in place of the 2 normal training images.*leave none"):
         make_dirty(str(source), str(tmp_path / "out"), noise=0.99)
 
 
@@ -417,7 +417,9 @@ def test_kolektor_copies_are_of_test_anomalies(tmp_path: Path) -> None:
 
 def test_a_share_below_what_is_there_is_an_error(tmp_path: Path) -> None:
     source = str(kolektor(tmp_path / "ksdd2", train=(27, 3), test=(10, 4)))
-    with pytest.raises(ConfigError, match=r"noise = 0\.05 means 1 anomalies among the 30 .* 3 already \(0\.1\)"):
+    with pytest.raises(
+        ConfigError, match=r"noise = 0\.05 means 1 anomalies among the 30 .* which already has 3 \(0\.1\)"
+    ):
         make_dirty(source, str(tmp_path / "out"), noise=0.05)
     assert make_dirty(source, str(tmp_path / "out"), noise=0.1).counts.planted_anomalies == 0
 

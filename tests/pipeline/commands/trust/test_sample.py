@@ -99,7 +99,7 @@ def test_a_group_that_kept_too_few_is_not_tried_and_says_why(
 def test_nothing_to_try_and_an_unknown_group_are_refused(finished: FinishedRun) -> None:
     with pytest.raises(SourceError, match=r"no group of .* can be tested; group 'line-3'"):
         draw_samples(finished, SMALL, 32, 0)
-    with pytest.raises(SourceError, match=r"has no group 'line-9'\. Groups: 'Line 1', 'line-2', 'line-3'"):
+    with pytest.raises(SourceError, match=r"has no group 'line-9'\. Its groups: 'Line 1', 'line-2', 'line-3'"):
         draw_samples(finished, "line-9", 32, 0)
 
 

@@ -145,7 +145,7 @@ def test_what_makes_the_figures_mean_less_is_said(copied: TinyRun, caplog: pytes
         found = trust(version.run, HERE, images=5)
     assert found.overall.untouched.count == 5
     floor, fitted, rejects = found.overall.notes
-    assert "the floor chose the run's clean set" in floor
+    assert "the floor, not the thresholds, chose the run's clean set" in floor
     assert "images of the deciding fit are kept whatever they show" in fitted
     assert rejects.startswith("5 of 5 untouched images are rejected")
     assert all(f"{LARGE}: {note}" in caplog.text for note in found.overall.notes)
@@ -187,7 +187,7 @@ def test_an_archive_that_has_gone_is_said_and_leaves_nothing_behind(copied: Tiny
 def test_an_earlier_result_is_not_replaced(tiny: TinyRun, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / RESULT).write_text("mine")
-    with pytest.raises(RunConflictError, match="is not empty, and no earlier result is replaced"):
+    with pytest.raises(RunConflictError, match="is not empty, and earlier results are not replaced"):
         trust(str(tiny.run), HERE, out=str(tmp_path / "out"))
     with pytest.raises(RunConflictError, match="is not empty"):
         trust(str(tiny.run), HERE, out=str(tiny.run))
@@ -196,7 +196,7 @@ def test_an_earlier_result_is_not_replaced(tiny: TinyRun, tmp_path: Path) -> Non
 
 def test_an_output_that_cannot_be_made_is_said_before_anything_is_computed(tiny: TinyRun, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunConflictError, match="Give --out a new directory"):
+    with pytest.raises(RunConflictError, match="Give --out a writable directory"):
         trust(str(tiny.run), HERE, out=str(tmp_path / "file" / "out"))
     with pytest.raises(ConfigError, match="Give a path or URL"):
         trust(str(tiny.run), HERE, out="nowhere://bucket/out")
@@ -218,7 +218,7 @@ def test_a_run_whose_features_have_gone_is_refused(copied: TinyRun) -> None:
 def test_a_version_that_was_moved_out_of_its_run_is_refused(copied: TinyRun, tmp_path: Path) -> None:
     version = recut(str(copied.run), parse_config(None, (*RECUT, "trim.strategy=none")))
     moved = Path(version.run).rename(tmp_path / "moved")
-    with pytest.raises(SourceError, match=r"cut from run .* no features of its own\. Move it back"):
+    with pytest.raises(SourceError, match=r"cut from run .* needs the features of that run\. Move it back"):
         trust(str(moved), HERE)
 
 
@@ -229,7 +229,7 @@ def test_a_strategy_that_keeps_everything_has_no_rule_to_try(copied: TinyRun) ->
 
 
 def test_an_unknown_group_and_one_that_kept_too_few_are_refused(tiny: TinyRun) -> None:
-    with pytest.raises(SourceError, match=r"has no group 'line-3'\. Groups: 'Line 1', 'line-2'"):
+    with pytest.raises(SourceError, match=r"has no group 'line-3'\. Its groups: 'Line 1', 'line-2'"):
         trust(str(tiny.run), HERE, group="line-3")
     with pytest.raises(SourceError, match=r"no group .* can be tested; group 'line-2': \d images are kept"):
         trust(str(tiny.run), HERE, group=SMALL)
@@ -243,7 +243,7 @@ def test_too_few_images_and_a_negative_seed_are_refused(tiny: TinyRun, images: i
 
 @pytest.mark.parametrize("setting", ["trim.eta=3", "features.image_size=128", "input.max_pixels=10"])
 def test_an_option_set_otherwise_than_in_the_run_is_refused(tiny: TinyRun, setting: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{setting.partition('=')[0]} = .* a run is tried as it is"):
+    with pytest.raises(ConfigError, match=rf"{setting.partition('=')[0]} = .* a run is tested as it is"):
         trust(str(tiny.run), parse_config(None, (*CLUSTER, setting)))
 
 
