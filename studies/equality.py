@@ -9,6 +9,7 @@ versions are left out. ``compare BEFORE AFTER`` says which digests differ, to th
 import argparse
 import hashlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -161,6 +162,7 @@ def object_store() -> Iterator[tuple[str, Any]]:
     import s3fs
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,23 +11,21 @@ import pandas as pd
 
 from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.cluster.progress import Reporter
-from pipeline.costs.check import require_memory
 from pipeline.intake.catalog import build_catalog
 from pipeline.intake.extract import check_extractor, extract_features
 from pipeline.intake.locations import absolute_source, with_absolute_weights
 from pipeline.judging.judge import Judge
 from pipeline.run_directory.lease import Lease, refuse_if_at_work
-from pipeline.run_directory.log import recorded
-from pipeline.run_directory.record import claim, new_record, start_over, write_record
-from pipeline.run_directory.release import conclude, reconsider, release, remove_leftovers
-from pipeline.run_directory.tables import read_ledger, write_table
+from pipeline.run_directory.record import claim, new_record, start_over
+from pipeline.run_directory.release import reconsider, remove_leftovers
+from pipeline.run_directory.session import Session, work_in
+from pipeline.run_directory.tables import read_ledger
 from schemas.config import Config, FeaturesConfig
-from schemas.errors import StorageError, UnreadableBudgetError
+from schemas.errors import UnreadableBudgetError
 from schemas.records import run as layout
 from schemas.records.image import ImageOutcome
 from schemas.records.run import RunRecord
 from schemas.stores.features import FeatureGeometry
-from schemas.tables import catalog as catalog_table
 from workers.features.extractor import PatchExtractor
 from workers.storage.directory import Directory
 from workers.storage.settings import use_storage
@@ -137,21 +135,13 @@ def clean(
             accepted = reconsider(run, record, config.guard)
             assert accepted is not None
             return CleanResult(run.url, record.run_id, accepted, was_done=True)
-        with _noted_if_interrupted(run, record), recorded(run):
-            run.write(layout.CONFIG, config.to_yaml().encode())
-            write_table(run, layout.CATALOG, catalog, catalog_table.COLUMNS)
-            with nullcontext(opened()) if opened else open_cluster(config.cluster, scheduler) as cluster:
-                record = _begin(run, record, wanted, cluster)
-                outcomes = _extract(cluster, catalog, run, geometry, config, weights_digest, reporter)
-                lease.require()
-                features, journal = run / layout.FEATURES, run / layout.JOURNAL
-                judge = Judge(run, features, geometry, config, record, cluster, reporter, journal)
-                ledger = judge.judge(catalog, outcomes)
+        cluster = nullcontext(opened()) if opened else open_cluster(config.cluster, scheduler)
+        with work_in(run, lease, record, config, catalog, cluster, versions=wanted.versions) as session:
+            outcomes = _extract(session, geometry, weights_digest, reporter)
             lease.require()
-            conclude(run, record, ledger, config.guard)
-        lease.end_for_good()
-        # Last, and after the log: whoever sees _SUCCESS may read everything.
-        release(run, ledger, config.guard)
+            features, journal = run / layout.FEATURES, run / layout.JOURNAL
+            judge = Judge(run, features, geometry, config, session.record, session.cluster, reporter, journal)
+            ledger = session.ledger = judge.judge(catalog, outcomes)
     return CleanResult(run.url, record.run_id, ledger)
 
 
@@ -161,45 +151,15 @@ def _done(run: Directory, record: RunRecord) -> CleanResult:
     return CleanResult(run.url, record.run_id, read_ledger(run), was_done=True)
 
 
-@contextmanager
-def _noted_if_interrupted(run: Directory, record: RunRecord) -> Iterator[None]:
-    """Let the record of a run say that it was interrupted, by a person or whoever needed the machine."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        with suppress(StorageError):
-            write_record(run, dataclasses.replace(record, state=layout.INTERRUPTED))
-        raise
-
-
-def _begin(run: Directory, record: RunRecord, wanted: RunRecord, cluster: Cluster) -> RunRecord:
-    """Return the record of a run whose work begins or goes on now; ``wanted`` is the one that would begin now."""
-    others = [
-        f"{name} {record.versions.get(name)} then, {version} now"
-        for name, version in wanted.versions.items()
-        if record.versions.get(name) != version
-    ]
-    if others:
-        logger.warning("this run was begun with other versions, which can change results: %s", "; ".join(others))
-    record = dataclasses.replace(record, state=layout.RUNNING, hosts=cluster.hosts)
-    write_record(run, record)
-    return record
-
-
 def _extract(
-    cluster: Cluster,
-    catalog: pd.DataFrame,
-    run: Directory,
-    geometry: FeatureGeometry,
-    config: Config,
-    weights_digest: str,
-    reporter: Reporter,
+    session: Session, geometry: FeatureGeometry, weights_digest: str, reporter: Reporter
 ) -> dict[str, list[ImageOutcome]]:
     """Write what is missing of the feature store; returns what became of each image, unless too many are unreadable."""
+    cluster, run, config, catalog = session.cluster, session.run, session.config, session.catalog
     check_extractor(cluster, config, weights_digest)
-    candidates = catalog[catalog["row"].notna()]
-    require_memory(cluster, candidates.groupby("group").size().tolist(), geometry, config)
-    with reporter.phase("extract", len(candidates)) as phase:
+    # The workers have loaded the backbone now, which is part of what they hold.
+    session.require_memory(geometry, extracts=True)
+    with reporter.phase("extract", int(catalog["row"].notna().sum())) as phase:
         outcomes = extract_features(
             cluster,
             catalog,

@@ -19,9 +19,9 @@ from pipeline.intake.locations import with_absolute_weights
 from pipeline.judging.judge import Judge
 from pipeline.run_directory.finished import FinishedRun, warn_if_untrustworthy
 from pipeline.run_directory.lease import Lease
-from pipeline.run_directory.log import recorded
 from pipeline.run_directory.record import new_record, read_record
-from pipeline.run_directory.release import conclude, reconsider, release
+from pipeline.run_directory.release import reconsider
+from pipeline.run_directory.session import work_in
 from pipeline.run_directory.tables import read_ledger, read_table, write_changes
 from pipeline.run_directory.versions import claim_version, find_version, list_versions, run_of_version, version_of
 from schemas.config import Config, GuardConfig, flatten
@@ -208,31 +208,28 @@ def _judge_anew(
     reporter: Reporter,
 ) -> dict[str, Any]:
     """Fill a version's directory, whose record is there already; returns what it changed, in counts."""
-    record = read_record(directory)
-    with Lease(directory) as lease:
-        with recorded(directory):
-            directory.write(layout.CONFIG, config.to_yaml().encode())
-            directory.write(layout.CATALOG, base.directory.read(layout.CATALOG))
-            with open_cluster(config.cluster, scheduler) as cluster:
-                record = dataclasses.replace(record, hosts=cluster.hosts)
-                journal = directory / layout.JOURNAL
-                judge = Judge(directory, base.features, base.geometry, config, record, cluster, reporter, journal)
-                ledger = judge.judge(base.catalog, base.outcomes)
-            changes, summary = _compare(before, directory, against)
-            write_changes(directory, changes, summary)
-            total = summary["total"]
-            logger.info(
-                "compared with %s: %d added, %d removed, %d unchanged",
-                version_of(base.directory, against).url,
-                total["added"],
-                total["removed"],
-                total["unchanged"],
-            )
-            lease.require()
-            conclude(directory, record, ledger, config.guard)
-        lease.end_for_good()
-        # Last, and after the log: whoever sees _SUCCESS may read everything.
-        release(directory, ledger, config.guard)
+    record, cluster = read_record(directory), open_cluster(config.cluster, scheduler)
+    versions = new_record(record.source, base.catalog, config, record.weights_digest).versions
+    with (
+        Lease(directory) as lease,
+        work_in(directory, lease, record, config, base.catalog, cluster, versions=versions) as session,
+    ):
+        session.require_memory(base.geometry, extracts=False)
+        journal = directory / layout.JOURNAL
+        judge = Judge(
+            directory, base.features, base.geometry, config, session.record, session.cluster, reporter, journal
+        )
+        session.ledger = judge.judge(base.catalog, base.outcomes)
+        changes, summary = _compare(before, directory, against)
+        write_changes(directory, changes, summary)
+        total = summary["total"]
+        logger.info(
+            "compared with %s: %d added, %d removed, %d unchanged",
+            version_of(base.directory, against).url,
+            total["added"],
+            total["removed"],
+            total["unchanged"],
+        )
     return summary
 
 

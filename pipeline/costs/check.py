@@ -12,7 +12,9 @@ from schemas.errors import ClusterError
 from schemas.stores.features import FeatureGeometry
 
 
-def require_memory(cluster: Cluster, sizes: Sequence[int], geometry: FeatureGeometry, config: Config) -> None:
+def require_memory(
+    cluster: Cluster, sizes: Sequence[int], geometry: FeatureGeometry, config: Config, *, extracts: bool = True
+) -> None:
     """Check that every worker can hold what the largest task needs, besides what it holds already.
 
     Parameters
@@ -21,6 +23,8 @@ def require_memory(cluster: Cluster, sizes: Sequence[int], geometry: FeatureGeom
         Its workers have loaded the backbone, which counts as held already.
     sizes
         Images of each group.
+    extracts
+        False where the features are there already.
 
     Raises
     ------
@@ -28,16 +32,18 @@ def require_memory(cluster: Cluster, sizes: Sequence[int], geometry: FeatureGeom
         When a worker's limit is too small. The message says how much it needs.
     """
     layout, largest = Layout.of(geometry, config), max(sizes, default=0)
-    needs = {
+    extraction = {
         f"extracting batches of {config.features.batch_size} images": extraction_memory(
             layout, batch_size=config.features.batch_size, image_size=config.features.image_size
-        ),
+        )
+    }
+    judging = {
         # Fitting all images is the worst case. A medium group can need more than the largest one.
         f"judging a group of {largest} images": max(
             (judging_memory(layout, size, size, threads=cluster.threads) for size in set(sizes)), default=0
         ),
     }
-    purpose, needed = max(needs.items(), key=lambda need: need[1])
+    purpose, needed = max({**(extraction if extracts else {}), **judging}.items(), key=lambda need: need[1])
     for address, (limit, held) in cluster.client.run(_limit_and_held).items():
         wanted = (held + needed) / USABLE_MEMORY
         if limit and limit < wanted:

@@ -13,14 +13,17 @@ import pytest
 import zarr
 
 import pipeline.commands.recut
+import pipeline.costs.check
 import pipeline.judging.judge
 from pipeline.commands.clean import clean
 from pipeline.commands.evaluate.evaluate import evaluate_run
 from pipeline.commands.recut import RecutResult, recut, recut_config
 from pipeline.commands.score import score
 from pipeline.run_directory.finished import FinishedRun
+from pipeline.run_directory.record import read_record
 from schemas.config import parse_config
-from schemas.errors import ConfigError, SourceError, UntrustworthyError
+from schemas.errors import ClusterError, ConfigError, SourceError, UntrustworthyError
+from schemas.records import run as layout
 from schemas.tables import changes as changes_table
 from tests.support.archives import part_pixels, png, tiny_config, write_parts
 from tests.support.runs import ALL_OF_A_VERSION, digests, state_of
@@ -381,3 +384,31 @@ def test_who_accepted_the_run_has_not_accepted_the_version_which_is_refused_or_p
     after = {name: digest for name, digest in digests(run).items() if before.get(name) != digest}
     assert set(after) == {"recuts/0001/run.json", "recuts/0001/_SUCCESS"}
     assert state_of(version) == ("done", True)
+
+
+def test_a_recut_is_refused_where_the_workers_lack_the_memory_to_judge(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.costs.check, "_limit_and_held", lambda: (1000, 900))
+    with pytest.raises(ClusterError, match=r"judging a group of \d+ images .* GiB or more"):
+        recut_to(run, "trim.eta=2.7")
+    version = run / "recuts" / "0001"
+    assert not (version / "manifest.parquet").exists()
+    assert not (version / "_SUCCESS").exists()
+
+
+def test_an_interrupted_recut_says_so_and_the_same_command_finishes_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.commands.recut.Judge, "judge", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            recut_to(run, "trim.eta=2.7")
+    record = Directory.at(str(run / "recuts" / "0001"))
+    assert read_record(record).state == layout.INTERRUPTED
+    result = recut_to(run, "trim.eta=2.7")
+    assert (result.version, result.was_done) == (1, False)
+    assert read_record(record).state == layout.DONE

@@ -1,0 +1,112 @@
+"""One command at work in a run directory: its lease, log, record and cluster, from the first file to ``_SUCCESS``."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
+
+import pandas as pd
+
+from pipeline.cluster.cluster import Cluster
+from pipeline.costs.check import require_memory
+from pipeline.run_directory.lease import Lease
+from pipeline.run_directory.log import recorded
+from pipeline.run_directory.record import write_record
+from pipeline.run_directory.release import conclude, release
+from pipeline.run_directory.tables import write_table
+from schemas.config import Config
+from schemas.errors import StorageError
+from schemas.records import run as layout
+from schemas.records.run import RunRecord
+from schemas.stores.features import FeatureGeometry
+from schemas.tables import catalog as catalog_table
+from workers.storage.directory import Directory
+
+logger = logging.getLogger("paire")
+
+
+@dataclasses.dataclass
+class Session:
+    """What a command works with; it leaves its books in ``ledger``, which decide whether the run is published."""
+
+    run: Directory
+    record: RunRecord
+    config: Config
+    catalog: pd.DataFrame
+    cluster: Cluster
+    lease: Lease
+    ledger: Mapping[str, Any] | None = None
+
+    def require_memory(self, geometry: FeatureGeometry, *, extracts: bool) -> None:
+        """Check that the workers have the memory that the groups need; raise ClusterError where they do not."""
+        candidates = self.catalog[self.catalog["row"].notna()]
+        sizes = candidates.groupby("group").size().tolist()
+        require_memory(self.cluster, sizes, geometry, self.config, extracts=extracts)
+
+
+@contextmanager
+def work_in(
+    run: Directory,
+    lease: Lease,
+    record: RunRecord,
+    config: Config,
+    catalog: pd.DataFrame,
+    cluster: AbstractContextManager[Cluster],
+    *,
+    versions: Mapping[str, str],
+) -> Iterator[Session]:
+    """Work in a run directory while the block runs, then publish what is in ``ledger``, if the guard trusts it.
+
+    Parameters
+    ----------
+    lease
+        The lease of the directory, which this command holds.
+    record
+        The record that is in the directory.
+    cluster
+        Is opened for the block.
+    versions
+        Package to the version of now; others than those of the record are warned of.
+
+    Raises
+    ------
+    UntrustworthyError
+        When the result is not to be trusted and ``guard`` does not accept it. All is written then but ``_SUCCESS``.
+    """
+    with _noted_if_interrupted(run, record), recorded(run):
+        run.write(layout.CONFIG, config.to_yaml().encode())
+        write_table(run, layout.CATALOG, catalog, catalog_table.COLUMNS)
+        _warn_of_other_versions(record, versions)
+        with cluster as opened:
+            record = dataclasses.replace(record, state=layout.RUNNING, hosts=opened.hosts)
+            write_record(run, record)
+            session = Session(run, record, config, catalog, opened, lease)
+            yield session
+        assert session.ledger is not None
+        lease.require()
+        conclude(run, record, session.ledger, config.guard)
+    lease.end_for_good()
+    # Last, and after the log: whoever sees _SUCCESS may read everything.
+    release(run, session.ledger, config.guard)
+
+
+@contextmanager
+def _noted_if_interrupted(run: Directory, record: RunRecord) -> Iterator[None]:
+    """Note in the record of a run that a person, or whoever needed the machine, interrupted it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(StorageError):
+            write_record(run, dataclasses.replace(record, state=layout.INTERRUPTED))
+        raise
+
+
+def _warn_of_other_versions(record: RunRecord, versions: Mapping[str, str]) -> None:
+    others = [
+        f"{name} {record.versions.get(name)} then, {version} now"
+        for name, version in versions.items()
+        if record.versions.get(name) != version
+    ]
+    if others:
+        logger.warning("this run was begun with other versions, which can change results: %s", "; ".join(others))
