@@ -7,6 +7,7 @@ PACKAGES = ("paire", "pipeline", "schemas", "workers")
 
 # Modules without tests of their own, and why.
 WITHOUT = {
+    "paire/version.py": "one constant, read from the installed package",
     "schemas/arrays.py": "names of types only",
     "schemas/tables/iterations.py": "columns only: schemas/tables/test_columns.py tests all tables",
     "schemas/tables/manifest.py": "columns only: schemas/tables/test_columns.py tests all tables",
@@ -15,18 +16,24 @@ WITHOUT = {
 
 # Modules whose laws are tested through those that call them, and in which file. A file of their own takes them off.
 THROUGH_OTHERS = {
-    "pipeline/cli/tables.py": "pipeline/commands/plan/test_plan.py",
+    "pipeline/cli/plan_table.py": "pipeline/commands/plan/test_plan.py",
     "pipeline/commands/plan/forecast.py": "pipeline/commands/plan/test_plan.py",
     "pipeline/commands/plan/rehearsal.py": "pipeline/commands/plan/test_plan.py",
     "pipeline/commands/plan/sample.py": "pipeline/commands/plan/test_plan.py",
-    "pipeline/commands/score_images.py": "pipeline/commands/test_score.py",
     "pipeline/judging/distances.py": "scenarios/test_resume.py",
+    "pipeline/judging/group.py": "pipeline/judging/test_judge.py",
     "pipeline/judging/statistics.py": "pipeline/judging/test_passes.py",
+    "pipeline/judging/strategies/ablations.py": "scenarios/test_resume.py",
+    "pipeline/judging/strategies/base.py": "pipeline/judging/test_judge.py",
+    "pipeline/judging/strategies/concentrate.py": "scenarios/test_resume.py",
+    "pipeline/judging/strategies/registry.py": "pipeline/judging/test_judge.py",
     "pipeline/run_directory/tables.py": "fuzz/test_records.py",
 }
 
 # Tests of a second side of a module that has tests of its own, or of a law of many modules.
 SECOND_SIDES = {
+    "paire/test_guide.py": "docs/python.md, which explains the package",
+    "paire/test_surface.py": "paire/__init__.py, which has no module name",
     "pipeline/commands/evaluate/test_evaluate_scores.py": "evaluate.py, of scored test sets",
     "pipeline/run_directory/test_clock.py": "every module: no decision depends on a wall clock",
     "workers/storage/test_backends.py": "directory.py, on real object stores",

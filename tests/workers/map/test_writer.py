@@ -71,6 +71,22 @@ def test_the_checksum_of_a_row_is_that_of_what_is_stored_of_it(tmp_path: Path, f
     assert (attributes["smoothing"], attributes["nearest"]) == (3, 0.5)
 
 
+@pytest.mark.parametrize("fitted", FORMS)
+def test_a_mean_of_negative_zeros_keeps_its_checksum_though_its_chunk_is_not_stored(
+    tmp_path: Path, fitted: int
+) -> None:
+    model = new_map(Directory.at(tmp_path / "run"), describe(GEOMETRY))
+    create_group_map(model, GROUP, GEOMETRY, fitted)
+    row = [
+        replace(one, gaussian=replace(one.gaussian, mean=np.full(GEOMETRY.channels, -0.0)))
+        for one in fit_row(samples(fitted)[:, 0])
+    ]
+    checksums = write_rows(model, GROUP, 0, [row])
+    stored = arrays(model)
+    names = [name for name in (MEAN, FACTOR, VARIANCE, RIDGE) if name in stored]
+    assert checksums == [checksum(stored[name][0] for name in names)]
+
+
 @pytest.mark.parametrize("fitted", [12, 600, 4000])
 @pytest.mark.parametrize("channels", [8, 448, 1792])
 def test_chunks_hold_whole_positions_and_stay_below_a_size_where_they_can(fitted: int, channels: int) -> None:

@@ -99,7 +99,7 @@ def test_an_answer_about_one_object_is_left_to_the_reader_of_that_object() -> No
     ("error", "advice"),
     [
         (translated(FileNotFoundError, 404, "NoSuchBucket"), "Create it"),
-        (translated(PermissionError, 403, "AccessDenied"), "Grant the credentials in use PutObject and DeleteObject"),
+        (translated(PermissionError, 403, "AccessDenied"), "PutObject and DeleteObject"),
     ],
 )
 def test_where_nothing_can_be_written_the_command_ends_with_what_to_do(error: Exception, advice: str) -> None:
