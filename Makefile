@@ -57,13 +57,13 @@ format: venv  ## Format the code
 docs: venv  ## Bring the tables of docs/options.md and docs/tables.md up to date
 	$(BIN)/python -m tests.support.tables_of_docs
 
-study: venv  ## Make docs/study.md anew: BOTTLE=path/to/mvtec/bottle KOLEKTOR=path/to/kolektor_sdd WEIGHTS=squeezenet1_1.pth STUDY='--seeds 2'
+study: venv  ## Make docs/study.md again: BOTTLE=path/to/mvtec/bottle KOLEKTOR=path/to/kolektor_sdd WEIGHTS=squeezenet1_1.pth STUDY='--seeds 2'
 	$(BIN)/python -m studies.cleaning $(BOTTLE) $(KOLEKTOR) --weights $(WEIGHTS) $(STUDY)
 
 study-large: venv  ## Add what is missing to docs/large-groups.md: synthetic groups to N = 50 000 and near-duplicates, 20 minutes; LARGE='--again grow'
 	$(BIN)/python -m studies.large_groups $(LARGE)
 
-bench: venv  ## Measure this machine and make benchmarks/RESULTS.md anew, an hour; BENCH='statistics scale', QUICK=1 for minutes
+bench: venv  ## Measure this machine and make benchmarks/RESULTS.md again, an hour; BENCH='statistics scale', QUICK=1 for minutes
 	for name in $(BENCH); do \
 	  timeout 1800 $(BIN)/python -m benchmarks $(if $(QUICK),--quick) $$name || exit 1; \
 	done
@@ -83,7 +83,7 @@ $(PEERS_STAMP): $(STAMP)
 	$(PEERS)/bin/python -m pip install --quiet --constraint $(PEERS)/constraints.txt anomalib==$(ANOMALIB)
 	@touch $@
 
-scaling: venv  ## Make the tables and the plot of docs/scaling.md anew, constants and check measured here: 3 minutes; SCALING='tables'
+scaling: venv  ## Make the tables and the plot of docs/scaling.md again, constants and check measured here: 3 minutes; SCALING='tables'
 	$(BIN)/python -m benchmarks.scaling $(SCALING)
 
 clean:  ## Remove what make made, the environment too
