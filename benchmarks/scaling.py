@@ -31,7 +31,7 @@ from benchmarks.scaling_model import (
 from benchmarks.simulation import PassCosts, pass_schedule, simulate
 from pipeline.cli.plan_table import duration, size
 from pipeline.cluster.cluster import Cluster, open_cluster
-from pipeline.cluster.progress import Phase as Progress
+from pipeline.cluster.progress import Reporter
 from pipeline.cluster.tasks import Here, TaskWindow
 from pipeline.costs.footprint import (
     Layout,
@@ -45,6 +45,7 @@ from pipeline.costs.footprint import (
     products_bytes,
 )
 from pipeline.costs.working_memory import judging_memory
+from pipeline.judging.group import Group
 from pipeline.judging.statistics import GroupStatistics
 from schemas.config import Config, parse_config
 from schemas.stores.features import FeatureGeometry
@@ -113,14 +114,12 @@ def _round(
 ) -> dict[str, float]:
     """Run the pass here, timing its tasks, and on the cluster; return both times and the numbers of tasks."""
     everything = np.ones(CHECKED_IMAGES, bool)
+    group = Group("all", everything, directory / "features", CHECKED, config)
 
     def run(where: Cluster | None) -> float:
-        statistics = GroupStatistics(
-            where, "all", everything, CHECKED, config, directory / "features", directory / "distances"
-        )
-        with statistics:
+        with GroupStatistics(where, group, directory / "distances", Reporter()) as statistics:
             started = time.perf_counter()
-            statistics.measure(everything, is_first=True, phase=Progress("", CHECKED.rows, "rows", None))
+            statistics.run_pass(everything, 1)
             return time.perf_counter() - started
 
     set_compute_threads(1)

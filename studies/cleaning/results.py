@@ -18,11 +18,14 @@ import pandas as pd
 
 from schemas.config import Config
 from studies.cleaning.dirty_sets import Case
-from studies.cleaning.methods import CONCENTRATE, GROW, Method
+from studies.cleaning.methods import CONCENTRATE, GROW, PAIRE, Method
 
 ROOT = Path(__file__).parents[2]
 
-_STRATEGY_FILES = {GROW: "pipeline/judging/strategies/grow.py", CONCENTRATE: "pipeline/judging/strategies/grow.py"}
+_STRATEGIES = "pipeline/judging/strategies"
+_STRATEGY_FILES = {name: f"{_STRATEGIES}/{name}.py" for name in (PAIRE, CONCENTRATE, GROW)}
+# The oracle fits as `none` does.
+_ABLATIONS = f"{_STRATEGIES}/ablations.py"
 _OWN_FILES = (
     *(f"studies/cleaning/{name}.py" for name in ("dirty_sets", "gram", "images", "judge", "passes")),
     "workers/features/block.py",
@@ -158,7 +161,7 @@ def digest_of(images: str, weights: str, config: Config, method: Method) -> str:
         "weights": weights,
         "options": {section: _options(config, section) for section in ("input", "features", "gaussian", "trim")},
         "method": method.name,
-        "code": code_digest((_STRATEGY_FILES.get(method.name, "pipeline/judging/strategies/paire.py"), *_OWN_FILES)),
+        "code": code_digest((_STRATEGY_FILES.get(method.name, _ABLATIONS), *_OWN_FILES)),
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from benchmarks.scaling_constants import Backbone, Constants
 from benchmarks.scaling_model import judging, large_costs, large_pass, layout_of, total
 from benchmarks.simulation import PassCosts, Task, pass_schedule, simulate
-from pipeline.cluster.progress import Phase
+from pipeline.cluster.progress import Reporter
 from pipeline.cluster.tasks import TASKS_PER_WORKER
 from pipeline.costs.footprint import Layout, PassKind, pass_tasks
 from pipeline.costs.schedule import schedule_seconds
+from pipeline.judging.group import Group
 from pipeline.judging.statistics import GroupStatistics
 from schemas.stores.features import CHUNK_IMAGES, FeatureGeometry
 from tests.support.archives import tiny_config
@@ -134,13 +135,11 @@ def test_a_simulated_pass_has_as_many_tasks_as_a_real_one(
     (directory / "distances").zarr_group("", "w")
     config = tiny_config(f"gaussian.segment_images={CHUNK_IMAGES}")
     everything, first = np.ones(images, bool), np.arange(images) < fitted
-    statistics = GroupStatistics(
-        None, "all", everything, geometry, config, directory / "features", directory / "distances"
-    )
-    with statistics:
+    group = Group("all", everything, directory / "features", geometry, config)
+    with GroupStatistics(None, group, directory / "distances", Reporter()) as statistics:
         if not is_first:
-            statistics.measure(everything, is_first=True, phase=Phase("", 1, "rows", None))
+            statistics.run_pass(everything, 1)
             submitted.clear()
-        statistics.measure(first, is_first=is_first, phase=Phase("", 1, "rows", None))
+        statistics.run_pass(first, 1 if is_first else 2)
     assert submitted.total() == len(pass_schedule(layout, images, fitted, COSTS, is_first=is_first))
     assert submitted.total() == pass_tasks(layout, images, fitted, PassKind(), is_first=is_first)

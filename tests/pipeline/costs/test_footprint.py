@@ -32,7 +32,9 @@ from pipeline.costs.footprint import (
 )
 from pipeline.costs.working_memory import judging_memory
 from pipeline.judging.distances import GroupDistances
+from pipeline.judging.group import Group
 from schemas.stores.features import CHUNK_IMAGES, FeatureGeometry
+from tests.support.archives import tiny_config
 from tests.support.maps import describe
 from workers.features.arrays import WHOLE_ROW_IMAGES
 from workers.map.writer import chunk_rows, create_group_map, create_map
@@ -63,7 +65,9 @@ def test_feature_bytes_are_those_of_the_chunks_on_disk(images: int, tmp_path: Pa
 
 @pytest.mark.parametrize("images", [1, 16, 17, 300, 700])
 def test_distance_bytes_are_those_of_the_chunks_on_disk(images: int, tmp_path: Path) -> None:
-    distances = GroupDistances(Directory.at(tmp_path), np.ones(images, bool), GEOMETRY, LAYOUT.segment_images)
+    config = tiny_config(f"gaussian.segment_images={LAYOUT.segment_images}")
+    group = Group("all", np.ones(images, bool), Directory.at(tmp_path) / "features", GEOMETRY, config)
+    distances = GroupDistances(Directory.at(tmp_path), group)
     distances.create("distance")
     distances.array("distance").open("r+")[...] = np.ones((images, GEOMETRY.rows, GEOMETRY.columns))
     assert distance_bytes(LAYOUT, images) == written(tmp_path)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.judging.strategies.registry import estimator_of
 from studies.cleaning.dirty_sets import NO_OVERLAP, OVERLAP, Case
 from studies.cleaning.methods import (
     CONCENTRATE,
@@ -21,13 +22,13 @@ def test_no_trimming_and_the_oracle_are_there_with_every_estimator_and_nothing_t
     methods = methods_for(Case("part", OVERLAP, 0.3, 0), "part")
     assert len(set(methods)) == len(methods) == 10
     for name in (NONE, ORACLE):
-        estimators = {method.config().estimator() for method in methods if method.name == name}
-        assert estimators == {Method(strategy).config().estimator() for strategy in (PAIRE, CONCENTRATE, GROW)}
+        estimators = {estimator_of(method.config()) for method in methods if method.name == name}
+        assert estimators == {estimator_of(Method(strategy).config()) for strategy in (PAIRE, CONCENTRATE, GROW)}
 
 
 def test_a_strategy_s_own_estimator_needs_no_setting() -> None:
     assert with_estimator(NONE, "ridge") == Method(NONE)
-    assert with_estimator(ORACLE, "oas").config().estimator() == "oas"
+    assert estimator_of(with_estimator(ORACLE, "oas").config()) == "oas"
 
 
 @pytest.mark.parametrize(

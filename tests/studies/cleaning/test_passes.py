@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.judging.strategies.registry import estimator_of
 from schemas.config import GaussianConfig, parse_config
 from studies.cleaning.gram import Gram, products_of
 from studies.cleaning.methods import CONCENTRATE, GROW, NONE, PAIRE, STRATEGIES, TRIM_ONCE, Method
@@ -57,7 +58,7 @@ def test_the_map_is_that_of_the_production_kernels(archive: Archive, strategy: s
     found = archive.map_distances(clean, TESTED, config)
     assert found.shape == (len(TESTED), *GRID)
     for position in range(values.shape[1]):
-        fit = fit_dual(values[:IMAGES][clean][:, position], GaussianConfig(), config.estimator())
+        fit = fit_dual(values[:IMAGES][clean][:, position], GaussianConfig(), estimator_of(config))
         expected = fit.gaussian.mahalanobis(values[TESTED, position])
         row, column = divmod(position, GRID[1])
         np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-6)
@@ -68,10 +69,10 @@ def test_a_map_of_the_nearest_images_is_that_of_the_production_kernels(archive: 
     found = archive.map_distances(np.ones(IMAGES, bool), TESTED, config, nearest=0.75)
     for position in range(values.shape[1]):
         here = values[:IMAGES, position]
-        everything = fit_dual(here, GaussianConfig(), config.estimator(), leaves_one_out=True)
+        everything = fit_dual(here, GaussianConfig(), estimator_of(config), leaves_one_out=True)
         apart = everything.leave_one_out(here, np.ones(IMAGES, bool))
         nearest = here[np.sort(np.argsort(apart)[: round(0.75 * IMAGES)])]
-        expected = fit_dual(nearest, GaussianConfig(), config.estimator()).gaussian.mahalanobis(
+        expected = fit_dual(nearest, GaussianConfig(), estimator_of(config)).gaussian.mahalanobis(
             values[TESTED, position]
         )
         row, column = divmod(position, GRID[1])
@@ -81,7 +82,7 @@ def test_a_map_of_the_nearest_images_is_that_of_the_production_kernels(archive: 
 def test_a_robust_score_and_its_distances_belong_together(archive: Archive) -> None:
     passes = _Passes(archive, parse_config(None, [f"trim.strategy={CONCENTRATE}"]))
     everything = np.ones(IMAGES, bool)
-    scores = passes.robust_score(everything, 1)
+    scores = passes.score_pass(everything, 1, smoothing=None)
     limit = float(np.median(scores))
     below = (passes._distances < passes.thresholds_at(limit)).all(axis=(1, 2))
     assert (below == (scores < limit)).all()

@@ -8,7 +8,7 @@ import pytest
 
 from studies.cleaning import results as module
 from studies.cleaning.dirty_sets import OVERLAP, Case
-from studies.cleaning.methods import ETA, GROW, NONE, PAIRE, Method
+from studies.cleaning.methods import CONCENTRATE, ETA, GROW, NONE, ORACLE, PAIRE, TRIM_ONCE, Method
 from studies.cleaning.results import Result, ResultsFile, code_digest, digest_of, passes_of
 
 CASE = Case("part", OVERLAP, 0.1, 0)
@@ -99,9 +99,32 @@ def test_the_code_of_a_strategy_is_followed_through_the_packages() -> None:
         ("pipeline/judging/strategies/grow.py",)
     )
     known = {path.name for path in module._closure(("pipeline/judging/strategies/grow.py",))}
-    assert {"grow.py", "calibration.py", "selection.py"} <= known
-    assert {"base.py", "paire.py"} & known
+    assert {"grow.py", "base.py", "calibration.py", "selection.py"} <= known
     assert "config.py" not in known
+
+
+@pytest.mark.parametrize(
+    ("method", "file"),
+    [
+        (NONE, "ablations"),
+        (TRIM_ONCE, "ablations"),
+        (ORACLE, "ablations"),
+        (PAIRE, "paire"),
+        (CONCENTRATE, "concentrate"),
+        (GROW, "grow"),
+    ],
+)
+def test_a_row_is_made_of_the_file_of_its_strategy(method: str, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    digested: list[tuple[str, ...]] = []
+
+    def digest(files: tuple[str, ...]) -> str:
+        digested.append(files)
+        return ""
+
+    monkeypatch.setattr(module, "code_digest", digest)
+    digest_of("a", "b", Method(method).config(), Method(method))
+    assert digested[0][0] == f"pipeline/judging/strategies/{file}.py"
+    assert all((module.ROOT / name).is_file() for name in digested[0])
 
 
 def test_comments_docstrings_and_layout_are_no_change_of_code(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from zarr.storage import LocalStore
 import pipeline.costs.footprint
 from pipeline.cli.main import cli
 from pipeline.cli.plan_table import duration, sentences, size
-from pipeline.cluster.progress import Phase
+from pipeline.cluster.progress import Reporter
 from pipeline.cluster.tasks import TaskWindow
 from pipeline.commands.plan.forecast import (
     Measured,
@@ -41,6 +41,7 @@ from pipeline.costs.footprint import (
     publish_tasks,
     verdict_requests,
 )
+from pipeline.judging.group import Group
 from pipeline.judging.statistics import GroupStatistics
 from schemas.config import Config
 from schemas.errors import ConfigError, SourceError, UnreadableBudgetError, WeightsError
@@ -255,13 +256,9 @@ def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Grou
     )
     array[:] = values
     (directory / "distances").zarr_group("", "w")
-    everything = np.ones(images, bool)
-    statistics = GroupStatistics(
-        None, "all", everything, geometry, config, directory / "features", directory / "distances"
-    )
+    judged = Group("all", np.ones(images, bool), directory / "features", geometry, config)
     create_map(directory / "model", describe(geometry))
-    statistics.create_map(everything, directory / "model", nearest=1.0)
-    with statistics:
+    with GroupStatistics(None, judged, directory / "distances", Reporter()) as statistics:
         yield statistics, Layout.of(geometry, config), config, images
 
 
@@ -277,26 +274,26 @@ def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
     group: tuple[GroupStatistics, Layout, Config, int], counted: Counted, tmp_path: Path
 ) -> None:
     statistics, layout, _, images = group
-    everything, phase = np.ones(images, bool), Phase("", 1, "rows", None)
+    everything = np.ones(images, bool)
     few = everything & (np.arange(images) < images - 5)
     is_kept = keeps_moments(layout, images)
     works: list[tuple[PassKind, bool, int, int, Callable[[], object]]] = [
-        (PassKind(), True, images, 0, lambda: statistics.measure(everything, is_first=True, phase=phase)),
-        (PassKind(), False, images - 5, 1, lambda: statistics.measure(few, is_first=False, phase=phase)),
-        (PassKind(scores=True), False, images - 5, 0, lambda: statistics.score(few, smoothing=1, phase=phase)),
+        (PassKind(), True, images, 0, lambda: statistics.run_pass(everything, 1)),
+        (PassKind(), False, images - 5, 1, lambda: statistics.run_pass(few, 2)),
+        (PassKind(scores=True), False, images - 5, 0, lambda: statistics.score_pass(few, 3, smoothing=1)),
         (
             PassKind(scores=True, nearest=0.75),
             False,
             images,
             1,
-            lambda: statistics.score(everything, smoothing=1, nearest=0.75, phase=phase),
+            lambda: statistics.score_pass(everything, 4, smoothing=1, nearest=0.75),
         ),
         (
             PassKind(scores=True, by_rows=True),
             False,
             images - 5,
             1,
-            lambda: statistics.score(few, smoothing=None, phase=phase),
+            lambda: statistics.score_pass(few, 5, smoothing=None),
         ),
     ]
     for number, (kind, is_first, fitted, changed, work) in enumerate(works):
@@ -306,14 +303,14 @@ def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
         chunks_changed = changed if updates else None
         assert requests == pass_requests(layout, images, fitted, kind, is_first=is_first, changed=chunks_changed), kind
     model = Directory.at(tmp_path) / "model"
-    tasks, requests = spent(counted, lambda: statistics.publish(everything, model, nearest=1.0, phase=phase))
+    tasks, requests = spent(counted, lambda: statistics.publish(everything, model, nearest=1.0))
     assert tasks == publish_tasks(layout, images, images)
     assert requests == publish_requests(layout, images, images)
 
     def conclude() -> None:
-        thresholds, representative = np.ones((3, 2)), np.arange(images)
-        statistics.distances.store_verdict(thresholds, np.stack([everything, few]), representative, smoothing=1)
-        statistics.distances.evidence(thresholds, representative, smoothing=1)
+        thresholds, fitted_for = np.ones((3, 2)), np.arange(images)
+        statistics.distances.store_verdict(thresholds, np.stack([everything, few]), fitted_for, smoothing=1)
+        statistics.distances.evidence(thresholds, fitted_for, smoothing=1)
         write_thresholds(model, "all", thresholds, checksums=[0, 0, 0], smoothing=1)
 
     assert spent(counted, conclude) == (0, verdict_requests(layout, images))

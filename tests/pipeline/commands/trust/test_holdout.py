@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.cluster.progress import Reporter
-from pipeline.commands.trust.holdout import RULES, fit_holdout, require_rule
+from pipeline.commands.trust.holdout import fit_holdout, require_rule
+from pipeline.judging.group import Group
+from pipeline.judging.strategies.registry import STRATEGIES, estimator_of
 from schemas.config import Config
 from schemas.errors import SourceError
 from schemas.names import storage_name
@@ -25,6 +27,7 @@ from workers.verdict.smoothing import smooth
 from workers.verdict.threshold import position_threshold
 
 GROUP = "Line 1"
+RULES = ("paire", "trim-once", "concentrate", "grow")
 IMAGES, ROWS, COLUMNS, CHANNELS = 60, 4, 3, 70
 GEOMETRY = FeatureGeometry(ROWS, COLUMNS, CHANNELS, ROWS, COLUMNS, 1, 1)
 
@@ -75,12 +78,10 @@ def hold_out(
     write_thresholds(model, GROUP, np.ones((ROWS, COLUMNS)), checksums=[0] * ROWS, smoothing=config.trim.smoothing)
     finish(Directory.at(folder / "run"))
     holdout = fit_holdout(
-        GROUP,
-        *masks,
-        features=store,
+        Group(GROUP, masks[0], store, GEOMETRY, config),
+        masks[1],
         scratch=Directory.at(folder / "scratch"),
         published=GaussianMap.open(model.url),
-        config=config,
         cluster=cluster,
         reporter=Reporter(),
     )
@@ -92,7 +93,7 @@ def hold_out(
 
 
 def fit_all(features: Floats, fitted: Mask, config: Config, *, leaves_one_out: bool) -> list[list[FittedGaussian]]:
-    estimator = config.estimator()
+    estimator = estimator_of(config)
     return [
         [
             fit_dual(features[fitted][:, row, column], config.gaussian, estimator, leaves_one_out=leaves_one_out)
@@ -178,5 +179,6 @@ def test_a_group_takes_the_place_of_the_one_before(
 def test_a_strategy_without_a_rule_is_refused() -> None:
     with pytest.raises(SourceError, match=r"trim.strategy = 'none', which keeps every image.*grow"):
         require_rule(tiny_config("trim.strategy=none"))
+    assert tuple(name for name, strategy in STRATEGIES.items() if strategy.rejects) == RULES
     for strategy in RULES:
         require_rule(tiny_config(f"trim.strategy={strategy}"))
