@@ -79,7 +79,7 @@ def test_only_what_no_longer_holds_is_computed_again(words: list[str], capsys: p
     [
         (["nothing-here"], "does not exist"),
         (["--weights", "nothing.pth"], "nothing.pth"),
-        (["--noise", "2"], "no share"),
+        (["--noise", "2"], "is not a share"),
     ],
 )
 def test_bad_input_is_said_on_one_line(
