@@ -140,7 +140,7 @@ def test_masks_that_may_not_be_listed_are_an_error_and_not_fewer_masks(
     write_grey(tmp_path / "masks" / "cut" / "d_mask.png", corner_mask())
     labels = labelled(tmp_path, {"c.png": 1, "d.png": 1})
     lock(monkeypatch, tmp_path / locked)
-    with pytest.raises(SourceError, match=r"can not be listed \(PermissionError\)"):
+    with pytest.raises(SourceError, match=r"cannot be listed \(PermissionError\)"):
         evaluate_test(scored(tmp_path, {"c.png": 50.0, "d.png": 40.0}), no_maps, labels, masks=str(tmp_path / "masks"))
 
 

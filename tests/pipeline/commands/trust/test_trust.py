@@ -146,7 +146,7 @@ def test_what_makes_the_figures_mean_less_is_said(copied: TinyRun, caplog: pytes
     assert found.overall.untouched.count == 5
     floor, fitted, rejects = found.overall.notes
     assert "the floor, not the thresholds, chose the run's clean set" in floor
-    assert "images of the deciding fit are kept whatever they show" in fitted
+    assert "the run keeps every image of its deciding fit" in fitted
     assert rejects.startswith("5 of 5 untouched images are rejected")
     assert all(f"{LARGE}: {note}" in caplog.text for note in found.overall.notes)
 
