@@ -208,10 +208,13 @@ def trust(
 @cli.command()
 @click.argument("run")
 @click.option("--out", required=True, metavar="FILE", help="The .png file to write, path or URL.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the kept images and the pairs.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the kept images and the pairs.")
 @speaks
 def sheet(run: str, out: str, seed: int, output: Output) -> None:
-    """Draw a finished RUN as one picture: images that it kept, that it rejected, and that it found twice."""
+    """Draw a finished RUN as one picture.
+
+    The picture shows images that the run kept, that it rejected, and that it found twice.
+    """
     from pipeline.commands.sheet.sheet import sheet as draw_sheet
 
     drawn = draw_sheet(run, out, seed=seed)
