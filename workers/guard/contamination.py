@@ -1,9 +1,9 @@
-"""How much of a group does not follow the law of its clean images, with an interval: what nobody should have to guess.
+"""Estimate how much of a group does not follow the law of its clean images, with an interval.
 
-The clean set alone is no answer: a cautious strategy keeps half of the good images. Here the law of clean scores grows
-out of the clean set along the scores until it settles: the images below its threshold are those it was fitted on.
-What lies beyond, more than the law itself would put there, is contamination (Storey 2002, with the p-values of the
-scores under the law and lambda the rate of false rejects).
+The size of the clean set is not an answer: a cautious strategy keeps only half of the good images. Here the law of
+clean scores grows out of the clean set until it settles: the images below its threshold are those it was fitted on.
+Images beyond the threshold, in excess of what the law itself puts there, are contamination (Storey 2002, with the
+p-values of the scores under the law and lambda the rate of false rejects).
 """
 
 from collections.abc import Callable
@@ -17,21 +17,21 @@ from workers.verdict.selection import smallest
 
 CONFIDENCE = 0.95
 
-# Percentiles of so many replicates at 2.5 % stand on ten of them.
+# A percentile at 2.5 % then stands on ten replicates.
 REPLICATES = 400
 SEED = 0
 
-# More scores than this stand for themselves by their quantiles: a grid far finer than the tail that is judged.
+# More scores than this are replaced by this many of their quantiles, a grid far finer than the tail in question.
 GRID = 1024
 
-# Between some scores the law goes back and forth for ever; among hundreds of replicates a few do.
+# A few of hundreds of replicates never settle: their law goes back and forth between some scores.
 MAX_ROUNDS = 50
 
-# No quartile means anything below this.
+# A quartile of fewer scores means nothing.
 MIN_SCORES = 4
 
-# Gumbel's law is an approximation: the rate at which clean images exceed a threshold in its tail is trusted to a
-# factor of two, between none and twice the nominal one.
+# Gumbel's law is an approximation: the real rate of clean images beyond a threshold in its tail may be anything from
+# zero to twice the nominal one.
 TAIL_FACTOR = 2.0
 
 
@@ -39,51 +39,33 @@ TAIL_FACTOR = 2.0
 class Contamination:
     """The share of images that do not follow the law of clean scores.
 
-    Images whose scores do not differ from clean ones can not be counted by any score; they are not in the share. Where
-    bad scores join the good ones without a gap, the share is too small and the interval need not cover the truth.
-
-    Attributes
-    ----------
-    share
-        The estimate.
-    lower, upper
-        95 % interval.
-    images
-        How many it is based on.
-    law
-        Of clean scores, where it settled; None where too few images have a score.
+    The share misses bad images whose scores look clean. If bad scores join the good ones without a gap, the share is
+    too small and the interval need not cover the truth.
     """
 
     share: float
-    lower: float
+    lower: float  # of the 95 % interval
     upper: float
-    images: int
-    law: ScoreLaw[float] | None
+    images: int  # that have a score
+    law: ScoreLaw[float] | None  # of clean scores, once settled; None if too few images have a score
 
 
 def fit_and_estimate(
     score: Callable[[Mask], Floats], clean: Mask, *, false_reject: float = 0.02
 ) -> Contamination | None:
-    """Estimate the share of contamination, whatever strategy chose the clean set.
+    """Estimate the share of contamination, whatever strategy chose the clean set; None if that has too few images.
 
     A cautious clean set, such as half of the good images, leaves the other half far off in the directions that its fit
-    lacks. So all that follows the law of the scores under that fit is fitted in turn, where it is another set, and the
-    estimate is made from the scores under this second fit. It is fitted on the better half of the images at least: a
-    clean set of a tenth may leave all others beyond its law, and that a half is good is supposed of any archive.
+    lacks. So a second fit uses all images that follow the law of the scores under the first, and the estimate comes
+    from the scores under the second. The second fit uses at least the better half of the images: a clean set of a
+    tenth may leave all others beyond its law, and paire supposes that half of any archive is good.
 
     Parameters
     ----------
     score
-        Fits on some images (images,) bool and scores all, as `estimate_contamination` expects.
+        Fits on the images (images,) bool that it is given and scores all, as `estimate_contamination` expects.
     clean
         (images,) bool: the final clean set.
-    false_reject
-        As for `estimate_contamination`.
-
-    Returns
-    -------
-    Contamination or None
-        None where too few images are clean for any estimate.
     """
     if int(clean.sum()) < MIN_SCORES:
         return None
@@ -106,37 +88,33 @@ def estimate_contamination(
     """Estimate the share of contamination from the scores under the final fit.
 
     1. Fit the law's median and lower quartile on the clean images, and find its threshold at ``false_reject``.
-    2. Take all images below the threshold, whether they are in the clean set or not, as the lower ``1 - false_reject``
-       of the law, refit, and repeat until they are unchanged. A clean set that kept only the better half of the good
-       images thus grows to all of them, and not across a gap.
+    2. Take all images below the threshold, in the clean set or not, as the lower ``1 - false_reject`` of the law,
+       refit, and repeat until they are unchanged. A clean set that kept only the better half of the good images thus
+       grows to all of them, but not across a gap.
     3. share = 1 - (images below) / (N (1 - false_reject)).
-    4. Interval: bootstrap of the images below, the law settled anew in each replicate, widened by what the law's tail
-       is trusted to. It is of this archive, not of a line that made it: the images beyond are not drawn anew. Where
-       bad scores join the good ones without a gap the law grows into them, so the upper end also takes the clean set
-       at its word: the images beyond the law of it alone, bootstrapped in the same way.
+    4. Interval: bootstrap the images below, let the law settle again in each replicate, and widen by `TAIL_FACTOR`.
+       The interval is about this archive, not about the line that made it: images beyond are not drawn again. If bad
+       scores join the good ones without a gap, the law grows into them. So the upper end also counts the images beyond
+       the law of the clean set alone, bootstrapped in the same way.
 
     Parameters
     ----------
     scores
-        (images,) float64: higher is worse, every fitted image measured without itself; NaN where one takes no part.
+        (images,) float64: higher is worse, every fitted image measured without itself; NaN if it takes no part.
     clean
         (images,) bool: the final clean set.
     false_reject
-        The rate at which clean images may exceed the threshold; below a quarter.
-    seed
-        Of the bootstrap.
+        The rate at which clean images may exceed the threshold.
 
     Raises
     ------
     ValueError
-        When the shapes differ or ``false_reject`` is not between 0 and 0.25.
+        If the shapes differ or ``false_reject`` is not between 0 and 0.25.
     """
     if scores.shape != clean.shape:
-        raise ValueError(f"scores {scores.shape} and clean {clean.shape} must be of the same images")
+        raise ValueError(f"scores {scores.shape} and clean {clean.shape} must describe the same images")
     if not 0 < false_reject < 0.25:
-        raise ValueError(
-            f"false_reject = {false_reject} must lie between 0 and 0.25: the law is fitted on what is left"
-        )
+        raise ValueError(f"false_reject = {false_reject} must lie between 0 and 0.25: the law is fitted on the rest")
     taking_part = ~np.isnan(scores)
     ordered = np.sort(scores[taking_part])
     count, known = len(ordered), scores[clean & taking_part]
@@ -162,13 +140,13 @@ def estimate_contamination(
 
 
 def _quantiles(ordered: Floats) -> Floats:
-    """Return ascending scores, or so many evenly spaced ones of them as the grid has."""
+    """Return ascending scores, or `GRID` of them, evenly spaced, if there are more."""
     count = len(ordered)
     return ordered if count <= GRID else ordered[((np.arange(GRID) + 0.5) * count / GRID).astype(np.int64)]
 
 
 def _fewest_below(known: Floats, values: Floats, weights: Floats, false_reject: float, seed: int) -> float:
-    """Return the lower percentile of how many images are below the threshold of the clean set's law, not grown."""
+    """Return the lower percentile of the number of images below the threshold of the clean set's own law."""
     drawn = np.random.default_rng(seed).choice(known, (REPLICATES, len(known)))
     threshold = laws_of_quartiles(*np.quantile(drawn, [0.5, 0.25], axis=1)).threshold(false_reject)
     padded = np.repeat(np.concatenate([[[0.0]], np.cumsum(weights, axis=1)], axis=1), REPLICATES, axis=0)
@@ -176,7 +154,7 @@ def _fewest_below(known: Floats, values: Floats, weights: Floats, false_reject: 
 
 
 def _resample(weights: Floats, below: int, seed: int) -> Floats:
-    """Return weights (replicates, scores): a bootstrap of the scores below the threshold, those beyond unchanged."""
+    """Return weights (replicates, scores): the scores below the threshold bootstrapped, those beyond unchanged."""
     total = weights[:below].sum()
     drawn = np.random.default_rng(seed).multinomial(round(total), weights[:below] / total, size=REPLICATES)
     beyond = np.broadcast_to(weights[below:], (REPLICATES, len(weights) - below))
@@ -184,26 +162,7 @@ def _resample(weights: Floats, below: int, seed: int) -> Floats:
 
 
 def _settle(values: Floats, weights: Floats, start: Floats, false_reject: float) -> tuple[ScoreLaw[Floats], Floats]:
-    """Grow the law along the scores until it settles, in several weightings of them at once.
-
-    Parameters
-    ----------
-    values
-        (scores,) float64, ascending.
-    weights
-        (weightings, scores) float64: how many images each score stands for.
-    start
-        (1,) float64: the threshold to start from.
-    false_reject
-        The law's rate beyond the threshold.
-
-    Returns
-    -------
-    laws : ScoreLaw
-        One for each weighting.
-    below : ndarray
-        (weightings,) float64: how many images are below their thresholds.
-    """
+    """Grow the law until it settles, for each row of weights (weightings, scores); return laws and images below."""
     cumulative = np.cumsum(weights, axis=1)
     padded = np.concatenate([np.zeros((len(weights), 1)), cumulative], axis=1)
     threshold = np.repeat(start, len(weights))
@@ -224,7 +183,7 @@ def _count_below(values: Floats, padded: Floats, threshold: Floats) -> Floats:
 
 
 def _ranked(values: Floats, cumulative: Floats, rank: Floats) -> Floats:
-    """Return each weighting's smallest score that so many images do not exceed."""
+    """Return, for each weighting, the smallest score that at least ``rank`` images do not exceed."""
     index = (cumulative < rank[:, np.newaxis]).sum(axis=1)
     ranked: Floats = values[np.minimum(index, len(values) - 1)]
     return ranked

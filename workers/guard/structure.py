@@ -1,9 +1,9 @@
-"""Whether the images of a group are variations of one view: the principal components of a sample, without positions.
+"""Check whether the images of a group vary one view, from the principal components of a sample over all positions.
 
-One Gaussian per position supposes one product in one pose. Two products make the leading component two-valued, a part
-that is turned freely moves on a ring, several products sit on the corners of a simplex: always at one distance from
-the mean, in few directions that carry most of the variance. Noise carries no direction, and defects lie far out: both
-have a kurtosis of the normal law or more.
+One Gaussian per position supposes one product in one pose. Two products make the leading component two-valued, a freely
+turned part moves on a ring, several products sit on the corners of a simplex: always at one distance from the mean, in
+few directions that carry most of the variance. Noise has no direction, and defects lie far out: both have the
+kurtosis of the normal law or more.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from schemas.arrays import Floats, Indices, Mask
 from workers.features.arrays import ArrayRef
 
-# A sample of this size knows a share of the images to 2 %, and its Gram matrix has 2 MiB.
+# A share in a sample of this size is right to 2 %, and its Gram matrix has 2 MiB.
 SAMPLE = 512
 SEED = 0
 
@@ -32,49 +32,24 @@ LEADING_SHARE = 0.5
 class Structure:
     """What the leading components of a sample of images say about the group.
 
-    Attributes
-    ----------
-    images
-        In the sample.
-    leading
-        How many components were looked at together: of those numbers of them, 3 at most, that carry half of the
-        variance, the one with the least kurtosis; 3 where none does.
-    share
-        Of the variance in them.
-    kurtosis
-        Theirs by Mardia (1970), as a share of the normal law's excess over its minimum: 0 where all images lie at one
-        distance from the mean (two even products, a ring), 0.4 for even drift, 1 for the normal law, more with
-        outliers.
-    tightness
-        Share of the first component's variance between two kinds of images, split at best along it.
-    between
-        The same as a share of the whole variance.
-    minority
-        Share of the smaller kind in the sample.
-    kept_minority
-        Share among the kept images of the sample of the kind that has fewer of them.
+    ``leading`` is the number of components, at most 3 and together with half of the variance, that has the least
+    kurtosis; 3 if none carries half. ``kurtosis`` is theirs by Mardia (1970), as a share of the normal law's excess
+    over its minimum: 0 if all images lie at one distance from the mean (two even products, a ring), 0.4 for even
+    drift, 1 for the normal law, more with outliers. The two kinds come from the best split along the first component.
     """
 
-    images: int
+    images: int  # in the sample
     leading: int
-    share: float
+    share: float  # of the variance in the leading components
     kurtosis: float
-    tightness: float
-    between: float
-    minority: float
-    kept_minority: float
+    tightness: float  # share of the first component's variance that lies between the two kinds
+    between: float  # the same as a share of the whole variance
+    minority: float  # share of the smaller kind in the sample
+    kept_minority: float  # share, among the sample's kept images, of the kind that has fewer of them
 
 
 def sample_images(measured: Mask, *, seed: int = SEED) -> Indices:
-    """Return the rows (sample,) int64, ascending, of at most 512 random images that take part, kept or not.
-
-    Parameters
-    ----------
-    measured
-        (images,) bool: the images that take part.
-    seed
-        Of the choice.
-    """
+    """Return the rows (sample,), ascending, of at most 512 random images that take part (images,), kept or not."""
     rows = np.flatnonzero(measured)
     if len(rows) <= SAMPLE:
         return rows
@@ -82,7 +57,7 @@ def sample_images(measured: Mask, *, seed: int = SEED) -> Indices:
 
 
 def gram_row(features: ArrayRef, row: int, sample: Indices) -> Floats:
-    """Return the sample's Gram matrix at one row of positions: one task. Those of all rows are summed in order.
+    """Return the Gram matrix (sample, sample) at one row of positions: one task. The caller sums all rows in order.
 
     Parameters
     ----------
@@ -91,24 +66,16 @@ def gram_row(features: ArrayRef, row: int, sample: Indices) -> Floats:
     row
         The row of positions.
     sample
-        (sample,) int64, ascending: rows of the array.
-
-    Returns
-    -------
-    ndarray
-        (sample, sample) float64.
+        (sample,) ascending indices of images.
     """
     chosen = features.open().get_orthogonal_selection((sample, slice(row, row + 1), slice(None), slice(None)))
     return gram(np.asarray(chosen)[:, 0])
 
 
 def gram(values: NDArray[np.floating]) -> Floats:
-    """Return the Gram matrix (images, images) of images about their mean, every position at the same weight.
+    """Return the Gram matrix (images, images) of features (images, positions, channels) about their mean.
 
-    Parameters
-    ----------
-    values
-        (images, positions, channels), any floating dtype.
+    Every position has the same weight.
     """
     total = np.zeros((len(values), len(values)))
     for position in range(values.shape[1]):
@@ -122,7 +89,7 @@ def gram(values: NDArray[np.floating]) -> Floats:
 
 
 def describe_structure(products: Floats, kept: Mask) -> Structure | None:
-    """Describe a sample by its Gram matrix; None where it is too small, or all images are the same.
+    """Describe a sample by its Gram matrix; None if it is too small, or all images are the same.
 
     Parameters
     ----------
@@ -159,7 +126,7 @@ def describe_structure(products: Floats, kept: Mask) -> Structure | None:
 
 
 def _smaller(is_high: Mask) -> float:
-    """Return the share of the smaller of two parts; 0 of nothing."""
+    """Return the share of the smaller of two parts; 0 if there are no images."""
     high = int(is_high.sum())
     return min(high, len(is_high) - high) / max(len(is_high), 1)
 
@@ -173,7 +140,7 @@ def _relative_kurtosis(whitened: Floats) -> float:
 
 
 def _split(coordinate: Floats) -> tuple[float, float]:
-    """Return the largest share of variance between two parts of a coordinate (Otsu 1979), and where it is split."""
+    """Return the largest share of variance between two parts of a coordinate (Otsu 1979), and where to split it."""
     ordered = np.sort(coordinate) - coordinate.mean()
     count, lower = len(ordered), np.arange(1, len(ordered))
     between = np.cumsum(ordered)[:-1] ** 2 * count / (lower * (count - lower))

@@ -1,8 +1,8 @@
-"""A threshold on image scores that clean images exceed at a chosen rate, found without labels.
+"""Find, without labels, a threshold on image scores that clean images exceed at a chosen rate.
 
-An image's score is the largest of many correlated log distances, and the largest of many is distributed as Gumbel's
-law to first approximation, whatever the law of each. Its location and scale are taken from the lower half of the
-scores, where contamination hardly reaches, never from the upper tail that is to be judged.
+An image's score is the largest of many correlated log distances, and the largest of many follows Gumbel's law to first
+approximation, whatever the law of each. Location and scale come from the lower half of the scores, which
+contamination hardly reaches, never from the upper tail, which the threshold judges.
 """
 
 import math
@@ -31,10 +31,7 @@ _LOWER_DEVIATION = _MEDIAN - gumbel_quantile(0.25)
 
 @dataclass(frozen=True)
 class ScoreLaw(Generic[Value]):
-    """The law of clean images' scores: location plus scale times a standard Gumbel variable.
-
-    Location and scale are numbers, or arrays for as many laws at once.
-    """
+    """The law of clean images' scores: location plus scale times a standard Gumbel variable; arrays hold many laws."""
 
     location: Value
     scale: Value
@@ -51,22 +48,17 @@ class ScoreLaw(Generic[Value]):
 
 
 def laws_of_quartiles(median: Floats, quartile: Floats) -> ScoreLaw[Floats]:
-    """Return the laws with these medians and lower quartiles (laws,); equal scores have a spread of rounding."""
+    """Return the laws with these medians and lower quartiles (laws,); equal scores have the spread of rounding."""
     scale = np.maximum((median - quartile) / _LOWER_DEVIATION, RESOLUTION * np.maximum(1.0, np.abs(median)))
     return ScoreLaw(median - scale * _MEDIAN, scale)
 
 
 def fit_score_law(scores: Floats) -> ScoreLaw[float]:
-    """Fit the law on the lower half of some scores: the line of least squares in their probability plot.
+    """Fit the law on the lower half of scores (images,): the line of least squares in their probability plot.
 
-    Ascending scores lie at the law's quantiles of (i - 0.44) / (n + 0.12), which is unbiased for Gumbel's (Gringorten
-    1963). Of the upper half only the number counts. The threshold varies as that of the law with the median and the
-    lower quartile of twice as many scores.
-
-    Parameters
-    ----------
-    scores
-        (images,) float64: scores of images that are clean as far as is known.
+    Ascending scores lie at the law's quantiles of (i - 0.44) / (n + 0.12), which is unbiased for Gumbel's law
+    (Gringorten 1963). Only the number of scores in the upper half counts. The threshold varies as much as that of the
+    law with the median and the lower quartile of twice as many scores.
     """
     count = len(scores)
     lower = np.sort(scores)[: (count + 1) // 2]
@@ -80,20 +72,11 @@ def fit_score_law(scores: Floats) -> ScoreLaw[float]:
 
 
 def count_borderline(law: ScoreLaw[float], scores: Floats, false_reject: float) -> float:
-    """Return how many images too many lie just above the threshold.
+    """Return how many more images lie just above the threshold than the law of clean images puts there.
 
-    Just above is as far above the threshold as the law's median lies below it. If the scores of anomalies have one
-    mode, and it lies above the threshold, at least as many of them lie above it as within that distance below: the
-    result bounds the anomalies that pass for clean.
-
-    Parameters
-    ----------
-    law
-        Of clean images.
-    scores
-        (images,) float64: the scores of all images that took part.
-    false_reject
-        The rate that sets the threshold.
+    "Just above" reaches as far above the threshold as the law's median lies below it. If the scores of anomalies have
+    one mode, and it lies above the threshold, at least as many of them lie just above as within that distance below:
+    the result bounds the anomalies that pass for clean. ``scores`` (images,) are of all images that took part.
     """
     threshold = law.threshold(false_reject)
     end = 2 * threshold - law.threshold(0.5)

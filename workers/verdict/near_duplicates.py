@@ -1,10 +1,10 @@
-"""Near-duplicates: images so alike that they are copies of one another, though not byte for byte.
+"""Find near-duplicates: images so alike that they are copies of one another, though not byte for byte.
 
 A part photographed twice, or one picture saved twice as JPEG, counts as several images in a fit, and a defect in it
 supports itself: in a fit on n images, k of them copies, each copy measured without itself still has
-d^2 < n / (k - 1), however far all of them lie from the rest. So only the first of them, the representative, is fitted.
+d^2 < n / (k - 1), however far all copies lie from the rest. So only the first copy, the representative, is fitted.
 
-Whole images are compared, not single positions: a recurring variant is alike at some positions, a copy at all.
+Whole images are compared, not single positions: a recurring variant is alike at some positions, a copy at all of them.
 """
 
 import math
@@ -17,35 +17,26 @@ from schemas.arrays import Indices
 from schemas.stores.features import CHUNK_IMAGES
 from workers.features.arrays import ArrayRef, Segment, read_features
 
-# Positions in each direction that stand for the image: the distances between images are the same to a few percent.
+# Positions in each direction that stand for the image: distances between images change by a few percent only.
 POSITIONS = 4
 
-# Length of a sketch: distances are right to sqrt(1 / (2 * 256)) = 4 % (Achlioptas 2003).
+# Length of a sketch: makes distances right to sqrt(1 / (2 * 256)) = 4 % (Achlioptas 2003).
 SKETCH = 256
 SEED = 0
 
-# The nearest quarter of the other images says how near independent images are; copies are fewer than that.
+# The nearest quarter of the other images shows how near independent images are: copies are fewer than that.
 QUARTER = 0.25
 
-# With fewer distinct images there is nothing to fit a half of.
+# Half of fewer distinct images is too few to fit.
 MIN_DISTINCT = 8
 
-# Distances held at once.
-BLOCK_BYTES = 8 * 1024**2
+BLOCK_BYTES = 8 * 1024**2  # of distances at once
 
 Sketches = NDArray[np.float32]
 
 
 def sketch_segment(features: ArrayRef, segment: Segment) -> Sketches:
-    """Return the sketches (images, 256) of a segment's masked images, in order; reads a few rows of positions.
-
-    Parameters
-    ----------
-    features
-        (images, rows, columns, channels) to read.
-    segment
-        The images, masked to those that are wanted.
-    """
+    """Return the sketches (images, 256) of a segment's masked images, in order; reads a few rows of positions."""
     array = features.open()
     rows = lattice(array.shape[1])
     parts = [np.empty((0, SKETCH), np.float32)]
@@ -65,23 +56,18 @@ def sketch(values: NDArray[np.floating]) -> Sketches:
 
 
 def find_representatives(parts: list[Sketches], closeness: float) -> Indices:
-    """Return for each image the first that it is a near-duplicate of, itself where there is none.
+    """Return the index (images,) of each image's representative: the first one that it nearly copies, or itself.
 
-    Two images are near-duplicates when their distance is less than ``closeness`` times that within which each of them
-    has the nearest quarter of the others. A representative is no near-duplicate of another one. Where only a handful
-    would be left, the images are what there is, and none is anybody's near-duplicate.
+    Each image has a radius within which the nearest quarter of the others lie. Two images are near-duplicates if their
+    distance is less than ``closeness`` times the radius of each. A representative is not a near-duplicate of another
+    one. If fewer than `MIN_DISTINCT` images would be left, every image represents itself.
 
     Parameters
     ----------
     parts
         The sketches (images, 256) of all images, segment by segment.
     closeness
-        0 finds none.
-
-    Returns
-    -------
-    ndarray
-        (images,) int64.
+        0 finds no near-duplicates.
     """
     sketches = np.concatenate(parts).astype(np.float64)
     count = len(sketches)
@@ -100,7 +86,7 @@ def find_representatives(parts: list[Sketches], closeness: float) -> Indices:
         distances[own, start + own] = np.inf
         limit = closeness * np.partition(distances, quarter, axis=1)[:, quarter]
         limits[start:stop] = limit
-        # Rows come in order: those before each one are settled, and their limits known.
+        # Rows come in order: all earlier ones are settled, and their limits known.
         for place, earlier in np.argwhere(distances < limit[:, np.newaxis]):
             later = start + place
             is_near = earlier < later and distances[place, earlier] < limits[earlier]
@@ -110,7 +96,7 @@ def find_representatives(parts: list[Sketches], closeness: float) -> Indices:
 
 
 def lattice(count: int) -> Indices:
-    """Return which of some rows or columns stand for all: evenly spread, away from the border."""
+    """Return which of ``count`` rows or columns stand for all: evenly spread, away from the border."""
     return np.unique(((np.arange(POSITIONS) + 0.5) * count / POSITIONS).astype(np.int64))
 
 

@@ -1,4 +1,4 @@
-"""From distances and thresholds to the clean set, as pure functions (Eqs. 12 and 13)."""
+"""Choose the clean set from distances and thresholds, by pure functions (Eqs. 12 and 13)."""
 
 import math
 from collections.abc import Sequence
@@ -11,35 +11,22 @@ from schemas.arrays import Floats, Indices, Mask
 from schemas.config import TrimConfig
 from workers.verdict.smoothing import smooth
 
-# A covariance of fewer samples is no estimate of anything.
+# A covariance of fewer samples estimates nothing.
 MIN_FITTED = 3
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A clean set.
+    """A clean set."""
 
-    Attributes
-    ----------
-    clean
-        (images,) bool.
-    floor_applied
-        Fewer images than the floor were below all thresholds, so the smallest margins were taken.
-    """
-
-    clean: Mask
-    floor_applied: bool
+    clean: Mask  # (images,)
+    floor_applied: bool  # fewer images than the floor passed, so those with the smallest margins are clean
 
 
 def margins(distances: Floats, thresholds: Floats) -> Floats:
-    """Return distance / threshold: below 1 exactly where the distance is below the threshold.
+    """Return distances (images, positions) / thresholds (positions,): below 1 exactly where a distance is below.
 
-    Parameters
-    ----------
-    distances
-        (images, positions) float64.
-    thresholds
-        (positions,) float64; infinite gives a margin of 0.
+    An infinite threshold gives a margin of 0.
     """
     ratios: Floats = distances / thresholds
     return ratios
@@ -48,8 +35,8 @@ def margins(distances: Floats, thresholds: Floats) -> Floats:
 def select(margin: Floats, measured: Mask, trim: TrimConfig) -> Selection:
     """Choose the clean set: every image below the threshold at every position (Eq. 12).
 
-    Floor: the union over all positions can exclude nearly everything. When fewer than ``min_clean_fraction`` of
-    the images pass (or fewer than 3), that many with the smallest margins are clean, earlier rows first among equals.
+    Floor: the union over all positions can exclude nearly everything. If fewer than ``min_clean_fraction`` of the
+    images pass (or fewer than 3), that many with the smallest margins are clean, earlier rows first among equals.
 
     Parameters
     ----------
@@ -57,8 +44,6 @@ def select(margin: Floats, measured: Mask, trim: TrimConfig) -> Selection:
         (images,) float64: the largest margin of each image over all positions.
     measured
         (images,) bool: the images that take part.
-    trim
-        Holds ``min_clean_fraction``.
     """
     clean = measured & (margin < 1.0)
     count = int(measured.sum())
@@ -70,21 +55,9 @@ def select(margin: Floats, measured: Mask, trim: TrimConfig) -> Selection:
 
 
 def smallest(values: Floats, candidates: Mask, count: int) -> Mask:
-    """Return which ``count`` of the candidates have the smallest values, earlier rows first among equals.
+    """Return which ``count`` of the candidates (images,) have the smallest values, earlier rows first among equals.
 
-    Parameters
-    ----------
-    values
-        (images,) float64.
-    candidates
-        (images,) bool: the images to choose among.
-    count
-        How many of them; all where there are fewer.
-
-    Returns
-    -------
-    ndarray
-        (images,) bool.
+    If there are fewer candidates, return them all.
     """
     rows = np.flatnonzero(candidates)
     chosen = np.zeros_like(candidates)
@@ -94,12 +67,11 @@ def smallest(values: Floats, candidates: Mask, count: int) -> Mask:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Why each image was judged as it was, folded over rows of positions.
+    """The reasons for each image's verdict, collected row by row of positions.
 
-    All arrays are (images,). ``score`` is the largest distance as it was measured (paper, section 3.4), whatever the
-    distances are averaged over before they meet the thresholds. ``row`` and ``column`` name the position with the
-    largest margin, or with the largest distance where no position has a threshold; the first in row-major order among
-    equals.
+    All arrays are (images,). ``score`` is the largest distance as measured (paper, section 3.4), before distances are
+    averaged to compare them with thresholds. ``row`` and ``column`` name the position with the largest margin, or with
+    the largest distance if no position has a threshold; the first in row-major order among equals.
     """
 
     score: Floats
@@ -118,17 +90,7 @@ class Evidence:
         return cls(score, nothing, nowhere, nowhere, nothing, np.full(images, np.inf))
 
     def with_row(self, row: int, distances: Floats, thresholds: Floats) -> "Evidence":
-        """Return the evidence with one more row of positions.
-
-        Parameters
-        ----------
-        row
-            Its index.
-        distances
-            (images, columns) float64.
-        thresholds
-            (columns,) float64.
-        """
+        """Return the evidence with one more row of positions: distances (images, columns), thresholds (columns,)."""
         images = np.arange(len(distances))
         ratio = margins(distances, thresholds)
         # The margin decides; the distance only where no position has a margin.
@@ -146,20 +108,14 @@ class Evidence:
         )
 
     def shared(self, representative: Indices) -> "Evidence":
-        """Return the evidence with every image no better than its representative.
-
-        Parameters
-        ----------
-        representative
-            (images,) int64: indices into the evidence.
-        """
+        """Return evidence that makes no image better than its representative (images,), an index into the evidence."""
         source = np.where(self.margin[representative] > self.margin, representative, np.arange(len(representative)))
         shared = {field.name: getattr(self, field.name)[source] for field in fields(self)}
         return Evidence(**shared | {"score": np.maximum(self.score, self.score[representative])})
 
     @classmethod
     def concatenate(cls, parts: Sequence["Evidence"]) -> "Evidence":
-        """Return the evidence of several sets of images together, in order."""
+        """Join the evidence of several sets of images, in order."""
         names = [field.name for field in fields(cls)]
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
@@ -174,7 +130,7 @@ def gather_evidence(distances: Floats, thresholds: Floats, *, smoothing: int = 1
     thresholds
         (rows, columns) float64.
     smoothing
-        Side of the square of positions that distances are averaged over before they meet the thresholds.
+        Side of the square of positions that distances are averaged over to compare them with the thresholds.
     """
     smoothed = smooth(distances, smoothing)
     evidence = Evidence.empty(distances.max(axis=(1, 2)))

@@ -1,4 +1,4 @@
-"""Averaging distances over neighbouring positions: overlapping patches see the same defect, noise they do not share."""
+"""Average distances over neighbouring positions: overlapping patches see the same defect but different noise."""
 
 import numpy as np
 from scipy.ndimage import uniform_filter
@@ -10,19 +10,14 @@ SMALLEST = 1e-12
 
 
 def smooth(distances: Floats, side: int) -> Floats:
-    """Return each position's geometric mean of the distances in a square around it.
+    """Return the geometric mean (images, rows, columns) of the distances in a square around each position.
 
     Parameters
     ----------
     distances
         (images, rows, columns) float64; NaN images stay NaN.
     side
-        Of the square, in positions; beyond the border its nearest positions count again. 1 changes nothing.
-
-    Returns
-    -------
-    ndarray
-        (images, rows, columns) float64.
+        Of the square, in positions; beyond the border the nearest positions count again. 1 changes nothing.
     """
     if side == 1:
         return distances

@@ -1,6 +1,6 @@
-"""The distance threshold at one position, by sliding windows over the sorted distances (Eqs. 7-11, 14, 15).
+"""Find the distance threshold at one position by sliding windows over the sorted distances (Eqs. 7-11, 14, 15).
 
-Every step that the paper leaves open is fixed here and marked *Reading*.
+*Reading* marks every step that the paper leaves open.
 """
 
 from itertools import pairwise
@@ -12,20 +12,18 @@ from schemas.config import TrimConfig
 
 NO_TRIMMING = np.inf
 
-# Distances that agree to this relative spread are equal: they are computed to about 1e-11, and on real features
-# the spread of one pass has been as small as 2e-6.
+# Distances that agree to this relative spread are equal: they are right to about 1e-11, and one pass on real features
+# has had a spread of only 2e-6.
 RESOLUTION = 1e-9
 
 
 def position_threshold(distances: Floats, trim: TrimConfig, *, fitted: int, is_first: bool) -> float:
-    """Return the threshold at one position, +inf where nothing is to be trimmed.
+    """Return the threshold at one position, +inf to trim nothing.
 
     Parameters
     ----------
     distances
         (N,) float64: the Mahalanobis distance of every image of the group at this position.
-    trim
-        alpha, beta, tau and eta.
     fitted
         n: how many of the images the Gaussian was fitted on.
     is_first
@@ -53,11 +51,9 @@ def position_threshold(distances: Floats, trim: TrimConfig, *, fitted: int, is_f
 
 
 def _slope_multiplier(tail: Floats, trim: TrimConfig) -> float | None:
-    """Return v (Eq. 15), or None when the tail is too short or close to a straight line.
-
-    Reading: for a straight line the paper takes the endpoint as threshold, which with Eq. 12's strict inequality
-    would exclude one good image at every position; the endpoint is kept instead.
-    """
+    """Return v (Eq. 15), or None if the tail is too short or close to a straight line."""
+    # Reading: for a straight line the paper takes the endpoint as threshold, which with Eq. 12's strict inequality
+    # would exclude one good image at every position; here the endpoint stays.
     last = len(tail) - 1
     if last < 3:
         return None
@@ -73,14 +69,10 @@ def _slope_multiplier(tail: Floats, trim: TrimConfig) -> float | None:
 def _first_target_window(
     scaled: Floats, start: int, length: int, step: int, consecutive: int, multiplier: float
 ) -> int | None:
-    """Return where the first of enough consecutive target windows begins.
-
-    A target window's slope is larger than the multiplier times the mean slope of the windows saved before it; the
-    first window can not be one.
-
-    Reading: target windows are not saved into that mean, else most positions stop trimming after the first pass
-    and the anomalies come back. A run of targets still open at the end of the distances counts.
-    """
+    """Return where the first of enough consecutive target windows begins."""
+    # A target window's slope is larger than the multiplier times the mean slope of the windows saved before it, so the
+    # first window cannot be one. Reading: target windows are not saved into that mean, else most positions stop
+    # trimming after the first pass and the anomalies come back. A run of targets still open at the end counts.
     background_sum, background_count = 0.0, 0
     run_start, run_length = 0, 0
     for window in range(start, len(scaled) - length + 1, step):
@@ -98,5 +90,5 @@ def _first_target_window(
 
 
 def _limit(multiplier: float, background: float) -> float:
-    """Return v x Slope_mean, where an infinite v over a flat background is still flat."""
+    """Return v x Slope_mean; 0 over a flat background, even if v is infinite."""
     return multiplier * background if background > 0 else 0.0

@@ -96,7 +96,7 @@ def test_each_group_is_judged_by_itself_and_one_too_small_not_at_all(cluster: Cl
             {
                 "condition": "images",
                 "sentence": "group 'tiny' has 2 different readable images; at least 3 are needed to judge any. Add "
-                "images, or put groups together that show the same view.",
+                "images, or merge groups that show the same view.",
                 "stops": True,
             }
         ],

@@ -62,7 +62,7 @@ def test_worked_example_of_a_first_pass() -> None:
 
 def test_worked_example_of_a_later_pass() -> None:
     # Start min(6 + 1, 12 - 3 - 2) = 7. Segments 7-8, 8-9, 9-11: slopes 1, 92, 100, so R = 2.151, v = 1.585. The first
-    # window, 46.5, can not be a target; those at 8 and 9, 96 and 100, are. The threshold is the mean of 8, 100, 200.
+    # window, 46.5, cannot be a target; those at 8 and 9, 96 and 100, are. The threshold is the mean of 8, 100, 200.
     assert position_threshold(STEEP_END, WORKED, fitted=6, is_first=False) == pytest.approx(308 / 3, rel=1e-15)
 
 
