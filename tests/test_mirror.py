@@ -27,7 +27,6 @@ THROUGH_OTHERS = {
     "pipeline/judging/strategies/base.py": "pipeline/judging/test_judge.py",
     "pipeline/judging/strategies/concentrate.py": "scenarios/test_resume.py",
     "pipeline/judging/strategies/registry.py": "pipeline/judging/test_judge.py",
-    "pipeline/run_directory/tables.py": "fuzz/test_records.py",
 }
 
 # Tests of a second side of a module that has tests of its own, or of a law of many modules.

@@ -69,7 +69,7 @@ def clean(
     opened: Callable[[], Cluster] | None = None,
     fresh: bool = False,
 ) -> CleanResult:
-    """Clean an archive: say of every image whether other models may train on it, and publish the Gaussian map.
+    """Clean an archive: decide for every image whether it is safe to train on, and publish the map of Gaussians.
 
     The same job on an unfinished run finishes it: images that were extracted, passes and groups that were done are not
     gone through again.
@@ -96,8 +96,8 @@ def clean(
     RunConflictError
         When the directory is another job's, or another command is at work in it.
     UntrustworthyError
-        When the breakdown guard does not trust the result and ``guard`` does not accept it. It is written then but for
-        ``_SUCCESS``, and the same job with ``guard.accept_untrustworthy`` publishes it as it is.
+        When the breakdown guard does not trust the result and ``guard`` does not accept it. All but ``_SUCCESS`` is
+        written then, and the same job with ``guard.accept_untrustworthy`` publishes it as it is.
     PaireError
         Whatever else the user can mend; see ``schemas.errors``.
     """
@@ -124,7 +124,7 @@ def clean(
     if not fresh and run.exists(layout.SUCCESS) and not run.exists(layout.LEASE):
         return _done(run, record)
     with Lease(run) as lease:
-        # Anew: another command may have been at work until now.
+        # Again: another command may have been at work until now.
         record = start_over(run, wanted) if fresh else claim(run, wanted)
         if run.exists(layout.SUCCESS):
             lease.end_for_good()

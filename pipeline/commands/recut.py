@@ -74,7 +74,7 @@ class RecutResult:
 def recut(
     run: str, wanted: Config, *, against: int = 0, scheduler: str | None = None, reporter: Reporter | None = None
 ) -> RecutResult:
-    """Judge the features of a finished run anew and publish the verdicts as a version of it, with what changed.
+    """Judge the features of a finished run again; publish the verdicts as a version of it, with what changed.
 
     The verdicts, the evidence, the passes and the Gaussian map are those of `clean` with the same options. A version
     of the same options that is finished is returned as it is; an unfinished one is finished. So is the run itself
@@ -116,7 +116,7 @@ def recut(
         record = dataclasses.replace(record, base=base.record.run_id)
         version = version or claim_version(base.directory, record)
         directory = version_of(base.directory, version)
-        summary = _judge_anew(base, config, directory, before, against, scheduler, reporter)
+        summary = _judge_again(base, config, directory, before, against, scheduler, reporter)
     return RecutResult(
         run=directory.url,
         run_id=read_record(directory).run_id,
@@ -198,7 +198,7 @@ def _find(base: FinishedRun, record: RunRecord, guard: GuardConfig) -> tuple[int
     return number, version.exists(layout.SUCCESS) or reconsider(version, read_record(version), guard) is not None
 
 
-def _judge_anew(
+def _judge_again(
     base: FinishedRun,
     config: Config,
     directory: Directory,

@@ -1,8 +1,8 @@
-"""A judged run, opened to be judged anew: what it has established, and whether its features are all there.
+"""A judged run, opened to be judged again: what is known of its images, and whether its features are complete.
 
 A run is judged when it is published, and also when all is written but ``_SUCCESS``, because the breakdown guard does
-not trust it. Whoever trains models must not read such a run; whoever looks into it, or judges its features by other
-options, may, and is told.
+not trust it. Nobody may train on such a run. A person may look into it, or judge its features by other options; both
+are warned.
 """
 
 import logging
@@ -67,7 +67,7 @@ class FinishedRun:
         Raises
         ------
         SourceError
-            When there is no judged run, or its record can not be read.
+            When there is no judged run, or its record cannot be read.
         ConfigError
             When its configuration is not one of this version.
         """
@@ -81,14 +81,14 @@ class FinishedRun:
             text = directory.read(layout.CONFIG).decode()
         except (OSError, ValueError) as error:
             raise SourceError(
-                f"{directory.url} is no run that can be read ({error}). Give the directory of a finished run."
+                f"{directory.url} is not a readable run ({error}). Give the directory of a finished run."
             ) from error
         try:
             return cls(directory, record, parse_config(text, origin=f"{directory.url}/{layout.CONFIG}"))
         except ConfigError as error:
             raise ConfigError(
                 f"{directory.url}/{layout.CONFIG} was written by another version of paire: {error} Use the version "
-                f"that made the run ({record.versions.get('paire', 'unknown')}), or clean the archive anew."
+                f"that made the run ({record.versions.get('paire', 'unknown')}), or clean the archive again."
             ) from error
 
     @property
@@ -104,7 +104,7 @@ class FinishedRun:
         if catalog_digest(catalog) != self.record.catalog_digest:
             raise SourceError(
                 f"{self.directory.url}/{layout.CATALOG} is not the catalog that the run was made of (its digest is not "
-                f"that of {layout.RUN_RECORD}). Restore it, or clean the archive anew."
+                f"that of {layout.RUN_RECORD}). Restore it, or clean the archive again."
             )
         return catalog
 
@@ -125,7 +125,7 @@ class FinishedRun:
 
     @cached_property
     def geometry(self) -> FeatureGeometry:
-        """The grid of positions of the features; raises GaussianMapError when there is no map to say it."""
+        """The grid of positions of the features; raises GaussianMapError without a map."""
         return self.gaussian_map.description.geometry
 
     @cached_property
@@ -161,7 +161,7 @@ class FinishedRun:
             store = self.directory.zarr_group(layout.FEATURES)
         except (FileNotFoundError, ValueError) as error:
             raise SourceError(
-                f"{self.features.url} is not there: nothing can be judged anew without features. Restore it, or make a "
+                f"{self.features.url} is missing, and nothing can be judged without features. Restore it, or make a "
                 "new run with `paire clean`."
             ) from error
         for group, outcomes in self.outcomes.items():
@@ -177,7 +177,7 @@ class FinishedRun:
         try:
             array = store.get(storage_name(group))
         except ValueError as error:  # of another kind than Zarr reads
-            return f"can not be read ({type(error).__name__}: {error})"
+            return f"cannot be read ({type(error).__name__}: {error})"
         if not isinstance(array, zarr.Array):
             return "are missing"
         expected = self.geometry.array_shape(len(outcomes))
@@ -201,8 +201,8 @@ def require_judged(run: Directory) -> None:
     """
     if not run.exists(layout.SUCCESS) and not is_untrustworthy(run):
         raise SourceError(
-            f"{run.url} is no finished run: it has no {layout.SUCCESS}. Finish it with the command that began it, or "
-            "give another run directory."
+            f"{run.url} is not a finished run: {layout.SUCCESS} is missing. Finish it with the command that began it, "
+            "or give another run directory."
         )
 
 
@@ -225,7 +225,7 @@ def warn_if_untrustworthy(run: Directory) -> None:
     if not found:
         raise SourceError(
             f"{run.url}/{layout.LEDGER} has no reason why the run is not to be trusted, as {layout.RUN_RECORD} says. "
-            "Restore both, or clean the archive anew."
+            "Restore both, or clean the archive again."
         )
     group, sentences = next(iter(found.items()))
     logger.warning(
@@ -264,7 +264,7 @@ def read_outcomes(manifest: pd.DataFrame, catalog: pd.DataFrame) -> dict[str, li
     if len(rows) != len(candidates) or rows["sample_id"].duplicated().any():
         raise SourceError(
             f"the manifest has {len(rows)} rows of the catalog's {len(candidates)} candidates; expected one for each. "
-            "One of the two files was changed after the run was published: restore them, or clean the archive anew."
+            "One of the two files was changed after the run was published: restore them, or clean the archive again."
         )
     return {
         str(group): [_outcome(row) for row in part.sort_values("row").to_dict("records")]

@@ -27,7 +27,7 @@ _KEY = "key"
 
 
 class StaleJournalError(Exception):
-    """The journal is not of the judging that is being replayed; the group is to be judged anew."""
+    """The journal is not of the judging that is being replayed; the group is to be judged again."""
 
 
 class Journal:
@@ -66,7 +66,7 @@ class Journal:
         Raises
         ------
         StaleJournalError
-            When another pass was finished in its place, or what is there can not be read.
+            When another pass was finished in its place, or what is there cannot be read.
         """
         self._key = self._digest(kind, fitted.tobytes(), parameters)
         self._number += 1
@@ -110,7 +110,7 @@ class Journal:
             with np.load(BytesIO(content), allow_pickle=False) as stored:
                 arrays = {each: stored[each] for each in stored.files}
         except Exception as error:  # archives and their codecs raise anything on torn bytes
-            raise StaleJournalError(f"{self._directory.url}/{name} can not be read") from error
+            raise StaleJournalError(f"{self._directory.url}/{name} cannot be read") from error
         if arrays.pop(_KEY, np.array("")).tolist() != key:
             raise StaleJournalError(f"{self._directory.url}/{name} is of another pass")
         return arrays

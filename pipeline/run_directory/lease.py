@@ -1,11 +1,12 @@
 """One command at work in a run directory at a time, on disk and in object stores, whatever clocks say.
 
-Leases are numbered files, of which the last counts. A lease is got by creating the next number, which of several
-commands only one can; its owner, and nobody else, renews it by writing it again with a larger beat, and gives it back
-by saying so in it. A command that finds one neither given back nor of a dead process of this machine watches it: an
-owner that lives shows another beat soon; one that shows none for `TAKEOVER_S` seconds of the watcher's own monotonic
-clock has lost its lease. An owner that was only asleep, or cut off, notices the next number before it renews, or that
-it could not renew for so long, and stops.
+Leases are numbered files; the last one counts. The lease goes to whoever creates the next number first. Only its owner
+renews it, by writing it again with a larger beat, and gives it back by saying so in it.
+
+A command that finds a lease, neither given back nor of a dead process of this machine, watches it. An owner that lives
+shows another beat soon. One that shows none for `TAKEOVER_S` seconds of the watcher's own monotonic clock has lost its
+lease. An owner that was asleep, or cut off, notices the next number, or that it could not renew for that long, and
+stops.
 """
 
 import logging
@@ -46,7 +47,7 @@ class Lease:
     RunConflictError
         On entering, when another command is at work there; on leaving, when another one has taken over.
     StorageError
-        When the lease can not be written; on leaving, when that went on for so long that another may have taken over.
+        When the lease cannot be written; on leaving, when it could not be renewed for too long.
     """
 
     def __init__(self, run: Directory) -> None:
@@ -190,7 +191,7 @@ def refuse_if_at_work(run: Directory) -> None:
 
 
 def _owner(content: bytes) -> LeaseRecord | None:
-    """Return a lease; None for one that was torn as its owner died, or is being written."""
+    """Return a lease; None for a torn one, whose owner died or is writing it."""
     try:
         return LeaseRecord.from_bytes(content)
     except ValueError:

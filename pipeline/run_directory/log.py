@@ -64,7 +64,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _JsonLines(logging.Handler):
-    """Keeps every line as JSON; object stores can not append, so the file is written as a whole."""
+    """Keeps every line as JSON; object stores cannot append, so the file is written as a whole."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ class ProcessId:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it certainly lives no more; false where that can not be told from here."""
+        """Whether it has certainly ended; False where this machine cannot tell."""
         return bool(self.place) and self.place == _place() and _started(self.pid) != self.started
 
 

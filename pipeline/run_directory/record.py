@@ -79,7 +79,7 @@ def claim(run: Directory, record: RunRecord, *, fresh: bool = False) -> RunRecor
 def start_over(run: Directory, record: RunRecord) -> RunRecord:
     """Remove all that a run has left in its directory and make it another's, whose record is returned.
 
-    What is no run's stays. The record is replaced last, so that the directory is some run's all the time, and the
+    Other files stay. The record is replaced last, so that the directory always belongs to a run, and the
     proof that it is finished goes first.
     """
     for name in (layout.SUCCESS, *layout.MADE_BY_RUNS):
@@ -101,7 +101,7 @@ def read_record(run: Directory) -> RunRecord:
     try:
         return RunRecord.from_bytes(run.read(layout.RUN_RECORD))
     except ValueError as error:
-        raise ValueError(f"{run.url}/{layout.RUN_RECORD} can not be read as a run record ({error})") from error
+        raise ValueError(f"{run.url}/{layout.RUN_RECORD} cannot be read as a run record ({error})") from error
 
 
 def create_record(run: Directory, record: RunRecord) -> None:

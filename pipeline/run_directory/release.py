@@ -121,12 +121,12 @@ def reconsider(run: Directory, record: RunRecord, guard: GuardConfig) -> dict[st
 
 
 def _refused(ledger: Mapping[str, Any], guard: GuardConfig) -> dict[str, list[str]]:
-    """Return the groups that are not to be trusted, and why, but for what is accepted."""
+    """Return the groups that cannot be trusted and why, without those that are accepted."""
     return {} if guard.accept_untrustworthy else stopping_sentences(ledger, accepted=guard.accept_conditions)
 
 
 def _refusal(run: Directory, refused: Mapping[str, list[str]], groups: int) -> str:
-    """Say which groups can not be trusted and why, and what to do."""
+    """Say which groups cannot be trusted and why, and what to do."""
     named = [f"group {group!r}: {sentences[0]}" for group, sentences in list(refused.items())[:NAMED_GROUPS]]
     more = len(refused) - len(named)
     return " ".join(

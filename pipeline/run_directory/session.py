@@ -87,13 +87,13 @@ def work_in(
         lease.require()
         conclude(run, record, session.ledger, config.guard)
     lease.end_for_good()
-    # Last, and after the log: whoever sees _SUCCESS may read everything.
+    # Last, and after the log: _SUCCESS says that everything may be read.
     release(run, session.ledger, config.guard)
 
 
 @contextmanager
 def _noted_if_interrupted(run: Directory, record: RunRecord) -> Iterator[None]:
-    """Note in the record of a run that a person, or whoever needed the machine, interrupted it."""
+    """Note in the record of a run that somebody interrupted it."""
     try:
         yield
     except KeyboardInterrupt:

@@ -62,7 +62,7 @@ def read_table(
     name: str,
     columns: Sequence[Column] = (),
     *,
-    advice: str = "Restore it, or clean the archive anew.",
+    advice: str = "Restore it, or clean the archive again.",
 ) -> pd.DataFrame:
     """Read a parquet table of a run directory, or of the directory of another command.
 
@@ -73,7 +73,7 @@ def read_table(
     columns
         Those that it must have.
     advice
-        What to do where it can not be read.
+        What to do where it cannot be read.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def read_table(
         return from_parquet(directory.read(name), columns)
     except (OSError, ValueError) as error:
         detail = type(error).__name__ if isinstance(error, OSError) else error
-        raise SourceError(f"{directory.url}/{name} can not be read ({detail}). {advice}") from error
+        raise SourceError(f"{directory.url}/{name} cannot be read ({detail}). {advice}") from error
 
 
 def read_ledger(run: Directory) -> dict[str, Any]:
@@ -99,5 +99,5 @@ def read_ledger(run: Directory) -> dict[str, Any]:
         return parse_ledger(run.read(LEDGER))
     except (OSError, ValueError) as error:
         raise SourceError(
-            f"{run.url}/{LEDGER} can not be read ({error}). Restore it, or clean the archive anew."
+            f"{run.url}/{LEDGER} cannot be read ({error}). Restore it, or clean the archive again."
         ) from error

@@ -1,7 +1,7 @@
 """The versions cut from a run: which there are, and who may write the next.
 
-They lie in ``RUN/recuts/``, numbered from 1; the run itself counts as version 0. A number belongs to whoever creates
-its record, so of two commands that want it at the same time only one gets it.
+They lie in ``RUN/recuts/``, numbered from 1; the run itself counts as version 0. A number belongs to the
+command that creates its record first, so only one of two commands gets it.
 """
 
 import posixpath
@@ -25,7 +25,7 @@ def run_of_version(version: Directory) -> Directory | None:
 
 
 def list_versions(run: Directory) -> dict[int, RunRecord | None]:
-    """Return the records of all versions by number, without the run itself; None where there is no readable one."""
+    """Return the records of all versions by number, without the run itself; None for an unreadable record."""
     fs, path = split_location((run / layout.RECUTS).url)
     fs.invalidate_cache(path)  # object stores' clients remember listings, and other commands write versions too
     names = [posixpath.basename(entry) for entry in fs.ls(path, detail=False)] if fs.isdir(path) else []
@@ -34,7 +34,7 @@ def list_versions(run: Directory) -> dict[int, RunRecord | None]:
 
 
 def find_version(run: Directory, record: RunRecord) -> int | None:
-    """Return the version of the same job, finished or not; None where there is none."""
+    """Return the version of the same job, finished or not, or None."""
     for number, owner in list_versions(run).items():
         if owner is not None and not owner.differences(record):
             return number

@@ -56,7 +56,7 @@ def recut_to(run: Path, *settings: str, against: int = 0) -> RecutResult:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an archive with copies, what can not be read, what is skipped, and a group too small to be judged."""
+    """Return an archive with copies, what cannot be read, what is skipped, and a group too small to be judged."""
     folder = tmp_path_factory.mktemp("archive")
     write_parts(folder / "line1", 16, 3)
     write_parts(folder / "Line 2", 7, 1, first_seed=100)
@@ -342,7 +342,7 @@ def test_an_unfinished_version_is_started_over_by_the_same_settings_only(
     assert finished.changes == recutted[1].changes
 
 
-# --- what can not be recut
+# --- what cannot be recut
 
 
 def test_finished_versions_outlive_the_features(run: Path) -> None:

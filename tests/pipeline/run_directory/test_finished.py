@@ -82,7 +82,7 @@ def test_options_that_are_set_otherwise_are_named_with_both_values(run: Path) ->
     assert list(finished.changed_options(Config(), ("input", "features", "gaussian", "trim"))) == []
 
 
-# --- what can not be judged anew; through the job that does, to see that it writes nothing
+# --- what cannot be judged anew; through the job that does, to see that it writes nothing
 
 
 def unfinished(run: Path) -> None:
@@ -147,18 +147,18 @@ def of_another_version(run: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (unfinished, r"is no finished run: it has no _SUCCESS"),
-        (without_features, r"/features is not there.*`paire clean`"),
+        (unfinished, r"is not a finished run: _SUCCESS is missing"),
+        (without_features, r"/features is missing.*`paire clean`"),
         (without_a_group, r"features of group 'all' are missing"),
         (with_features_of_another_shape, r"have shape \(260, 1, .*say \(260, 2, 2, 128\)"),
         (with_features_of_fewer_images, r"have shape \(259, .*say \(260, "),
         (without_a_chunk, r"are incomplete: 1 chunks are stored, at least 2 expected"),
         (without_a_map, r"/model is not a Gaussian map"),
-        (without_a_catalog, r"/catalog\.parquet can not be read \(FileNotFoundError\)"),
+        (without_a_catalog, r"/catalog\.parquet cannot be read \(FileNotFoundError\)"),
         (with_another_catalog, r"is not the catalog that the run was made of"),
-        (with_a_torn_manifest, r"/manifest\.parquet can not be read"),
+        (with_a_torn_manifest, r"/manifest\.parquet cannot be read"),
         (with_half_a_manifest, r"expected one for each"),
-        (without_a_record, r"is no run that can be read.*run\.json"),
+        (without_a_record, r"is not a readable run.*run\.json"),
         (of_another_version, r"another version of paire: unknown option 'trim\.gamma'"),
     ],
 )

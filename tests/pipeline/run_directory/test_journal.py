@@ -59,14 +59,14 @@ def test_an_entry_is_torn_at_any_byte_or_flipped(directory: Directory) -> None:
             Journal(directory, "group").recall("score", FITTED, smoothing=3)
     place = content.index(SCORES.tobytes())
     directory.write("0001.npz", content[:place] + b"\xff" + content[place + 1 :])
-    with pytest.raises(StaleJournalError, match="can not be read"):
+    with pytest.raises(StaleJournalError, match="cannot be read"):
         Journal(directory, "group").recall("score", FITTED, smoothing=3)
 
 
 def test_an_object_array_is_never_loaded(directory: Directory, tmp_path: Path) -> None:
     np.savez(tmp_path / "evil.npz", key=np.array([print], dtype=object))
     directory.write("0001.npz", (tmp_path / "evil.npz").read_bytes())
-    with pytest.raises(StaleJournalError, match="can not be read"):
+    with pytest.raises(StaleJournalError, match="cannot be read"):
         Journal(directory, "group").recall("score", FITTED, smoothing=3)
 
 

@@ -1,4 +1,4 @@
-"""The report: figures where they belong, prose left alone, nothing said that too few images can not say."""
+"""The report: figures where they belong, prose left alone, nothing said that too few images cannot say."""
 
 from collections.abc import Iterator
 from dataclasses import asdict

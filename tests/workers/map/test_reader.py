@@ -1,4 +1,4 @@
-"""The published Gaussian map: what is written is what scores, and what can not score says why."""
+"""The published Gaussian map: what is written is what scores, and what cannot score says why."""
 
 import json
 import shutil

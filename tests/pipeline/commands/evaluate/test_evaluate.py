@@ -256,7 +256,7 @@ def test_damaged_distances_are_an_error_that_says_what_to_do(copied: TinyRun) ->
 
 def test_a_run_that_is_not_finished_is_refused(copied: TinyRun) -> None:
     copied.run.remove("_SUCCESS")
-    with pytest.raises(SourceError, match="no finished run"):
+    with pytest.raises(SourceError, match="not a finished run"):
         copied.evaluate()
 
 
@@ -285,7 +285,7 @@ def test_the_table_has_a_row_for_each_group_and_one_for_all(tiny: TinyRun) -> No
 def test_a_run_is_evaluated_as_a_run(tiny: TinyRun, copied: TinyRun) -> None:
     assert evaluate(tiny.run.url, str(tiny.labels)).groups == evaluate_run(tiny.run, str(tiny.labels)).groups
     copied.run.remove("_SUCCESS")
-    with pytest.raises(SourceError, match="no finished run: it has no _SUCCESS"):
+    with pytest.raises(SourceError, match="not a finished run: _SUCCESS is missing"):
         evaluate(copied.run.url, str(copied.labels))
 
 

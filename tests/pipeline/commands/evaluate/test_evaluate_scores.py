@@ -121,7 +121,7 @@ def test_what_is_neither_a_run_nor_scores_is_an_error_that_names_both(tmp_path: 
 def test_scores_that_are_none_are_an_error_that_names_them(tmp_path: Path) -> None:
     labels, directory = labelled(tmp_path, {"a.png": 0}), Directory.at(tmp_path / "scores")
     directory.write(SCORES, b"no table")
-    with pytest.raises(SourceError, match=r"scores\.parquet can not be read \(ArrowInvalid: .*Score the images again"):
+    with pytest.raises(SourceError, match=r"scores\.parquet cannot be read \(ArrowInvalid: .*Score the images again"):
         evaluate(directory.url, labels)
     pd.DataFrame({"image_path": ["a.png"]}).to_parquet(tmp_path / "scores" / SCORES)
     with pytest.raises(SourceError, match=r"scores\.parquet has no column 'group'"):

@@ -204,7 +204,7 @@ def test_an_output_that_cannot_be_made_is_said_before_anything_is_computed(tiny:
 
 def test_an_unfinished_run_is_refused(copied: TinyRun) -> None:
     (copied.run / "_SUCCESS").unlink()
-    with pytest.raises(SourceError, match="is no finished run"):
+    with pytest.raises(SourceError, match="is not a finished run"):
         trust(str(copied.run), HERE)
 
 
