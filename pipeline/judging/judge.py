@@ -327,6 +327,6 @@ def _warn_of_near_duplicates(result: GroupResult) -> list[str]:
     if not result.near_duplicates or fitted_for is None or (fitted_for != np.arange(len(fitted_for))).any():
         return []
     return [
-        f"{result.near_duplicates} images are near-duplicates of others: a defect that several of them show can pass as "
-        "normal; trim.strategy=grow counts them as one"
+        f"{result.near_duplicates} images are near-duplicates of others: a defect that several of them show can pass "
+        "as normal; trim.strategy=grow counts them as one"
     ]

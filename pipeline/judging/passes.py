@@ -78,7 +78,7 @@ class Passes(Protocol):
 
 
 def plan_passes(group: Group, directory: Directory) -> Passes:
-    """Choose how the passes over a group go; they may keep arrays in its directory of distances until they are closed."""
+    """Choose how the passes over a group go; until they are closed they may keep arrays in its directory."""
     if uses_products(group.count, group.geometry.channels):
         return PassesByProducts(group, directory)
     return PassesByFeatures(group, directory)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.judging.result import Ending
+from pipeline.judging.result import GroupResult
 from pipeline.run_directory.journal import Journal, StaleJournalError
 from pipeline.run_directory.record import read_record
 from pipeline.run_directory.tables import read_table, write_table
@@ -150,8 +150,8 @@ def test_journal_entries(directory: Directory, content: bytes) -> None:
 
 @fuzzing(100)
 @given(facts=altered(FACTS))
-def test_endings(facts: bytes) -> None:
-    tried["endings of groups"] += 1
+def test_results_of_groups(facts: bytes) -> None:
+    tried["results of groups"] += 1
     arrays = {"facts": np.frombuffer(facts, np.uint8)}
-    ending = attempt(lambda: Ending.from_arrays(arrays, OUTCOMES), StaleJournalError)
-    assert ending is None or ending.verdict.judgement is None
+    result = attempt(lambda: GroupResult.from_arrays(arrays, OUTCOMES), StaleJournalError)
+    assert result is None or (result.trimming, result.evidence, result.fitted_for) == (None, None, None)

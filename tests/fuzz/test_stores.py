@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.intake.extract import _compressors, _open_store, _require_array
 from pipeline.judging.distances import GroupDistances
+from pipeline.judging.group import Group
+from schemas.config import parse_config
 from schemas.errors import PaireError
 from schemas.records.image import ImageOutcome, ImageRef
 from schemas.records.run import DISTANCE
@@ -132,7 +134,9 @@ def test_harmed_chunks_are_not_judged(stored: Path, place: int, steps: list[Muta
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[GroupDistances, NDArray[np.float64]]:
     """Return the stored distances of a group, of which one image does not take part, and what they are."""
     takes_part = np.arange(9) != 4
-    group = GroupDistances(Directory.at(tmp_path_factory.mktemp("distances")), takes_part, GEOMETRY, 5)
+    config = parse_config(None, ["gaussian.segment_images=5"])
+    folder = Directory.at(tmp_path_factory.mktemp("distances"))
+    group = GroupDistances(folder, Group("group", takes_part, folder, GEOMETRY, config))
     group.create(DISTANCE)
     values = np.random.default_rng(0).normal(20, 1, (9, GEOMETRY.rows, GEOMETRY.columns))
     values[4] = np.nan
@@ -152,7 +156,7 @@ def test_harmed_distances_are_not_used(
     content = chunk.read_bytes()
     try:
         chunk.write_bytes(mutate(content, steps, [content]))
-        for segment in group.segments():
+        for segment in group.group.segments():
             values = attempt(partial(read_distances, group.array(DISTANCE), segment), PaireError)
             assert values is None or (values == expected[segment.start : segment.stop][segment.mask]).all()
     finally:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.cluster.progress import Reporter
+from pipeline.judging.group import Group
 from pipeline.judging.statistics import GroupStatistics
 from pipeline.judging.strategies.base import CYCLE, MAJORITY, MAX_ITERATIONS, UNCHANGED, Trimming
 from pipeline.judging.strategies.paire import trim
@@ -83,12 +84,11 @@ def run_passes(
     )
     array[:] = features
     distances.zarr_group("", "w")
-    statistics = GroupStatistics(cluster, GROUP, measured, geometry, config, store, distances)
+    statistics = GroupStatistics(cluster, Group(GROUP, measured, store, geometry, config), distances, Reporter())
     recorded = Recorded()
 
     def measure(fitted: NDArray[np.bool_], number: int) -> Any:
-        with Reporter().phase("pass", rows, "rows", brief=True) as phase:
-            result = statistics.measure(fitted, is_first=number == 1, phase=phase)
+        result = statistics.run_pass(fitted, number)
         stored: Any = (distances / storage_name(GROUP)).zarr_group("")[DISTANCE]
         recorded.distances.append(np.asarray(stored[:]))
         recorded.thresholds.append(result.thresholds)

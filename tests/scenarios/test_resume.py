@@ -17,7 +17,7 @@ from pipeline.cluster.progress import Reporter
 from pipeline.cluster.tasks import Here
 from pipeline.judging.distances import GroupDistances
 from pipeline.judging.judge import Judge
-from pipeline.judging.result import Ending
+from pipeline.judging.result import GroupResult
 from pipeline.judging.statistics import GroupStatistics
 from pipeline.run_directory.record import new_record
 from schemas.config import Config
@@ -156,7 +156,7 @@ def test_groups_that_were_judged_are_not_judged_again(
     expected = everything(tmp_path / "run")
     monkeypatch.setattr(GroupStatistics, "__init__", None)  # not to be called
     job(tmp_path / "run", features=ONE_GROUP)
-    assert job.tasks == 1  # in which the ending is read
+    assert job.tasks == 1  # in which the result is read
     assert_same(everything(tmp_path / "run"), expected)
 
 
@@ -169,7 +169,7 @@ def test_a_torn_journal_is_not_believed(job: Job, tmp_path: Path, name: str, mon
     job(tmp_path / "whole", features=ONE_GROUP)
     with monkeypatch.context() as patch:
         if name != "ending.npz":  # written last, in place of the others
-            patch.setattr(Ending, "to_arrays", None)
+            patch.setattr(GroupResult, "to_arrays", None)
         with pytest.raises(TypeError) if name != "ending.npz" else nullcontext():
             job(tmp_path / "run", features=ONE_GROUP)
     (torn,) = (tmp_path / "run" / "journal").glob(f"*/{name}")

@@ -1,14 +1,14 @@
-"""The Gaussian at one patch position and the Mahalanobis distance to it (Eqs. 4-6), in two equal forms.
+"""Fit the Gaussian at one patch position and measure the Mahalanobis distance to it (Eqs. 4-6), in two equal forms.
 
-With n fitted samples in D channels, Sigma = weight S + ridge I; the covariance estimator says how much of each.
+With n fitted samples in D channels, Sigma = weight S + ridge I; the covariance estimator sets weight and ridge.
 
-- Dual, for n <= D: S has rank n - 1, so its eigenvectors are found from the n x n Gram matrix. Along them the
-  variance is e + ridge, in the orthogonal complement it is the ridge. The distance is a sum of non-negative terms,
-  so nothing cancels however small the ridge is.
-- Primal, for n > D: the Cholesky factor L of Sigma. Where many images are measured, L^-1 takes its place: products
-  of matrices are twice as fast as triangular solves. An inverse of a triangle adds a relative error of eps cond(L) to
-  distances (Higham, Accuracy and Stability of Numerical Algorithms, section 14.2), the square root of the
-  eps cond(Sigma) that factorising Sigma costs in any case.
+- Dual, for n <= D: S has rank n - 1, so its eigenvectors come from the n x n Gram matrix. Along them the variance is
+  e + ridge, in the orthogonal complement it is the ridge. The distance is a sum of non-negative terms, so nothing
+  cancels however small the ridge is.
+- Primal, for n > D: the Cholesky factor L of Sigma. To measure many images, L^-1 takes its place: matrix products are
+  twice as fast as triangular solves. The inverse of a triangle adds a relative error of eps cond(L) to distances
+  (Higham, Accuracy and Stability of Numerical Algorithms, section 14.2), and cond(L) is only the square root of
+  cond(Sigma): factorising Sigma costs eps cond(Sigma) in any case.
 """
 
 from dataclasses import dataclass
@@ -37,24 +37,12 @@ class Fit(NamedTuple):
 
 @dataclass(frozen=True)
 class DualGaussian:
-    """A Gaussian fitted on no more samples than channels.
+    """A Gaussian fitted on no more samples than channels."""
 
-    Attributes
-    ----------
-    mean
-        (channels,) float64.
-    directions
-        (rank, channels) float64: orthonormal rows V spanning the fitted samples about their mean.
-    variances
-        (rank,) float64: the variances e along them, without the ridge.
-    ridge
-        The variance in the orthogonal complement.
-    """
-
-    mean: Floats
-    directions: Floats
-    variances: Floats
-    ridge: float
+    mean: Floats  # (channels,)
+    directions: Floats  # (rank, channels): orthonormal rows V that span the fitted samples about their mean
+    variances: Floats  # (rank,): the variances e along them, without the ridge
+    ridge: float  # the variance in the orthogonal complement
 
     def mahalanobis(self, samples: NDArray[np.floating]) -> Floats:
         """Return the distances (images,) float64 of samples (images, channels): Eq. 6.
@@ -72,18 +60,10 @@ class DualGaussian:
 
 @dataclass(frozen=True)
 class PrimalGaussian:
-    """A Gaussian fitted on more samples than channels.
+    """A Gaussian fitted on more samples than channels."""
 
-    Attributes
-    ----------
-    mean
-        (channels,) float64.
-    cholesky
-        (channels, channels) float64: lower triangular L with L L^T = Sigma.
-    """
-
-    mean: Floats
-    cholesky: Floats
+    mean: Floats  # (channels,)
+    cholesky: Floats  # (channels, channels): lower triangular L with L L^T = Sigma
 
     def mahalanobis(self, samples: NDArray[np.floating]) -> Floats:
         """Return the distances (images,) float64 of samples (images, channels): |L^-1 (x - mean)|, Eq. 6."""
@@ -107,18 +87,10 @@ Gaussian = DualGaussian | PrimalGaussian
 
 @dataclass(frozen=True)
 class WhiteningGaussian:
-    """A Gaussian in primal form to measure many images with.
+    """A Gaussian in primal form that measures many images fast."""
 
-    Attributes
-    ----------
-    mean
-        (channels,) float64.
-    whitening
-        (channels, channels) float64, Fortran order: L^-1, lower triangular, with L L^T = Sigma.
-    """
-
-    mean: Floats
-    whitening: Floats
+    mean: Floats  # (channels,)
+    whitening: Floats  # (channels, channels), Fortran order: L^-1, lower triangular, with L L^T = Sigma
 
     def mahalanobis(self, samples: NDArray[np.floating]) -> Floats:
         """Return the distances (images,) float64 of samples (images, channels): |L^-1 (x - mean)|, Eq. 6."""
@@ -131,24 +103,14 @@ class WhiteningGaussian:
 
 @dataclass(frozen=True)
 class FittedGaussian:
-    """A Gaussian that knows how many samples it was fitted on, so that it can leave one of them out.
+    """A Gaussian that knows how many samples it was fitted on, so that it can leave one of them out."""
 
-    Attributes
-    ----------
-    gaussian
-        Fitted with 1 / (n - 2), the scale of a fit without one of its n samples.
-    count
-        n.
-    weight
-        Of the sample covariance in Sigma.
-    """
-
-    gaussian: Gaussian
-    count: int
-    weight: float
+    gaussian: Gaussian  # to leave one out, fitted with 1 / (n - 2), the scale of a fit without one of its n samples
+    count: int  # n
+    weight: float  # of the sample covariance in Sigma
 
     def leave_one_out(self, samples: NDArray[np.floating], is_fitted: Mask) -> Floats:
-        """Return the distances (images,) of samples, each fitted one's to the fit without it.
+        """Return the distances (images,) of samples (images, channels), measuring each fitted one without itself.
 
         With q = u^T B^-1 u and c = weight n / ((n - 1)(n - 2)), Sherman and Morrison give for a fitted sample
         d^2 = (n / (n - 1))^2 q / (1 - c q); for all others d^2 = q. Fitted and other samples are on one scale.
@@ -165,19 +127,14 @@ class FittedWhitening:
     weight: float
 
     def leave_one_out(self, samples: NDArray[np.floating], is_fitted: Mask) -> Floats:
-        """Return what `FittedGaussian.leave_one_out` does."""
+        """Do the same as `FittedGaussian.leave_one_out`."""
         return _leave_one_out(self.gaussian.mahalanobis(samples), is_fitted, self.count, self.weight)
 
     def relative_error(self, scatter_error: float) -> float:
-        """Return a bound on the relative error of distances that an error of the fitted scatter means.
+        """Bound the relative error of distances, given (a bound on) the Frobenius norm of the fitted scatter's error.
 
         d^2 = u^T Sigma^-1 u changes by u^T Sigma^-1 E Sigma^-1 u, to first order, with E the error of Sigma. That is
         at most |E| |Sigma^-1| d^2, and |Sigma^-1| is at most the sum of squares of L^-1. The distance has half of it.
-
-        Parameters
-        ----------
-        scatter_error
-            The Frobenius norm of the scatter's error, or a bound on it.
         """
         precision = float(np.einsum("ij,ij->", self.gaussian.whitening, self.gaussian.whitening))
         # 1 / (n - 2) at most, whatever the scale of the fit.
@@ -185,33 +142,25 @@ class FittedWhitening:
 
 
 def invert(fitted: FittedGaussian) -> FittedWhitening:
-    """Return a primal Gaussian to measure many images with; takes the memory of the factor, which is no more then."""
+    """Turn a primal Gaussian into one that measures many images fast."""
     assert isinstance(fitted.gaussian, PrimalGaussian)
     whitening = invert_factor(np.asfortranarray(fitted.gaussian.cholesky))
     return FittedWhitening(WhiteningGaussian(fitted.gaussian.mean, whitening), fitted.count, fitted.weight)
 
 
 def uses_dual(fitted: int, channels: int) -> bool:
-    """Tell which form a fit on so many samples takes."""
+    """Tell whether a fit on ``fitted`` samples takes the dual form."""
     return fitted <= channels
 
 
 def fit_dual(
     samples: NDArray[np.floating], config: GaussianConfig, estimator: str, *, leaves_one_out: bool = False
 ) -> FittedGaussian:
-    """Fit the dual form on samples (images, channels).
+    """Fit the dual form on samples (images, channels) of any floating dtype.
 
-    Directions whose variance is below the rounding error of the largest one are left out: they can not be
-    normalised, and belong to the complement as far as float64 can tell.
-
-    Parameters
-    ----------
-    samples
-        (images, channels), any floating dtype.
-    config, estimator
-        The covariance estimator and its ridges.
-    leaves_one_out
-        Scale the covariance with 1 / (n - 2), for `FittedGaussian.leave_one_out`.
+    Directions whose variance is below the rounding error of the largest one are left out: they cannot be normalised,
+    and belong to the complement as far as float64 can tell. ``leaves_one_out`` scales the covariance with 1 / (n - 2),
+    for `FittedGaussian.leave_one_out`.
     """
     values = samples.astype(np.float64)
     count = len(values)
@@ -222,7 +171,7 @@ def fit_dual(
     keep = variances > count * np.finfo(np.float64).eps * variances.max(initial=0.0)
     variances, rotation = variances[keep], rotation[:, keep]
     directions = (rotation.T @ centred) / np.sqrt(variances * (count - 1))[:, np.newaxis]
-    # The Gram matrix squares the condition: small directions come out a little skew to the large ones.
+    # The Gram matrix squares the condition: small directions are not quite orthogonal to the large ones.
     skew = np.linalg.cholesky(directions @ directions.T)
     directions = scipy.linalg.solve_triangular(skew, directions, lower=True, check_finite=False)
     variances = np.square(directions @ centred.T).sum(axis=1) / (count - 1)
@@ -246,14 +195,10 @@ def fit_primal(
     fourth_moments: Floats | None = None,
     leaves_one_out: bool = False,
 ) -> tuple[FittedGaussian, ...]:
-    """Fit the primal form at every position of some moments.
+    """Fit the primal form at every position of the moments.
 
     Parameters
     ----------
-    moments
-        At several positions.
-    config, estimator
-        The covariance estimator and its ridges.
     fourth_moments
         (positions,) sum of |x - mean|^4; only ``ledoit-wolf`` needs them.
     leaves_one_out
@@ -262,7 +207,7 @@ def fit_primal(
     Raises
     ------
     SingularCovarianceError
-        When the ridge is too small to make a covariance positive definite in float64.
+        If the ridge is too small to make a covariance positive definite in float64.
     """
     fitted = []
     means, covariances = finalize(moments)
@@ -283,10 +228,10 @@ def fit_primal(
 
 
 def _leave_one_out(distances: Floats, is_fitted: Mask, count: int, weight: float) -> Floats:
-    """Return distances (images,), each fitted one's to the fit on the other samples of ``count``."""
+    """Turn distances (images,) into those that measure each fitted sample without itself."""
     squared = distances**2
     leverage = weight * count / ((count - 1) * (count - 2)) * squared
-    # Below 1 in exact arithmetic; a sample that alone spans a direction comes as close as rounding allows.
+    # The leverage is below 1 in exact arithmetic; a sample that alone spans a direction comes close within rounding.
     remaining = np.maximum(1.0 - leverage, np.finfo(np.float64).eps)
     without = (count / (count - 1)) ** 2 * squared / remaining
     left_out: Floats = np.sqrt(np.where(is_fitted, without, squared))
@@ -294,7 +239,7 @@ def _leave_one_out(distances: Floats, is_fitted: Mask, count: int, weight: float
 
 
 def _rescaling(count: int, leaves_one_out: bool) -> float:
-    """Return what turns 1 / (n - 1) into 1 / (n - 2) where one sample is left out."""
+    """Return the factor from 1 / (n - 1) to 1 / (n - 2) if one sample is left out, else 1."""
     return (count - 1) / (count - 2) if leaves_one_out else 1.0
 
 

@@ -1,10 +1,10 @@
-"""BLAS and LAPACK in place and beside each other: SciPy's own routines, called without the interpreter's lock.
+"""Call SciPy's own BLAS and LAPACK routines in place and without the interpreter's lock.
 
-Positions are computed side by side in threads. SciPy's functions hold the lock while they compute, so that only one of
-them runs at a time, and return copies. SciPy exports the addresses of its routines for
-such callers (`scipy.LowLevelCallable`), and ctypes releases the lock.
+Threads compute positions side by side. SciPy's functions hold the lock while they compute, so only one of them runs at
+a time, and they return copies. But SciPy exports the addresses of its routines (`scipy.LowLevelCallable`), and ctypes
+releases the lock.
 
-Matrices are float64 in Fortran order, of which samples (images, channels) in C order are the transpose.
+Matrices are float64 in Fortran order; samples (images, channels) in C order are their transpose.
 """
 
 import ctypes
@@ -17,18 +17,17 @@ from scipy.linalg import cython_blas, cython_lapack
 
 from schemas.arrays import Floats
 
-# Channels in one block of a triangular solve: as few as multiplications are fast with, since blocks are inverted.
+# Channels in one block of a triangular solve. Blocks are inverted, so this is the smallest with fast multiplications.
 BLOCK = 64
 
-# What is above the diagonal of a block.
-_ABOVE = np.triu(np.ones((BLOCK, BLOCK), bool), 1)
+_ABOVE = np.triu(np.ones((BLOCK, BLOCK), bool), 1)  # above the diagonal of a block
 
-# Order up to which a triangle is inverted by LAPACK: above, its halves are, which are joined by matrix products.
+# LAPACK inverts triangles up to this order; larger ones are inverted by halves, joined by matrix products.
 SMALL_TRIANGLE = 32
 
 
 def _routine(module: ModuleType, name: str, arguments: int) -> Callable[..., None]:
-    """Return a routine as a function of so many pointers."""
+    """Return a routine as a function that takes ``arguments`` pointers."""
     capsule = scipy.LowLevelCallable.from_cython(module, name).function
     name_of = ctypes.pythonapi.PyCapsule_GetName
     name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
@@ -43,7 +42,7 @@ _dpotrf = _routine(cython_lapack, "dpotrf", 5)
 _dtrmm = _routine(cython_blas, "dtrmm", 11)
 _dtrtri = _routine(cython_lapack, "dtrtri", 6)
 
-# Options are the addresses of letters; "N" is for not transposed, and for a diagonal that is not of ones.
+# Options are the addresses of letters; "N" means not transposed, or a diagonal that is not all ones.
 _LETTERS = {letter: ctypes.c_char(letter) for letter in (b"L", b"N", b"R")}
 _LOWER = _LEFT = ctypes.addressof(_LETTERS[b"L"])
 _RIGHT = ctypes.addressof(_LETTERS[b"R"])
@@ -51,10 +50,7 @@ _PLAIN = ctypes.addressof(_LETTERS[b"N"])
 
 
 def add_products(total: Floats, samples: Floats, sign: float = 1.0) -> None:
-    """Add the sum of x x^T over samples (images, channels), C order, to the lower triangle of a matrix.
-
-    With ``sign`` -1 it is taken off.
-    """
+    """Add (``sign`` -1: subtract) x x^T of samples (images, channels), C order, to the lower triangle of a matrix."""
     channels = _order(total)
     assert samples.flags.c_contiguous
     assert samples.shape[1] == channels
@@ -83,7 +79,7 @@ def factorise(matrix: Floats) -> Floats:
     Raises
     ------
     numpy.linalg.LinAlgError
-        When the matrix is not positive definite.
+        If the matrix is not positive definite.
     """
     n, info = ctypes.c_int(_order(matrix)), ctypes.c_int(0)
     _dpotrf(_LOWER, _at(n), matrix.ctypes.data, _at(n), _at(info))
@@ -108,7 +104,7 @@ def invert_triangle(factor: Floats) -> Floats:
 def invert_factor(factor: Floats) -> Floats:
     """Turn a lower triangular matrix into its inverse, by halves; returns the same array.
 
-    Nearly all of it is products of large triangles, four times as fast as LAPACK's dtrtri here.
+    Nearly all work is products of large triangles, four times as fast as LAPACK's dtrtri.
     """
     if _order(factor):
         _invert_part(factor, 0, len(factor))
@@ -141,7 +137,7 @@ def _invert_part(factor: Floats, start: int, stop: int) -> None:
 def _dtrmm_of(side: int, sign: float, triangle: Floats, matrix: Floats) -> None:
     """Multiply a matrix by a lower triangular one from the left or the right, in place; both with unit row stride."""
     rows, columns = ctypes.c_int(matrix.shape[0]), ctypes.c_int(matrix.shape[1])
-    # NumPy leaves open what the stride over a single column is.
+    # NumPy does not define the stride over a single column.
     strides = [ctypes.c_int(max(part.strides[1] // part.itemsize, len(part))) for part in (triangle, matrix)]
     factor = ctypes.c_double(sign)
     _dtrmm(
@@ -161,15 +157,9 @@ def invert_diagonal_blocks(factor: Floats) -> tuple[Floats, ...]:
 def whiten(factor: Floats, inverses: tuple[Floats, ...], samples: Floats) -> None:
     """Turn samples (images, channels) into L^-1 x for a lower triangular L, in place.
 
-    Forward substitution by halves: the first half of the channels is solved, what it explains is taken off the second,
-    which is solved then. Nearly all of it is products of large matrices, twice as fast as a triangular solve.
-
-    Parameters
-    ----------
-    factor, inverses
-        L, and the inverses of its diagonal blocks.
-    samples
-        What to whiten, and the result; C order.
+    Forward substitution by halves: solve the first half of the channels, subtract what it explains from the second,
+    solve that. Nearly all work is products of large matrices, twice as fast as a triangular solve. ``inverses`` are
+    those of L's diagonal blocks.
     """
     assert samples.flags.c_contiguous
     assert samples.shape[1] == _order(factor)
@@ -180,7 +170,7 @@ def whiten(factor: Floats, inverses: tuple[Floats, ...], samples: Floats) -> Non
 
 
 def _whiten_blocks(factor: Floats, inverses: tuple[Floats, ...], samples: Floats, first: int, last: int) -> None:
-    """Whiten the channels of some blocks, from which those before are taken off already."""
+    """Whiten the channels of blocks ``first`` to ``last``, after subtracting what earlier blocks explain."""
     if last - first == 1:
         block = samples[:, first * BLOCK : last * BLOCK]
         block[:] = block @ inverses[first].T
@@ -199,7 +189,7 @@ def _whiten_blocks(factor: Floats, inverses: tuple[Floats, ...], samples: Floats
 
 
 def _order(matrix: Floats) -> int:
-    """Return n of an n x n matrix that the routines can work on."""
+    """Return n of an n x n matrix, after checking that the routines can work on it."""
     assert matrix.dtype == np.float64
     assert matrix.flags.f_contiguous
     assert matrix.shape[0] == matrix.shape[1]
@@ -207,5 +197,5 @@ def _order(matrix: Floats) -> int:
 
 
 def _at(value: ctypes.c_int | ctypes.c_double) -> int:
-    """Return the address of a number, which the caller keeps."""
+    """Return the address of a number; the caller must keep the number alive."""
     return ctypes.addressof(value)

@@ -3,10 +3,10 @@
 The scatter matrix is always taken about a mean, never as a difference of large sums: unshifted sums lose four
 digits on real features.
 
-Samples can also be taken off again, which does subtract: so moments carry a bound on the Frobenius norm of what
-rounding has done to their scatter. Products of k samples with the sum of squares t are right to k eps t, adding them
-to a matrix of trace T to eps T (Higham, Accuracy and Stability of Numerical Algorithms, sections 3.1 and 3.5), in any
-order of summation; a trace is at least the Frobenius norm.
+Removing samples does subtract, so moments carry a bound on the Frobenius norm of the scatter's rounding error. Products
+of k samples with the sum of squares t are right to k eps t, adding them to a matrix of trace T is right to eps T
+(Higham, Accuracy and Stability of Numerical Algorithms, sections 3.1 and 3.5), in any order of summation; a trace is at
+least the Frobenius norm.
 """
 
 from dataclasses import dataclass
@@ -19,30 +19,18 @@ from workers.gaussian.lapack import add_products, mirror
 
 _EPS = float(np.finfo(np.float64).eps)
 
-# The products, and twice the sum of samples whose square is taken off them in the end.
+# One for the products, two for the sum of samples, whose square is subtracted in the end.
 _ROUNDED = 3.0
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of samples at several positions.
+    """Count, mean and scatter of samples at several positions."""
 
-    Attributes
-    ----------
-    count
-        Number of samples n.
-    mean
-        (positions, channels) float64.
-    scatter
-        (positions, channels, channels) float64: the sum of (x - mean)(x - mean)^T.
-    error
-        A bound on the Frobenius norm of the scatter's rounding error, at the worst position.
-    """
-
-    count: int
-    mean: Floats
-    scatter: Floats
-    error: float = 0.0
+    count: int  # n
+    mean: Floats  # (positions, channels)
+    scatter: Floats  # (positions, channels, channels): the sum of (x - mean)(x - mean)^T
+    error: float = 0.0  # a bound on the Frobenius norm of the scatter's rounding error, at the worst position
 
     @classmethod
     def empty(cls, positions: int, channels: int) -> "Moments":
@@ -53,8 +41,8 @@ class Moments:
 class Accumulator:
     """The moments of samples at one position that come block by block: symmetric rank-k updates in place.
 
-    Sums are taken about the mean of the first block, which differs from that of all by little, so that hardly anything
-    is lost when the scatter is shifted to the latter at the end.
+    Sums are taken about the mean of the first block. It is close to the mean of all samples, so shifting the scatter
+    to that mean in the end loses hardly anything.
     """
 
     def __init__(self, channels: int) -> None:
@@ -65,7 +53,7 @@ class Accumulator:
 
     @classmethod
     def resume(cls, moments: Moments) -> "Accumulator":
-        """Go on from moments of one position; sums are taken about their mean."""
+        """Continue from moments of one position; sums are taken about their mean."""
         resumed = cls(0)
         resumed._count, resumed._has_origin, resumed._error = moments.count, True, moments.error
         resumed._origin = moments.mean[0]
@@ -79,7 +67,7 @@ class Accumulator:
         self._update(samples, 1)
 
     def remove(self, samples: NDArray[np.floating]) -> None:
-        """Take off a block of samples that were added before."""
+        """Remove a block of samples that were added before."""
         self._update(samples, -1)
 
     def _update(self, samples: NDArray[np.floating], sign: int) -> None:
@@ -103,20 +91,14 @@ class Accumulator:
         scatter, trace = self._products, float(self._products.trace())
         add_products(scatter, (self._sum / np.sqrt(count))[np.newaxis], -1)
         mirror(scatter)
-        # The origin is a rounded mean where moments were resumed: their sum about it is not quite 0.
+        # After `resume` the origin is a rounded mean: the sum about it is not quite 0.
         offset = _EPS * float(np.linalg.norm(self._origin) * np.linalg.norm(self._sum))
         error = self._error + _ROUNDED * _EPS * trace + 2.0 * offset
         return Moments(self._count, (self._origin + shift)[np.newaxis], scatter.T[np.newaxis], error)
 
 
 def accumulate(samples: NDArray[np.floating]) -> Moments:
-    """Return the moments of a block of samples.
-
-    Parameters
-    ----------
-    samples
-        (images, positions, channels), any floating dtype.
-    """
+    """Return the moments of a block of samples (images, positions, channels), any floating dtype."""
     images, positions, channels = samples.shape
     parts = []
     for position in range(positions):
@@ -134,7 +116,7 @@ def accumulate(samples: NDArray[np.floating]) -> Moments:
 
 
 def merge(left: Moments, right: Moments) -> Moments:
-    """Return the moments of two disjoint sets of samples together (Chan, Golub and LeVeque 1983)."""
+    """Merge the moments of two disjoint sets of samples (Chan, Golub and LeVeque 1983)."""
     if not left.count:
         return right
     if not right.count:
@@ -152,23 +134,13 @@ def merge(left: Moments, right: Moments) -> Moments:
     return Moments(count, mean, between, left.error + right.error + _ROUNDED * _EPS * trace + offset)
 
 
-def error_anew(count: int, block: int, trace: float) -> float:
-    """Return the bound on the scatter's error that accumulating ``count`` samples in such blocks comes to.
-
-    ``trace`` is the scatter's; sums of parts of it are smaller.
-    """
+def fresh_error(count: int, block: int, trace: float) -> float:
+    """Bound the scatter's error after accumulating ``count`` samples in blocks; ``trace`` is the whole scatter's."""
     return _ROUNDED * _EPS * (block + -(-count // block)) * trace
 
 
 def finalize(moments: Moments) -> tuple[Floats, Floats]:
     """Return the mean and the covariance with 1 / (n - 1) (Eqs. 4 and 5, without the ridge).
-
-    Returns
-    -------
-    mean : ndarray
-        (positions, channels) float64.
-    covariance : ndarray
-        (positions, channels, channels) float64.
 
     Raises
     ------

@@ -1,21 +1,21 @@
-"""Mahalanobis distances at one position from the inner products of its images, for groups of no more than D images.
+"""Measure Mahalanobis distances at one position from the inner products of its images, in groups of at most D images.
 
-There a distance depends on the features through their inner products alone. Those are the same in every pass over a
-group, whatever is fitted, so they are computed once, and a pass costs one Cholesky factor of n x n. With the n fitted
+In such a group a distance depends on the features only through their inner products. Those are the same in every pass,
+whatever is fitted, so they are computed once, and a pass costs one Cholesky factor of n x n. With the n fitted
 samples' u about their mean, K = U U^T, Sigma = a U^T U + r I and c = r / a, Woodbury's identity gives for another
 sample with k = U u
 
     d^2 = (|u|^2 - k^T (K + c I)^-1 k) / r.                                                                     (1)
 
-For a fitted sample that difference cancels to nothing when r is small; but there u = U^T e_i, and
+For a fitted sample that difference cancels to nothing if r is small; but then u = U^T e_i, and
 
     d^2 = (1 - 1/n - c H_ii) / a,                                                                               (2)
 
 where H is (K + c I)^-1 without its part along the ones: those are K's null space, so that part, 1/c, is known. The
-matrix that is factorised has the mean eigenvalue there instead; no k has a part along the ones.
+factorised matrix has the mean eigenvalue there instead; no k has a part along the ones.
 
-Leaving sample i out leaves the mean mu - u/(n - 1) and the scatter U^T U - (1 + 1/(n - 1)) u u^T. Woodbury's identity
-once more gives
+Without sample i the mean is mu - u/(n - 1) and the scatter U^T U - (1 + 1/(n - 1)) u u^T. Woodbury's identity then
+gives
 
     d^2 = (1/(c H_ii) - 1 - 1/(n - 1)) / a,                                                                     (3)
 
@@ -23,7 +23,7 @@ with a and c of n - 1 samples: `workers.gaussian.fit.FittedGaussian.leave_one_ou
 
 Rounding: inner products are exact to eps times the norms, so K's error is at most E = eps tr K, and H's relative error
 E |H|, which is at most E / c = eps tr S / r. The differences above divide it by what they leave. `measure` returns
-that bound; who is not content with it takes `workers.gaussian.fit.fit_dual`, which sees the features themselves.
+that bound; if it is too large, use `workers.gaussian.fit.fit_dual`, which sees the features themselves.
 """
 
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ from workers.gaussian.fit import Fit
 from workers.gaussian.lapack import factorise, invert_triangle
 from workers.gaussian.shrinkage import Shrinkage, Spectrum, shrink
 
-# The bound on the relative error above which distances are taken from the features themselves: what two forms of one
-# distance must agree to. On real features the bound is three to four decades above the error.
+# Above this bound on the relative error, distances come from the features themselves: two forms of one distance must
+# agree to it. On real features the bound is a thousand to ten thousand times the error.
 TOLERANCE = 1e-6
 
 _EPS = float(np.finfo(np.float64).eps)
 
-# Keeps squared distances positive where rounding would not: their logarithms are taken.
+# Keeps squared distances positive despite rounding: later steps take their logarithms.
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -63,25 +63,13 @@ class _Squared(NamedTuple):
 
 @dataclass(frozen=True)
 class _Resolvent:
-    """H for a covariance of some degrees of freedom.
+    """H, for a covariance with 1 / degrees."""
 
-    Attributes
-    ----------
-    inverse
-        (n, n) float64: L^-1 of the lower Cholesky factor L.
-    scale, offset
-        a and c.
-    along_ones
-        n times the eigenvalue along the ones of what was factorised.
-    error
-        A bound on H's relative error.
-    """
-
-    inverse: Floats
-    scale: float
-    offset: float
-    along_ones: float
-    error: float
+    inverse: Floats  # (n, n): L^-1 of the lower Cholesky factor L
+    scale: float  # a
+    offset: float  # c
+    along_ones: float  # n times the factorised matrix's eigenvalue along the ones
+    error: float  # a bound on H's relative error
 
     def diagonal(self) -> Floats:
         """Return the diagonal (n,) of c H."""
@@ -91,31 +79,17 @@ class _Resolvent:
 
 @dataclass(frozen=True)
 class _Kernel:
-    """The fitted samples about their mean.
+    """The fitted samples about their mean."""
 
-    Attributes
-    ----------
-    centred
-        (n, n) float64: K.
-    to_mean
-        (n,) float64: inner products of the samples with their mean, and
-    mean_square
-        that of the mean with itself.
-    rounding
-        E, the error of K.
-    shrinkage
-        Weight and ridge of the estimator.
-    """
-
-    centred: Floats
-    to_mean: Floats
-    mean_square: float
-    rounding: float
+    centred: Floats  # (n, n): K
+    to_mean: Floats  # (n,): inner products of the samples with their mean
+    mean_square: float  # inner product of the mean with itself
+    rounding: float  # E, the error of K
     shrinkage: Shrinkage
 
     @classmethod
     def of(cls, products: Floats, channels: int, fitted: Indices, fit: Fit) -> "_Kernel":
-        """Centre the inner products of some images, and ask the estimator."""
+        """Centre the inner products of the fitted images, and ask the estimator."""
         centred = products[np.ix_(fitted, fitted)]
         rounding = _EPS * float(np.trace(centred))
         to_mean = centred.mean(axis=1)
@@ -133,14 +107,14 @@ class _Kernel:
         return cls(centred, to_mean, mean_square, rounding, shrink(spectrum, fit.config, fit.estimator))
 
     def resolvent(self, degrees: int) -> _Resolvent | None:
-        """Factorise for a covariance with 1 / degrees; None where the estimator gives it no weight."""
+        """Factorise for a covariance with 1 / degrees; None if the estimator gives it no weight."""
         count, scale = len(self.centred), self.shrinkage.weight / degrees
         if not scale:
             return None
         offset, mean_eigenvalue = self.shrinkage.ridge / scale, float(np.trace(self.centred)) / count
         matrix = self.centred + mean_eigenvalue / count
         matrix[np.diag_indices(count)] += offset
-        # Symmetric: its transpose is the same matrix in the order of memory that is worked on.
+        # Symmetric: its transpose is the same matrix in Fortran order, which the routines need.
         inverse = invert_triangle(factorise(matrix.T))
         # The squared Frobenius norm of L^-1 is the trace of H, which bounds its spectral norm.
         norm = float(np.einsum("ij,ij->", inverse, inverse))
@@ -150,7 +124,7 @@ class _Kernel:
 def inner_products(samples: NDArray[np.floating]) -> Floats:
     """Return the inner products (images, images) float64 of samples (images, channels) about their mean.
 
-    About the mean, so that little is lost when a fit subtracts its own.
+    About the mean, so that a fit loses little when it subtracts its own mean.
     """
     values = samples.astype(np.float64)
     values -= values.mean(axis=0)
@@ -161,10 +135,12 @@ def inner_products(samples: NDArray[np.floating]) -> Floats:
 def measure(products: Floats, channels: int, fitted: Indices, measured: Indices, fit: Fit) -> Measured:
     """Fit on some images and measure others, which may be among them: Eq. 6.
 
+    Distances are NaN, with an infinite error, if rounding makes K + c I indefinite.
+
     Parameters
     ----------
     products
-        (images, images) float64, as of `inner_products`.
+        (images, images) float64, from `inner_products`.
     channels
         D.
     fitted
@@ -172,26 +148,14 @@ def measure(products: Floats, channels: int, fitted: Indices, measured: Indices,
     measured
         (m,) int64: rows of the images to measure, in any order.
     fit
-        How; with ``leaves_one_out`` fitted images are measured without themselves.
-
-    Returns
-    -------
-    Measured
-        Of NaN and an infinite error where rounding makes K + c I indefinite.
+        With ``leaves_one_out`` fitted images are measured without themselves.
     """
-    try:
-        squared, errors = _measure(products, channels, fitted, measured, fit)
-    except np.linalg.LinAlgError:
-        return Measured(np.full(len(measured), np.nan), np.inf)
-    squared = np.maximum(squared, _TINY)
-    return Measured(np.sqrt(squared), float((errors / squared).max(initial=0.0)) / 2.0)
-
-
-def _measure(products: Floats, channels: int, fitted: Indices, measured: Indices, fit: Fit) -> _Squared:
-    """Measure fitted and other images each by their own form."""
     count = len(fitted)
     kernel = _Kernel.of(products, channels, fitted, fit)
-    resolvent = kernel.resolvent(count - 2 if fit.leaves_one_out else count - 1)
+    try:
+        resolvent = kernel.resolvent(count - 2 if fit.leaves_one_out else count - 1)
+    except np.linalg.LinAlgError:
+        return Measured(np.full(len(measured), np.nan), np.inf)
     own = _without_themselves(kernel, resolvent) if fit.leaves_one_out else _as_fitted(kernel, resolvent)
     place = np.full(len(products), -1)
     place[fitted] = np.arange(count)
@@ -200,7 +164,8 @@ def _measure(products: Floats, channels: int, fitted: Indices, measured: Indices
     squared, errors = np.empty(len(measured)), np.empty(len(measured))
     squared[is_fitted], errors[is_fitted] = own.values[at[is_fitted]], own.errors[at[is_fitted]]
     squared[~is_fitted], errors[~is_fitted] = _others(kernel, resolvent, products, fitted, measured[~is_fitted])
-    return _Squared(squared, errors)
+    squared = np.maximum(squared, _TINY)
+    return Measured(np.sqrt(squared), float((errors / squared).max(initial=0.0)) / 2.0)
 
 
 def _as_fitted(kernel: _Kernel, resolvent: _Resolvent | None) -> _Squared:
@@ -214,7 +179,7 @@ def _as_fitted(kernel: _Kernel, resolvent: _Resolvent | None) -> _Squared:
 
 
 def _without_themselves(kernel: _Kernel, resolvent: _Resolvent | None) -> _Squared:
-    """Measure each fitted sample under the fit of all others: (3); at least two of those, or at infinity."""
+    """Measure each fitted sample under the fit of all others: (3); infinite if there are fewer than two others."""
     count, ridge = len(kernel.centred), kernel.shrinkage.ridge
     if count < 3:
         return _Squared(np.full(count, np.inf), np.zeros(count))
@@ -229,7 +194,7 @@ def _without_themselves(kernel: _Kernel, resolvent: _Resolvent | None) -> _Squar
 def _others(
     kernel: _Kernel, resolvent: _Resolvent | None, products: Floats, fitted: Indices, others: Indices
 ) -> _Squared:
-    """Measure samples that were not fitted: (1)."""
+    """Measure images that were not fitted: (1)."""
     to_fitted = products[np.ix_(others, fitted)]
     to_mean = to_fitted.mean(axis=1)
     norms = products[others, others]

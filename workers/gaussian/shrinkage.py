@@ -1,4 +1,4 @@
-"""Covariance estimators: how much of the sample covariance to believe, given how many samples there are.
+"""Covariance estimators: how far to trust the sample covariance, given the number of samples.
 
 Each gives Sigma = weight S + ridge I for the sample covariance S with 1 / (n - 1).
 """
@@ -18,47 +18,26 @@ class Shrinkage:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What the estimators need to know of n samples about their mean.
+    """What the estimators need to know about n samples about their mean."""
 
-    Attributes
-    ----------
-    count
-        n.
-    channels
-        D.
-    trace
-        tr S of the sample covariance S with 1 / (n - 1).
-    squared_trace
-        tr S^2.
-    fourth_moment
-        Sum of |x - mean|^4; only Ledoit and Wolf's estimator uses it.
-    """
-
-    count: int
-    channels: int
-    trace: float
-    squared_trace: float
-    fourth_moment: float = 0.0
+    count: int  # n
+    channels: int  # D
+    trace: float  # tr S of the sample covariance S with 1 / (n - 1)
+    squared_trace: float  # tr S^2
+    fourth_moment: float = 0.0  # sum of |x - mean|^4; only Ledoit and Wolf's estimator uses it
 
 
 def shrink(spectrum: Spectrum, config: GaussianConfig, estimator: str) -> Shrinkage:
-    """Return the shrinkage of an estimator.
+    """Return the shrinkage that an estimator chooses at one position.
 
-    Parameters
-    ----------
-    spectrum
-        Of the samples at one position.
-    config
-        Holds the ridges.
-    estimator
-        ``ridge`` (the paper's, Eq. 5), ``relative-ridge``, ``oas`` (Chen, Wiesel, Eldar and Hero 2010) or
-        ``ledoit-wolf`` (2004); the last two as scikit-learn has them, which shrinks the covariance with 1 / n.
+    The estimators are ``ridge`` (the paper's, Eq. 5), ``relative-ridge``, ``oas`` (Chen, Wiesel, Eldar and Hero 2010)
+    and ``ledoit-wolf`` (2004); the last two agree with scikit-learn, which shrinks the covariance with 1 / n.
     """
     mean_variance = spectrum.trace / spectrum.channels
     if estimator == "ridge":
         return Shrinkage(1.0, config.ridge)
     if estimator == "relative-ridge":
-        # The absolute ridge keeps a position without any variance, such as a masked border, invertible.
+        # The absolute ridge keeps a position without variance, such as a masked border, invertible.
         return Shrinkage(1.0, config.relative_ridge * mean_variance + config.ridge)
     rho = _oas(spectrum) if estimator == "oas" else _ledoit_wolf(spectrum)
     biased = _biased(spectrum)
@@ -85,5 +64,5 @@ def _ledoit_wolf(spectrum: Spectrum) -> float:
 
 
 def _biased(spectrum: Spectrum) -> float:
-    """Return what turns 1 / (n - 1) into 1 / n."""
+    """Return the factor from 1 / (n - 1) to 1 / n."""
     return (spectrum.count - 1) / spectrum.count

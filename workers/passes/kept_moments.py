@@ -19,7 +19,7 @@ from schemas.stores.features import CHUNK_IMAGES
 from workers.compute import map_in_threads
 from workers.features.arrays import ArrayRef, Segment, read_chunks, read_stored
 from workers.gaussian.fit import Fit, FittedWhitening, invert
-from workers.gaussian.moments import Accumulator, Moments, error_anew
+from workers.gaussian.moments import Accumulator, Moments, fresh_error
 from workers.passes.by_features import RowMoments, RowWhitenings, accumulate_segment, fit_moments
 
 # Reading and writing the moments of a position, 16 D^2 bytes, takes as long as accumulating so many images, D^2
@@ -220,7 +220,7 @@ def _changed_blocks(features: ArrayRef, row: int, change: Change) -> Iterator[tu
 
 def drift(moments: Moments) -> float:
     """Return how many times the error bound of moments accumulated anew that of some moments of a position is."""
-    anew = error_anew(moments.count, CHUNK_IMAGES, float(np.trace(moments.scatter[0])))
+    anew = fresh_error(moments.count, CHUNK_IMAGES, float(np.trace(moments.scatter[0])))
     return moments.error / anew if anew and np.isfinite(moments.error) else np.inf
 
 

@@ -10,8 +10,6 @@ from schemas.arrays import Floats, Indices, Mask
 from schemas.config import TrimConfig
 
 TRIM_ONCE = Paire("trim-once", Forecast(usual=1, fewest=1, most=1, kept=0.1), iterates=False)
-
-
 _KEEPS_ALL = Forecast(usual=1, fewest=1, most=1, kept=1.0)
 
 
@@ -30,10 +28,10 @@ class KeepAll:
         self,
         passes: GroupPasses,
         measured: Mask,
-        config: TrimConfig,  # noqa: ARG002 - as every strategy is asked
+        config: TrimConfig,
         *,
         grid: tuple[int, int],
-        fitted_for: Indices,  # noqa: ARG002
+        fitted_for: Indices,
         name: str = "",
     ) -> Trimming:
         """Measure all images once."""
@@ -42,12 +40,12 @@ class KeepAll:
         log.record(measured, positions_trimmed=0)
         return log.result(np.full(grid, np.inf), NO_TRIMMING)
 
-    def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:  # noqa: ARG002
+    def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:
         """Return thresholds that nothing exceeds."""
         return trimming.thresholds
 
     def holdout_thresholds(
         self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int, nearest: float
     ) -> Floats:
-        """Refuse: there is no rule to try."""
+        """Refuse: this strategy has no rule to try."""
         raise NotImplementedError(f"trim.strategy = {self.name!r} has no rule that rejects images")

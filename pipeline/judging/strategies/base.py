@@ -1,9 +1,9 @@
-"""What strategies share: the protocol that each one follows, its passes on record, and how its clean set came out."""
+"""What strategies share: the protocol that each one follows, the log of its passes, the clean set that it found."""
 
 import hashlib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -29,18 +29,10 @@ MIN_START = MIN_FITTED + 1
 
 
 class PassResult(NamedTuple):
-    """What one pass by thresholds found.
+    """What one pass by thresholds found."""
 
-    Attributes
-    ----------
-    thresholds
-        (rows, columns) float64.
-    margin
-        (images,) float64: each image's largest distance / threshold; NaN where it does not take part.
-    """
-
-    thresholds: Floats
-    margin: Floats
+    thresholds: Floats  # (rows, columns)
+    margin: Floats  # (images,): each image's largest distance / threshold; NaN if it does not take part
 
 
 class GroupPasses(Protocol):
@@ -50,10 +42,11 @@ class GroupPasses(Protocol):
         """Fit on some images, measure all, find the thresholds; passes are numbered from 1."""
 
     def score_pass(self, fitted: Mask, number: int, *, smoothing: int | None, nearest: float = 1.0) -> Floats:
-        """Fit on some images, measure all, fitted ones without themselves, and return the scores (images,).
+        """Fit on some images, measure all, the fitted ones without themselves, and return the scores (images,).
 
-        ``smoothing`` averages log distances over squares of so many positions; None scores by robust deviations at
-        each position. ``nearest`` below 1 fits a second time, each position on this share of the nearest images.
+        ``smoothing`` is the side of the square of positions over which log distances are averaged; None scores by
+        robust deviations at each position. ``nearest`` below 1 fits a second time, each position on this share of the
+        images: those nearest there.
         """
 
     def thresholds_at(self, score: float) -> Floats:
@@ -66,7 +59,7 @@ class GroupPasses(Protocol):
         """Return the thresholds (rows, columns) of a pass that leaves the stored distances as they are."""
 
     def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float) -> Floats:
-        """Return, as `calibrate` does, thresholds that clean images exceed at ``trim.target_false_reject``."""
+        """Like `calibrate`, but return the thresholds that clean images exceed at ``trim.target_false_reject``."""
 
 
 @dataclass(frozen=True)
@@ -85,71 +78,31 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Trimming:
-    """How a group's clean set came out.
+    """The clean set of a group, and how a strategy found it."""
 
-    Attributes
-    ----------
-    clean
-        (images,) bool.
-    fitted
-        (images,) bool: the images that the last pass fitted on.
-    published
-        (images,) bool: the images to fit the Gaussian map on.
-    last_changed
-        (images,) int16: the last pass that changed the image's verdict; 0 for never.
-    thresholds
-        (rows, columns) float64: those of the last pass, which decided.
-    smoothing
-        Side of the square of positions that log distances are averaged over before they meet the thresholds.
-    nearest
-        Share of them that each position of the map is fitted on: those nearest there.
-    history
-        (passes, images) bool: the clean set after each pass.
-    iterations
-        The passes.
-    stop_reason
-        Why there was no further one.
-    """
-
-    clean: Mask
-    fitted: Mask
-    published: Mask
-    last_changed: NDArray[np.int16]
-    thresholds: Floats
-    history: Mask
+    clean: Mask  # (images,)
+    fitted: Mask  # (images,): what the last pass fitted on
+    published: Mask  # (images,): what to fit the Gaussian map on
+    last_changed: NDArray[np.int16]  # (images,): the last pass that changed the image's verdict, 0 for never
+    thresholds: Floats  # (rows, columns): those of the last pass, which decided
+    history: Mask  # (passes, images): the clean set after each pass
     iterations: tuple[Iteration, ...]
     stop_reason: str
-    smoothing: int = 1
-    nearest: float = 1.0
+    smoothing: int = 1  # side of the square of positions over which log distances are averaged before they are compared
+    nearest: float = 1.0  # share of ``published`` that each position of the map is fitted on: those nearest there
 
     @property
     def floor_applied(self) -> bool:
-        """Whether the floor chose the clean set: in the last pass that changed it, if any did."""
+        """Whether the floor chose the clean set in the last pass that changed it."""
         changing = [step for step in self.iterations if step.n_added or step.n_removed]
         return (changing or list(self.iterations))[-1].floor_applied
 
 
-@dataclass
 class PassLog:
-    """The passes so far, and the clean set they led to.
+    """The passes so far, and ``clean``, the present clean set (images,): at first all images that take part."""
 
-    Attributes
-    ----------
-    measured
-        (images,) bool: the images that take part.
-    name
-        What to call the group in the log.
-    clean
-        (images,) bool: the present clean set; all images that take part, before the first pass.
-    """
-
-    measured: Mask
-    name: str
-    clean: Mask = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.clean = self.measured
-        self._fitted = self.measured
+    def __init__(self, measured: Mask, name: str) -> None:
+        self.measured, self.clean, self._fitted, self._name = measured, measured, measured, name
         self._history: list[Mask] = []
         self._iterations: list[Iteration] = []
         self._last_changed = np.zeros(len(self.measured), np.int16)
@@ -169,40 +122,42 @@ class PassLog:
     def record(
         self, clean: Mask, *, positions_trimmed: int, floor_applied: bool = False, fitted: Mask | None = None
     ) -> bool:
-        """Take note of a pass and its clean set; returns whether that set had been seen before.
+        """Note a pass and its clean set; return whether an earlier pass ended with the same set.
 
-        Parameters
-        ----------
-        clean
-            (images,) bool: the clean set.
-        positions_trimmed
-            Positions that had a threshold.
-        floor_applied
-            Whether the floor chose the clean set.
-        fitted
-            (images,) bool: the images that were fitted; None for the clean set before.
+        ``positions_trimmed`` counts the positions that had a threshold. ``fitted`` (images,) is what the pass was
+        fitted on; None stands for the clean set before it.
         """
         self._fitted = self.clean if fitted is None else fitted
         added, removed = clean & ~self.clean, self.clean & ~clean
         self._last_changed[added | removed] = self.number
-        self._iterations.append(
-            Iteration(
-                iteration=self.number,
-                n_fitted=int(self._fitted.sum()),
-                n_clean=int(clean.sum()),
-                n_added=int(added.sum()),
-                n_removed=int(removed.sum()),
-                n_positions_trimmed=positions_trimmed,
-                floor_applied=floor_applied,
-                seconds=time.monotonic() - self._started,
-            )
+        step = Iteration(
+            iteration=self.number,
+            n_fitted=int(self._fitted.sum()),
+            n_clean=int(clean.sum()),
+            n_added=int(added.sum()),
+            n_removed=int(removed.sum()),
+            n_positions_trimmed=positions_trimmed,
+            floor_applied=floor_applied,
+            seconds=time.monotonic() - self._started,
         )
+        self._iterations.append(step)
         self.clean = clean
         self._history.append(clean)
         self._started = time.monotonic()
         was_seen = _digest(clean) in self._seen
         self._seen.add(_digest(clean))
-        self._show()
+        logger.info(
+            "%s: pass %d: %d of %d clean (+%d -%d), %d positions trimmed%s",
+            self._name,
+            step.iteration,
+            step.n_clean,
+            int(self.measured.sum()),
+            step.n_added,
+            step.n_removed,
+            step.n_positions_trimmed,
+            ", floor applied" if step.floor_applied else "",
+            extra={"group": self._name},
+        )
         return was_seen
 
     def result(
@@ -214,7 +169,7 @@ class PassLog:
         smoothing: int = 1,
         nearest: float = 1.0,
     ) -> Trimming:
-        """Return how it ended, see `Trimming`; the clean set is published where nothing else is said."""
+        """Return the clean set and how it was found; ``published`` defaults to the clean set."""
         return Trimming(
             clean=self.clean,
             fitted=self._fitted,
@@ -228,51 +183,22 @@ class PassLog:
             nearest=nearest,
         )
 
-    def _show(self) -> None:
-        step = self.last
-        logger.info(
-            "%s: pass %d: %d of %d clean (+%d -%d), %d positions trimmed%s",
-            self.name,
-            step.iteration,
-            step.n_clean,
-            int(self.measured.sum()),
-            step.n_added,
-            step.n_removed,
-            step.n_positions_trimmed,
-            ", floor applied" if step.floor_applied else "",
-            extra={"group": self.name},
-        )
-
 
 class Forecast(NamedTuple):
-    """What a strategy usually costs, measured on the runs behind ``docs/study/results.csv``.
+    """What a strategy usually costs, measured on the runs behind ``docs/study/results.csv``."""
 
-    Attributes
-    ----------
-    usual, fewest, most
-        Passes: the median, the smallest number and the 90th percentile.
-    kept
-        The share of the images that it keeps.
-    first, later
-        What the first pass computes, and each one after it.
-    publishing
-        The passes that publishing makes besides the fit of the map.
-    iterates
-        How often it iterates up to ``trim.max_iterations``.
-    """
-
-    usual: int
-    fewest: int
-    most: int
-    kept: float
-    first: PassKind = PassKind()
-    later: PassKind = PassKind()
-    publishing: tuple[PassKind, ...] = ()
-    iterates: int = 1
+    usual: int  # passes: the median,
+    fewest: int  # the smallest number,
+    most: int  # and the 90th percentile
+    kept: float  # share of the images that it keeps
+    first: PassKind = PassKind()  # what the first pass computes,
+    later: PassKind = PassKind()  # and each later one
+    publishing: tuple[PassKind, ...] = ()  # passes that publishing makes besides the fit of the map
+    iterates: int = 1  # how often it iterates up to ``trim.max_iterations``
 
 
 class Strategy(Protocol):
-    """One way to find the clean set of a group. Each strategy lies in a file of its own; `registry` lists them."""
+    """One way to find the clean set of a group. Each strategy has its own file; `registry` lists them."""
 
     @property
     def name(self) -> str:
@@ -280,15 +206,15 @@ class Strategy(Protocol):
 
     @property
     def estimator(self) -> str:
-        """The covariance estimator that ``gaussian.estimator = auto`` stands for."""
+        """The covariance estimator that ``gaussian.estimator = auto`` means."""
 
     @property
     def fits_distinct_images(self) -> bool:
-        """Whether only one of several near-duplicates is fitted."""
+        """Whether it fits only one of several near-duplicates."""
 
     @property
     def keeps_fitted(self) -> bool:
-        """Whether its thresholds say nothing of the images that were fitted."""
+        """Whether its thresholds say nothing about the images that were fitted."""
 
     @property
     def rejects(self) -> bool:
@@ -296,7 +222,7 @@ class Strategy(Protocol):
 
     @property
     def forecast(self) -> Forecast:
-        """What it usually costs."""
+        """Its usual costs."""
 
     def find(
         self,
@@ -308,18 +234,10 @@ class Strategy(Protocol):
         fitted_for: Indices,
         name: str = "",
     ) -> Trimming:
-        """Find the clean set.
+        """Find the clean set among the images that take part, ``measured`` (images,).
 
-        Parameters
-        ----------
-        measured
-            (images,) bool: the images that take part.
-        grid
-            Rows and columns of positions.
-        fitted_for
-            (images,) int64: for each near-duplicate the image that is fitted for it, for any other image itself.
-        name
-            What to call the group in the log.
+        ``fitted_for`` (images,) is the row of the image that is fitted for a near-duplicate; any other image has its
+        own row. ``grid`` is rows and columns of positions, ``name`` the group's name in the log.
         """
 
     def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:
@@ -328,7 +246,7 @@ class Strategy(Protocol):
     def holdout_thresholds(
         self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int, nearest: float
     ) -> Floats:
-        """Return the thresholds (rows, columns) of this rule under a fit on some of the images that it kept."""
+        """Return the thresholds (rows, columns) of this rule after a fit on some of the images that it kept."""
 
 
 def better_half(scores: Floats, measured: Mask) -> Mask:

@@ -27,7 +27,7 @@ _FORECAST = Forecast(usual=32, fewest=6, most=40, kept=0.65, first=_DEVIATIONS, 
 
 @dataclass(frozen=True)
 class Concentrate:
-    """Keeps what lies within some robust deviations of the better half."""
+    """Keeps the images within some robust deviations of the better half."""
 
     name: str = "concentrate"
     forecast: Forecast = _FORECAST
@@ -43,25 +43,19 @@ class Concentrate:
         config: TrimConfig,
         *,
         grid: tuple[int, int],
-        fitted_for: Indices,  # noqa: ARG002 - as every strategy is asked
+        fitted_for: Indices,
         name: str = "",
     ) -> Trimming:
         """Concentrate, then grow."""
         score = partial(passes.score_pass, smoothing=None)
         return concentrate(score, passes.thresholds_at, measured, config, grid=grid, name=name)
 
-    def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:  # noqa: ARG002
+    def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:
         """Return the thresholds that decided."""
         return trimming.thresholds
 
     def holdout_thresholds(
-        self,
-        passes: GroupPasses,
-        fitted: Mask,
-        config: TrimConfig,
-        *,
-        smoothing: int,  # noqa: ARG002 - as every strategy is asked
-        nearest: float,  # noqa: ARG002
+        self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int, nearest: float
     ) -> Floats:
         """Place the thresholds some robust deviations above the median of the fitted images' scores."""
         scores = passes.score_pass(fitted, 1, smoothing=None)
@@ -77,16 +71,10 @@ def concentrate(
     grid: tuple[int, int],
     name: str = "",
 ) -> Trimming:
-    """Concentrate on the half with the smallest scores, as FAST-MCD does, then grow by robust deviations.
+    """Concentrate on the half with the smallest scores, then grow by ``config.deviations`` robust deviations.
 
-    Parameters
-    ----------
-    score
-        As for `grow`, but in robust deviations at each position.
-    thresholds
-        Gives the distances (rows, columns) that correspond to a score under the last fit.
-    measured, config, grid, name
-        As for `grow`; ``deviations`` is k.
+    ``score`` runs one pass and returns the scores (images,) in robust deviations; it takes the images to fit on and the
+    number of the pass, from 1. ``thresholds`` gives the distances (rows, columns) that mean a score in the last pass.
     """
     log = PassLog(measured, name)
     positions = grid[0] * grid[1]
@@ -106,7 +94,7 @@ def concentrate(
 
 
 def robust_limit(scores: Floats, deviations: float) -> float:
-    """Return the median plus some robust deviations of the scores below it."""
+    """Return the median plus so many robust deviations; the spread is that of the scores below the median."""
     median = float(np.median(scores))
     lower = float(np.median(median - scores[scores <= median]))
     return median + deviations * NORMAL_DEVIATION * lower

@@ -1,8 +1,8 @@
 """Beyond the paper: a robust start, growth, pruning, on scores that put all images on one scale.
 
-An image's score is its largest log distance over all positions. Fitted images are measured without themselves, so
-that a score means the same inside the fit and outside, for archived images as for new ones. No threshold has to find
-a jump between the fitted images and the rest.
+An image's score is its largest log distance over all positions. Fitted images are measured without themselves, so a
+score means the same for images inside and outside the fit, archived or new. No threshold has to find a jump between
+the fitted images and the rest.
 """
 
 from dataclasses import dataclass
@@ -26,16 +26,16 @@ from schemas.arrays import Floats, Indices, Mask
 from schemas.config import TrimConfig
 from workers.verdict.calibration import count_borderline, fit_score_law
 
-# Admission to the fit is on trial, so it is this much more generous than the final verdict.
+# Growth admits on trial, at this share of the false rejects that the verdict allows.
 ADMISSION = 0.02
 
-# Share of the images that each position is fitted on at the start: FAST-MCD's choice where less than a quarter is
-# contaminated (Rousseeuw and Van Driessen 1999), which holds at a single position even where it does not for images.
+# Share of the images that each position is fitted on at the start: FAST-MCD's choice if less than a quarter is
+# contaminated (Rousseeuw and Van Driessen 1999). At a single position that holds even if more of the images are bad.
 NEAREST = 0.75
 
-# No threshold is pure when so many borderline images, as a share of the clean ones, lie just above it ...
+# No threshold is pure if more borderline images than this share of the clean ones lie just above it,
 AMBIGUITY = 0.05
-# ... and they are more than chance puts anywhere.
+# and more than this number, which chance puts anywhere.
 FEW = 3.0
 
 _FORECAST = Forecast(
@@ -76,20 +76,14 @@ class Grow:
         return grow(passes.score_pass, measured, config, grid=grid, fitted_for=fitted_for, name=name)
 
     def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:
-        """Judge new images by the law of the distances under the map's own fit, where that is not the last one."""
+        """Judge new images by the law of the distances under the map's own fit, unless that is the last one."""
         fitted = trimming.published
         if passes.count_fitted(fitted, nearest=trimming.nearest) == int(fitted.sum()):
             return trimming.thresholds
         return passes.calibrate_law(fitted, smoothing=trimming.smoothing, nearest=trimming.nearest)
 
     def holdout_thresholds(
-        self,
-        passes: GroupPasses,
-        fitted: Mask,
-        config: TrimConfig,  # noqa: ARG002 - as every strategy is asked
-        *,
-        smoothing: int,
-        nearest: float,
+        self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int, nearest: float
     ) -> Floats:
         """Find the law of the fitted images' scores; each position is fitted on the nearest, as the map is."""
         return passes.calibrate_law(fitted, smoothing=smoothing, nearest=nearest)
@@ -99,19 +93,7 @@ class Scorer(Protocol):
     """Fits on some images and scores all."""
 
     def __call__(self, fitted: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Floats:
-        """Return the scores (images,) of a pass.
-
-        Parameters
-        ----------
-        fitted
-            (images,) bool: the images to fit on.
-        number
-            The pass, from 1.
-        smoothing
-            Side of the square of positions that log distances are averaged over before the largest is taken.
-        nearest
-            Below 1, fit a second time, each position on this share of the images that are nearest there.
-        """
+        """Return the scores (images,) of a pass, as `GroupPasses.score_pass` does."""
 
 
 def grow(
@@ -126,40 +108,35 @@ def grow(
     """Keep nearly every clean image and no bad one.
 
     1. Start. Fit every position on the three quarters of the images that are nearest there: a defect lies at a few
-       positions only, so each of them is contaminated less than the archive is. The better half under that fit is
-       the start; nearly all of it is clean unless most images are bad.
-    2. Grow: admit every image whose score clean ones hardly ever exceed (a fiftieth of ``target_false_reject``),
-       refit, until none is left to admit. Rare good variants lie far from a fit without them and come in together; a
-       defect that was admitted has no like in the fit.
-    3. Prune: remove every image whose score, measured without itself, clean ones exceed at ``target_false_reject``,
-       refit, until none is left to remove. Variants now support one another and stay; admitted defects go.
-    4. Decide: an image is clean when its score under the last fit is below that threshold. But where many images lie
-       just above it, about as many anomalies must be expected just below: no threshold would be pure, and only the
-       better half as in step 1 is kept.
-    5. Map. Where there is a boundary, it is fitted at each position on the clean images but for the share
+       positions only, so each position is contaminated less than the archive. The better half under that fit is the
+       start; nearly all of it is clean unless most images are bad.
+    2. Grow: admit every image whose score clean ones hardly ever exceed (a fiftieth of ``target_false_reject``), and
+       fit again, until there is nothing to admit. Rare good variants lie far from a fit without them and come in
+       together; an admitted defect finds nothing like itself in the fit.
+    3. Prune: remove every image whose score, measured without itself, clean ones exceed at ``target_false_reject``, and
+       fit again, until there is nothing to remove. Variants now support one another and stay; admitted defects go.
+    4. Decide: an image is clean if its score under the last fit is below that threshold. But if many images lie just
+       above it, about as many anomalies must be expected just below. No threshold would be pure then, and only the
+       better half of step 1 is kept.
+    5. Map. With a clear boundary, each position is fitted on the clean images without the share
        ``target_false_reject`` that lies farthest there: a defect that was kept, because another one like it supports
-       it, lies at few positions, and there it is among the farthest. Where there is none, it is that of step 1: at each
-       position it saw more images than the half has, and fewer defects than lie in it.
+       it, lies at few positions, and there it is among the farthest. Without a boundary, the map is the fit of step 1:
+       at each position it saw more images than the half has, and fewer defects than lie in it.
 
-    Of near-duplicates only the fitted_for is ever fitted, and no image scores better than its fitted_for: a
-    defect that is there several times can not support itself.
+    Only one of several near-duplicates is ever fitted, and the others score no better than that one: a defect that
+    several images show cannot support itself.
 
     Parameters
     ----------
-    score
-        Runs one pass.
     measured
         (images,) bool: the images that take part.
     config
-        Holds ``target_false_reject``, ``smoothing`` and ``max_iterations``, the bound on the passes of growth and of
-        pruning.
+        ``max_iterations`` bounds the passes of growth, and again those of pruning.
     grid
-        Indices and columns of positions.
+        Rows and columns of positions.
     fitted_for
-        (images,) int64: for each image the earlier one that it is a near-duplicate of, itself where there is none; None
-        for no near-duplicates.
-    name
-        What to call the group in the log.
+        (images,) int64: the row of the image that is fitted for a near-duplicate; any other image has its own row. None
+        if there are no near-duplicates.
     """
     passes = _Passes(score, np.arange(len(measured)) if fitted_for is None else fitted_for)
     distinct = measured & passes.distinct
@@ -202,23 +179,23 @@ def grow(
 
 @dataclass(frozen=True)
 class _Passes:
-    """Passes that fit one of several near-duplicates only, and give none a better score than that one."""
+    """Passes that fit only one of several near-duplicates, and give the others no better score than that one."""
 
     run: Scorer
     fitted_for: Indices
 
     @property
     def distinct(self) -> Mask:
-        """(images,) bool: those that are no near-duplicate of an earlier image."""
+        """(images,) bool: those that are not a near-duplicate of an earlier image."""
         is_own: Mask = self.fitted_for == np.arange(len(self.fitted_for))
         return is_own
 
     def score(self, clean: Mask, number: int, *, smoothing: int, nearest: float = 1.0) -> Floats:
-        """Return the scores (images,) of a pass fitted on the distinct ones of the clean images."""
+        """Return the scores (images,) of a pass fitted on the distinct clean images."""
         scores = self.run(clean & self.distinct, number, smoothing=smoothing, nearest=nearest)
         shared: Floats = np.fmax(scores, scores[self.fitted_for])
         return shared
 
     def start(self, measured: Mask, number: int) -> Floats:
-        """Return the scores of the pass that needs no clean set: every position fitted on the images nearest there."""
+        """Return the scores of the pass without a clean set: each position is fitted on the images nearest there."""
         return self.score(measured, number, smoothing=1, nearest=NEAREST)

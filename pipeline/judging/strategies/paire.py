@@ -42,27 +42,21 @@ class Paire:
         measured: Mask,
         config: TrimConfig,
         *,
-        grid: tuple[int, int],  # noqa: ARG002 - as every strategy is asked
-        fitted_for: Indices,  # noqa: ARG002
+        grid: tuple[int, int],
+        fitted_for: Indices,
         name: str = "",
     ) -> Trimming:
-        """Iterate until the clean set is settled."""
+        """Iterate until the clean set settles."""
         return trim(passes.run_pass, measured, config, iterates=self.iterates, name=name)
 
     def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:
-        """Find the thresholds again where the published set is not the one that was fitted last."""
+        """Find the thresholds again if the published set is not the one that was fitted last."""
         if (trimming.published == trimming.fitted).all():
             return trimming.thresholds
         return passes.calibrate(trimming.published)
 
     def holdout_thresholds(
-        self,
-        passes: GroupPasses,
-        fitted: Mask,
-        config: TrimConfig,  # noqa: ARG002 - as every strategy is asked
-        *,
-        smoothing: int,  # noqa: ARG002
-        nearest: float,  # noqa: ARG002
+        self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int, nearest: float
     ) -> Floats:
         """Find the thresholds by the slopes of the sorted distances beyond the fitted images."""
         return passes.calibrate(fitted)
@@ -76,21 +70,11 @@ def trim(
     iterates: bool = True,
     name: str = "",
 ) -> Trimming:
-    """Iterate until the clean set is settled.
+    """Iterate over the images that take part, ``measured`` (images,), until their clean set settles.
 
-    It is settled when a pass leaves it unchanged, when more than ``stop_fraction`` of the images are clean (the
-    paper's stop), when a set seen before comes back, or after ``max_iterations``.
-
-    Parameters
-    ----------
-    measure
-        Runs one pass: takes the images to fit on and the pass number from 1.
-    measured
-        (images,) bool: the images that take part.
-    config
-        The trimming's parameters.
-    name
-        What to call the group in the log.
+    It settles when a pass leaves it unchanged, when more than ``stop_fraction`` of the images are clean (the paper's
+    stop), when an earlier set comes back, or after ``max_iterations``. ``measure`` runs one pass: it takes the images
+    to fit on and the number of the pass, from 1.
     """
     log = PassLog(measured, name)
     while True:

@@ -17,6 +17,6 @@ def strategy_of(config: Config) -> Strategy:
 
 
 def estimator_of(config: Config) -> str:
-    """Return the covariance estimator, the strategy's own where it is ``auto``."""
+    """Return the covariance estimator; ``auto`` means the strategy's own."""
     chosen: str = config.gaussian.estimator
     return strategy_of(config).estimator if chosen == "auto" else chosen

@@ -404,7 +404,7 @@ def test_an_interrupted_recut_says_so_and_the_same_command_finishes_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.commands.recut.Judge, "judge", interrupt)
+        patch.setattr(pipeline.judging.judge.Judge, "judge", interrupt)
         with pytest.raises(KeyboardInterrupt):
             recut_to(run, "trim.eta=2.7")
     record = Directory.at(str(run / "recuts" / "0001"))

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.cluster.progress import Reporter
-from pipeline.judging.examination import Examination, Examiner, weigh_small_groups
+from pipeline.judging.examination import Examination, examine_group, weigh_small_groups
+from pipeline.judging.group import Group
 from pipeline.judging.statistics import GroupStatistics
 from pipeline.judging.strategies.base import UNCHANGED, Trimming
 from schemas.arrays import Mask
@@ -63,16 +64,14 @@ def examined(
     store = (directory / FEATURES).zarr_group("", "w")
     store.create_array(storage_name(GROUP), data=values, chunks=GEOMETRY.chunk_shape(len(values)))
     measured = np.ones(len(values), bool) if measured is None else measured
-    examiner = Examiner(cluster, directory, directory / FEATURES, GEOMETRY, config, Reporter())
-    features, stored = directory / FEATURES, directory / DISTANCES
+    group = Group(GROUP, measured, directory / FEATURES, GEOMETRY, config)
     with (
         cluster.client.as_current(),
-        GroupStatistics(cluster, GROUP, measured, GEOMETRY, config, features, stored) as statistics,
-        Reporter().phase("pass", GEOMETRY.rows) as phase,
+        GroupStatistics(cluster, group, directory / DISTANCES, Reporter()) as statistics,
     ):
-        statistics.measure(clean, is_first=True, phase=phase)
+        statistics.run_pass(clean, 1)
         before = distances(run)
-        found = examiner.examine(GROUP, measured, judged(clean, threshold=threshold), statistics)
+        found = examine_group(cluster, group, judged(clean, threshold=threshold), statistics)
     np.testing.assert_array_equal(distances(run), before)
     assert {path.name for path in run.iterdir()} == {FEATURES, DISTANCES}
     assert [path.name for path in (run / DISTANCES / storage_name(GROUP)).iterdir() if path.is_dir()] == ["distance"]

@@ -1,4 +1,4 @@
-"""The manifest of hand-made verdicts: every column of every kind of row."""
+"""The manifest of hand-made results: every column of every kind of row."""
 
 import dataclasses
 import math
@@ -11,8 +11,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.judging.manifest import GroupVerdict, Judgement, build_manifest, take_census
+from pipeline.judging.examination import Examination
+from pipeline.judging.manifest import build_manifest
+from pipeline.judging.result import GroupResult, take_census
+from pipeline.judging.strategies.base import UNCHANGED, Trimming
 from pipeline.run_directory.finished import read_outcomes
+from schemas.arrays import Mask
 from schemas.errors import SourceError
 from schemas.records.image import ImageOutcome
 from schemas.stores.features import FeatureGeometry
@@ -69,6 +73,9 @@ EVIDENCE = Evidence(
     threshold=np.array([16.0, 30.0, 20.0, np.inf]),
 )
 
+# The guard's findings are for the ledger.
+NOTHING = Examination(None, ())
+
 
 def catalog() -> pd.DataFrame:
     """Return the inputs as a catalog."""
@@ -79,24 +86,31 @@ def catalog() -> pd.DataFrame:
     return frame
 
 
-def verdicts() -> dict[str, GroupVerdict]:
-    """Return group a's judgement, and b's, which is too small for one."""
-    census = take_census(OUTCOMES["a"])
-    judgement = Judgement(
-        clean=np.array([True, False, False, False, True, False, True]),
-        last_changed=np.array([0, 1, 0, 0, 3, 0, 2], np.int16),
-        evidence=EVIDENCE,
-        representative=np.array([0, 1, 2, 3, 4, 5, 6]),
-    )
+def trimmed(clean: Mask, last_changed: list[int]) -> Trimming:
+    """Return how a group came out, as far as the manifest shows it."""
+    thresholds = np.full((GEOMETRY.rows, GEOMETRY.columns), 16.0)
+    changed = np.array(last_changed, np.int16)
+    return Trimming(clean, clean, clean, changed, thresholds, clean[np.newaxis], (), UNCHANGED)
+
+
+def results() -> dict[str, GroupResult]:
+    """Return group a's result, and b's, which is too small to be judged."""
     return {
-        "a": GroupVerdict(OUTCOMES["a"], census, judgement),
-        "b": GroupVerdict(OUTCOMES["b"], take_census(OUTCOMES["b"]), not_judged="group 'b' has 1 image"),
+        "a": GroupResult(
+            OUTCOMES["a"],
+            take_census(OUTCOMES["a"]),
+            NOTHING,
+            trimming=trimmed(np.array([True, False, False, False, True, False, True]), [0, 1, 0, 0, 3, 0, 2]),
+            evidence=EVIDENCE,
+            fitted_for=np.array([0, 1, 2, 3, 4, 5, 6]),
+        ),
+        "b": GroupResult(OUTCOMES["b"], take_census(OUTCOMES["b"]), NOTHING, not_judged="group 'b' has 1 image"),
     }
 
 
 def manifest() -> pd.DataFrame:
     return build_manifest(
-        catalog(), verdicts(), GEOMETRY, run_id="run", config_digest="config", weights_digest="weights"
+        catalog(), results(), GEOMETRY, run_id="run", config_digest="config", weights_digest="weights"
     )
 
 
@@ -276,14 +290,14 @@ def test_a_duplicate_in_a_group_that_is_not_judged_is_still_one(rows: dict[str, 
 def test_the_census_takes_the_first_of_equal_contents_and_no_unreadable_file() -> None:
     census = take_census(OUTCOMES["a"])
     assert census.measured.tolist() == [True, True, False, False, True, False, True]
-    assert census.representative.tolist() == [0, 1, 0, 1, 4, 5, 6]
+    assert census.first_copy.tolist() == [0, 1, 0, 1, 4, 5, 6]
 
 
 def test_two_unreadable_files_of_equal_content_are_no_duplicates() -> None:
     outcomes = [ImageOutcome(row, "sha", 3, reason="torn") for row in range(2)]
     census = take_census(outcomes)
     assert not census.measured.any()
-    assert census.representative.tolist() == [0, 1]
+    assert census.first_copy.tolist() == [0, 1]
 
 
 def test_the_census_of_nothing_is_empty() -> None:
@@ -295,10 +309,10 @@ def test_a_group_of_one_kind_only_keeps_its_types(kept: bool) -> None:
     one = catalog().query("file_name == 'a/clean.png'").reset_index(drop=True)
     outcomes = OUTCOMES["a"][:1]
     evidence = Evidence(*(getattr(EVIDENCE, name)[:1] for name in EVIDENCE.__dataclass_fields__))
-    judgement = Judgement(np.array([kept]), np.array([1], np.int16), evidence, np.array([0]))
-    verdict = GroupVerdict(outcomes, take_census(outcomes), judgement)
+    trimming = trimmed(np.array([kept]), [1])
+    result = GroupResult(outcomes, take_census(outcomes), NOTHING, trimming, evidence, np.array([0]))
     table = to_arrow(
-        build_manifest(one, {"a": verdict}, GEOMETRY, run_id="r", config_digest="c", weights_digest="w"), COLUMNS
+        build_manifest(one, {"a": result}, GEOMETRY, run_id="r", config_digest="c", weights_digest="w"), COLUMNS
     )
     assert table.column("decision").to_pylist() == ["clean" if kept else "anomalous"]
     assert table.schema.types == [column.type for column in COLUMNS]
@@ -308,14 +322,11 @@ def test_a_near_duplicate_names_the_image_that_it_was_judged_with() -> None:
     parts = catalog().query("group == 'a' and row.notna()").sort_values("row")
     names = parts["file_name"].tolist()
     first, second = np.flatnonzero(take_census(OUTCOMES["a"]).measured)[:2]
-    representative = np.arange(len(names))
-    representative[second] = first
-    known = verdicts()["a"]
-    assert known.judgement is not None
-    judgement = dataclasses.replace(known.judgement, representative=representative)
+    fitted_for = np.arange(len(names))
+    fitted_for[second] = first
     rows = build_manifest(
         catalog(),
-        verdicts() | {"a": GroupVerdict(known.outcomes, known.census, judgement)},
+        results() | {"a": dataclasses.replace(results()["a"], fitted_for=fitted_for)},
         GEOMETRY,
         run_id="run",
         config_digest="config",

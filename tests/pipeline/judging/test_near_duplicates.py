@@ -28,17 +28,17 @@ def with_copies(noise: float) -> tuple[Synthetic, Mask]:
     return group, is_copy
 
 
-def represented_by_the_first(is_copy: Mask) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    representative = np.arange(IMAGES)
-    representative[is_copy] = np.flatnonzero(is_copy)[0]
-    return representative
+def the_first_of(is_copy: Mask) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    fitted_for = np.arange(IMAGES)
+    fitted_for[is_copy] = np.flatnonzero(is_copy)[0]
+    return fitted_for
 
 
 def test_copies_of_a_defect_support_one_another_only_where_each_is_fitted() -> None:
     group, is_copy = with_copies(0.05)
     everything, config = np.ones(IMAGES, bool), TrimConfig(strategy="grow")
     alone = grow(group.score, everything, config, grid=GRID)
-    together = grow(group.score, everything, config, grid=GRID, representative=represented_by_the_first(is_copy))
+    together = grow(group.score, everything, config, grid=GRID, fitted_for=the_first_of(is_copy))
     assert alone.clean[is_copy].all()
     assert not together.clean[group.is_bad].any()
     assert together.clean[~group.is_bad].mean() >= 0.95
@@ -54,7 +54,7 @@ def test_copies_of_a_clean_image_are_kept() -> None:
         np.ones(IMAGES, bool),
         TrimConfig(strategy="grow"),
         grid=GRID,
-        representative=represented_by_the_first(is_copy),
+        fitted_for=the_first_of(is_copy),
     )
     assert trimming.clean[is_copy].all()
     assert not trimming.fitted[is_copy][1:].any()

@@ -10,7 +10,8 @@ import zarr
 from numpy.typing import NDArray
 
 import workers.passes.kept_moments
-from pipeline.cluster.progress import Phase
+from pipeline.cluster.progress import Reporter
+from pipeline.judging.group import Group
 from pipeline.judging.passes import MOMENTS
 from pipeline.judging.statistics import GroupStatistics
 from schemas.names import storage_name
@@ -19,7 +20,7 @@ from schemas.stores.features import FeatureGeometry
 from tests.support.archives import tiny_config
 from tests.support.watched import tasks_submitted
 from workers.map.reader import MapDescription
-from workers.map.writer import create_group_map, create_map
+from workers.map.writer import create_map
 from workers.storage.directory import Directory
 
 GROUP = "line 1"
@@ -51,7 +52,8 @@ def statistics(tmp_path: Path, submitted: Counter[str], monkeypatch: pytest.Monk
         distances = Directory.at(tmp_path / name)
         distances.zarr_group("", "w")
         config = tiny_config("gaussian.segment_images=100", *settings)
-        return GroupStatistics(None, GROUP, np.arange(IMAGES) != 7, GEOMETRY, config, features, distances)
+        group = Group(GROUP, np.arange(IMAGES) != 7, features, GEOMETRY, config)
+        return GroupStatistics(None, group, distances, Reporter())
 
     return opened
 
@@ -64,10 +66,6 @@ def clean(seed: int, removed: int) -> Mask:
 
 
 SEQUENCE = [clean(0, 0), clean(1, 30), clean(2, 40), clean(2, 40), clean(3, 200), clean(4, 20), clean(5, 35)]
-
-
-def phase() -> Phase:
-    return Phase("pass", GEOMETRY.rows, "rows", None)
 
 
 def stored(folder: Path, name: str = DISTANCE) -> NDArray[np.float64]:
@@ -84,10 +82,10 @@ def test_passes_with_kept_moments_find_what_passes_without_them_find(
             found[name] = []
             for number, fitted in enumerate(SEQUENCE):
                 if number % 2:
-                    scores = passes.score(fitted, smoothing=1, phase=phase())
+                    scores = passes.score_pass(fitted, number + 1, smoothing=1)
                     found[name].append((scores, stored(tmp_path / name)))
                 else:
-                    result = passes.measure(fitted, is_first=not number, phase=phase())
+                    result = passes.run_pass(fitted, number + 1)
                     found[name].append((result.margin, result.thresholds, stored(tmp_path / name)))
         if "ledoit-wolf" in str(settings) or storage == NEVER:
             assert not submitted["update_row"]
@@ -102,8 +100,8 @@ def test_passes_with_kept_moments_find_what_passes_without_them_find(
 def test_the_same_sequence_gives_the_same_to_the_last_bit(tmp_path: Path, statistics: Open) -> None:
     for name in ("one", "two"):
         with statistics(name) as passes:
-            for fitted in SEQUENCE:
-                passes.measure(fitted, is_first=False, phase=phase())
+            for number, fitted in enumerate(SEQUENCE, start=2):
+                passes.run_pass(fitted, number)
     np.testing.assert_array_equal(stored(tmp_path / "one"), stored(tmp_path / "two"))
 
 
@@ -113,14 +111,14 @@ def test_positions_fitted_on_images_of_their_own_are_always_accumulated_anew(
     found = []
     for name, storage in (("kept", 5), ("anew", NEVER)):
         with statistics(name, storage=storage) as passes:
-            passes.measure(SEQUENCE[0], is_first=True, phase=phase())
+            passes.run_pass(SEQUENCE[0], 1)
             submitted.clear()
-            scores = passes.score(SEQUENCE[1], smoothing=1, nearest=0.75, phase=phase())
+            scores = passes.score_pass(SEQUENCE[1], 2, smoothing=1, nearest=0.75)
             anew = submitted["accumulate_segment"]
             found.append((scores, stored(tmp_path / name)))
             # What is kept are the moments of the images that all positions were fitted on first.
-            passes.score(SEQUENCE[2], smoothing=1, phase=phase())
-            found.append((passes.score(SEQUENCE[2], smoothing=1, phase=phase()), stored(tmp_path / name)))
+            passes.score_pass(SEQUENCE[2], 3, smoothing=1)
+            found.append((passes.score_pass(SEQUENCE[2], 4, smoothing=1), stored(tmp_path / name)))
             segments = 3 * GEOMETRY.rows
             assert anew == (segments if storage == 5 else 2 * segments)
     for one, other in zip(found[:2], found[2:], strict=True):
@@ -132,7 +130,7 @@ def test_moments_are_kept_until_the_passes_are_closed(tmp_path: Path, statistics
     group = tmp_path / "kept" / storage_name(GROUP)
     with statistics("kept") as passes:
         assert not (group / MOMENTS).exists()
-        passes.measure(SEQUENCE[0], is_first=True, phase=phase())
+        passes.run_pass(SEQUENCE[0], 1)
         assert stored(tmp_path / "kept", MOMENTS).any()
     assert (group / DISTANCE).exists()
     assert not (group / MOMENTS).exists()
@@ -140,7 +138,7 @@ def test_moments_are_kept_until_the_passes_are_closed(tmp_path: Path, statistics
 
 def test_a_group_too_small_for_any_update_keeps_no_moments(tmp_path: Path, statistics: Open) -> None:
     with statistics("few", storage=IMAGES) as passes:
-        passes.measure(SEQUENCE[0], is_first=True, phase=phase())
+        passes.run_pass(SEQUENCE[0], 1)
         assert not (tmp_path / "few" / storage_name(GROUP) / MOMENTS).exists()
 
 
@@ -150,11 +148,10 @@ def test_what_is_published_is_fitted_anew(tmp_path: Path, statistics: Open) -> N
         model = Directory.at(tmp_path / f"model of {name}")
         config = tiny_config()
         create_map(model, MapDescription("run", "digest", config.features, "weights", GEOMETRY, "ridge"))
-        create_group_map(model, GROUP, GEOMETRY, int(SEQUENCE[2].sum()))
         with statistics(name, storage=storage) as passes:
-            for fitted in SEQUENCE[:3]:
-                passes.measure(fitted, is_first=False, phase=phase())
-            passes.publish(SEQUENCE[2], model, nearest=1.0, phase=phase())
+            for number, fitted in enumerate(SEQUENCE[:3], start=2):
+                passes.run_pass(fitted, number)
+            passes.publish(SEQUENCE[2], model, nearest=1.0)
         root = zarr.open_group(tmp_path / f"model of {name}" / storage_name(GROUP), mode="r")
         factors.append({key: np.asarray(array) for key, array in root.arrays()})
     for key, values in factors[0].items():

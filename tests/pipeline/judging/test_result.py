@@ -1,4 +1,4 @@
-"""Endings of groups: made into arrays and back, or not believed."""
+"""Results of groups: made into arrays and back, or not believed."""
 
 import json
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.judging.examination import Examination
-from pipeline.judging.manifest import GroupVerdict, take_census
-from pipeline.judging.result import Ending, digest_outcomes
+from pipeline.judging.result import GroupResult, digest_outcomes, take_census
 from pipeline.run_directory.journal import StaleJournalError
 from schemas.records.image import ImageOutcome
 from workers.guard.contamination import Contamination
@@ -18,24 +17,24 @@ OUTCOMES = [ImageOutcome(0, "ab", 10, 30, 20), ImageOutcome(1, reason="it is emp
 FOUND = Examination(
     Contamination(np.float64(0.1), 0.0, 0.2, 2, ScoreLaw(1.5, 0.1)), (Finding("images", "Too few.", bool(np.True_)),)
 )
-ENDING = Ending(GroupVerdict(OUTCOMES, take_census(OUTCOMES), None, "too few images"), None, FOUND, 3)
+NOT_JUDGED = GroupResult(OUTCOMES, take_census(OUTCOMES), FOUND, near_duplicates=3, not_judged="too few images")
 
 
 def test_a_group_that_was_not_judged_is_read_back() -> None:
-    again = Ending.from_arrays(ENDING.to_arrays(), OUTCOMES)
-    assert again.verdict.not_judged == "too few images"
+    again = GroupResult.from_arrays(NOT_JUDGED.to_arrays(), OUTCOMES)
+    assert again.not_judged == "too few images"
     assert again.trimming is None
     assert again.examination == FOUND
     assert again.near_duplicates == 3
-    np.testing.assert_array_equal(again.verdict.census.measured, [True, False])
+    np.testing.assert_array_equal(again.census.measured, [True, False])
 
 
 @pytest.mark.parametrize("facts", [b"", b"[]", b"{}", b'{"trimming": {}}', json.dumps({"not_judged": ""}).encode()])
-def test_other_arrays_are_no_ending(facts: bytes) -> None:
-    with pytest.raises(StaleJournalError, match="no ending"):
-        Ending.from_arrays({"facts": np.frombuffer(facts, np.uint8)}, OUTCOMES)
-    with pytest.raises(StaleJournalError, match="no ending"):
-        Ending.from_arrays({}, OUTCOMES)
+def test_other_arrays_are_not_a_result(facts: bytes) -> None:
+    with pytest.raises(StaleJournalError, match="not the result of a group"):
+        GroupResult.from_arrays({"facts": np.frombuffer(facts, np.uint8)}, OUTCOMES)
+    with pytest.raises(StaleJournalError, match="not the result of a group"):
+        GroupResult.from_arrays({}, OUTCOMES)
 
 
 def test_other_outcomes_have_another_digest() -> None:

@@ -81,7 +81,7 @@ def test_one_task_measures_what_the_tasks_of_segments_measure(
     )
     found = []
     for segment_images in (CHUNK_IMAGES, IMAGES):
-        receipts = here.gather(submit_row(here, RowTasks.measure, row_tasks(store, segment_images), *asked))
+        receipts = here.gather(submit_row(here, RowTasks.submit_distances, row_tasks(store, segment_images), *asked))
         assert sum(receipts) == MEASURED.sum()
         assert len(receipts) == (3 if segment_images == CHUNK_IMAGES else 1)
         found.append(stored(store)["distances"])
@@ -97,7 +97,7 @@ def test_one_task_judges_and_keeps_what_the_tasks_of_segments_judge_and_keep(sto
     for segment_images in (CHUNK_IMAGES, IMAGES):
         for each in (first, second):
             tasks = row_tasks(store, segment_images)
-            (verdict,) = here.gather(submit_row(here, RowTasks.judge, tasks, into, each, TrimConfig(), True))
+            (verdict,) = here.gather(submit_row(here, RowTasks.submit_verdict, tasks, into, each, TrimConfig(), True))
             # Of what is kept, number, count and error come first; the error is a bound, which follows from the order.
             moments = np.delete(stored(store)["moments"], 2, axis=-1)
             found.append((verdict.thresholds, verdict.margin, stored(store)["distances"], moments))
@@ -112,7 +112,7 @@ def test_one_task_reads_every_chunk_once(
 ) -> None:
     read = chunks_read(monkeypatch)
     into = ArrayRef(store, "", "distances")
-    compute_row(RowTasks.measure, row_tasks(store, IMAGES), into, plan(FITTED, leaves_one_out=True), nearest)
+    compute_row(RowTasks.submit_distances, row_tasks(store, IMAGES), into, plan(FITTED, leaves_one_out=True), nearest)
     assert sorted(key for key in read if key.startswith("features/")) == [
         f"features/c/{chunk}/{ROW}/0/0" for chunk in range(3)
     ]
@@ -123,7 +123,7 @@ def test_a_cluster_has_one_task_for_a_row_whose_arguments_may_be_futures(store: 
     with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
         window = TaskWindow(client, 1)
         coming = window.submit(plan, FITTED)
-        futures = submit_row(window, RowTasks.measure, row_tasks(store, IMAGES), into, coming, None)
+        futures = submit_row(window, RowTasks.submit_distances, row_tasks(store, IMAGES), into, coming, None)
         assert window.gather(futures) == [MEASURED.sum()]
         assert client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 2
 
@@ -140,6 +140,6 @@ def test_a_row_is_judged_in_the_memory_that_is_said(tmp_path: Path) -> None:
 
     row = images * columns * channels * 2
     for each in (first, second):
-        assert row < peak_bytes(partial(compute_row, RowTasks.measure, tasks, into, each, None)) <= said
+        assert row < peak_bytes(partial(compute_row, RowTasks.submit_distances, tasks, into, each, None)) <= said
     left_out = plan(everything, leaves_one_out=True)
-    assert row < peak_bytes(partial(compute_row, RowTasks.measure, tasks, into, left_out, 2000)) <= said
+    assert row < peak_bytes(partial(compute_row, RowTasks.submit_distances, tasks, into, left_out, 2000)) <= said

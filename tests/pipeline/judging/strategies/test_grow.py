@@ -13,6 +13,7 @@ from pipeline.commands.recut import recut
 from pipeline.judging.strategies.base import AMBIGUOUS, UNCHANGED
 from pipeline.judging.strategies.concentrate import concentrate
 from pipeline.judging.strategies.grow import grow
+from pipeline.judging.strategies.registry import estimator_of
 from schemas.config import GaussianConfig, TrimConfig, parse_config
 from schemas.tables.manifest import CLEAN
 from tests.support.archives import tiny_config, write_parts
@@ -197,8 +198,8 @@ def test_an_estimator_is_part_of_the_published_map(
     [("paire", "ridge"), ("none", "ridge"), ("concentrate", "oas"), ("grow", "relative-ridge")],
 )
 def test_each_strategy_has_an_estimator_of_its_own(strategy: str, estimator: str) -> None:
-    assert parse_config(None, [f"trim.strategy={strategy}"]).estimator() == estimator
-    assert parse_config(None, [f"trim.strategy={strategy}", "gaussian.estimator=oas"]).estimator() == "oas"
+    assert estimator_of(parse_config(None, [f"trim.strategy={strategy}"])) == estimator
+    assert estimator_of(parse_config(None, [f"trim.strategy={strategy}", "gaussian.estimator=oas"])) == "oas"
 
 
 def test_without_a_boundary_only_the_better_half_is_kept() -> None:

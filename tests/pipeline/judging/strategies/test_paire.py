@@ -10,40 +10,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.judging.strategies.base import CYCLE, MAJORITY, MAX_ITERATIONS, UNCHANGED, PassLog, Trimming
+from pipeline.judging.strategies.base import CYCLE, MAJORITY, MAX_ITERATIONS, UNCHANGED, PassLog, PassResult, Trimming
 from pipeline.judging.strategies.paire import trim
 from schemas.config import TrimConfig
 
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Scripted:
-    """What one pass finds."""
-
-    thresholds: NDArray[np.float64]
-    margin: NDArray[np.float64]
-
-
 @dataclass
 class Script:
     """Plays the passes in order, and remembers which images each was fitted on."""
 
-    passes: Sequence[Scripted]
+    passes: Sequence[PassResult]
     fitted: list[list[int]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
 
-    def __call__(self, fitted: Mask, number: int) -> Scripted:
+    def __call__(self, fitted: Mask, number: int) -> PassResult:
         self.fitted.append(np.flatnonzero(fitted).tolist())
         self.numbers.append(number)
         return self.passes[number - 1]
 
 
-def keeping(*clean: int, images: int, thresholds: Sequence[float] = (5.0, np.inf)) -> Scripted:
+def keeping(*clean: int, images: int, thresholds: Sequence[float] = (5.0, np.inf)) -> PassResult:
     """Return a pass after which exactly these images are below every threshold."""
     margin = np.full(images, 1.5)
     margin[list(clean)] = 0.5
-    return Scripted(np.array([thresholds]), margin)
+    return PassResult(np.array([thresholds]), margin)
 
 
 def run(
