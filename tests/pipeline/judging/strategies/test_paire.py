@@ -68,7 +68,7 @@ def test_an_unchanged_set_ends_the_iteration() -> None:
 
 
 def test_a_first_pass_that_trims_nothing_is_unchanged_although_it_is_a_majority() -> None:
-    nothing = Scripted(np.full((2, 2), np.inf), np.zeros(10))
+    nothing = PassResult(np.full((2, 2), np.inf), np.zeros(10))
     trimming = run(Script([nothing]), images=10, stop_fraction=0.5)
     assert trimming.stop_reason == UNCHANGED
     assert trimming.clean.all()
@@ -163,7 +163,7 @@ def test_images_that_take_no_part_are_never_clean_and_never_change() -> None:
     measured = np.array([True, False, True, True, False, True, True])
     measured.flags.writeable = False
     margin = np.array([0.5, np.nan, 0.5, 0.5, np.nan, 2.0, 2.0])
-    script = Script([Scripted(np.array([[1.0]]), margin)] * 2)
+    script = Script([PassResult(np.array([[1.0]]), margin)] * 2)
     trimming = trim(script, measured, TrimConfig(stop_fraction=1.0))
     assert trimming.clean.tolist() == [True, False, True, True, False, False, False]
     assert trimming.last_changed.tolist() == [0, 0, 0, 0, 0, 1, 1]
@@ -182,7 +182,7 @@ def test_images_that_take_no_part_are_never_clean_and_never_change() -> None:
 )
 def test_the_floor_keeps_that_many_with_the_smallest_margins(images: int, fraction: float, floor: int) -> None:
     margin = np.linspace(3.0, 1.0, images)
-    script = Script([Scripted(np.array([[1.0]]), margin)] * 2)
+    script = Script([PassResult(np.array([[1.0]]), margin)] * 2)
     trimming = run(script, images=images, min_clean_fraction=fraction)
     assert np.flatnonzero(trimming.clean).tolist() == list(range(images - floor, images))
     assert trimming.iterations[0].floor_applied
@@ -190,14 +190,14 @@ def test_the_floor_keeps_that_many_with_the_smallest_margins(images: int, fracti
 
 def test_a_distance_at_the_threshold_is_not_below_it() -> None:
     margin = np.array([0.5, 0.5, np.nextafter(1.0, 0.0), 1.0, np.nextafter(1.0, 2.0)])
-    trimming = run(Script([Scripted(np.array([[1.0]]), margin)] * 2), images=5)
+    trimming = run(Script([PassResult(np.array([[1.0]]), margin)] * 2), images=5)
     assert trimming.clean.tolist() == [True, True, True, False, False]
     assert not trimming.iterations[0].floor_applied
 
 
 def test_the_floor_takes_earlier_rows_first_among_equal_margins() -> None:
     margin = np.array([2.0, 1.5, 1.5, 1.0, 1.5, 1.5])
-    trimming = run(Script([Scripted(np.array([[1.0]]), margin)] * 2), images=6)
+    trimming = run(Script([PassResult(np.array([[1.0]]), margin)] * 2), images=6)
     assert np.flatnonzero(trimming.clean).tolist() == [1, 2, 3]
 
 
@@ -208,7 +208,7 @@ def test_as_many_as_the_floor_pass_without_it() -> None:
 
 def test_a_floor_that_chooses_the_same_again_is_unchanged() -> None:
     margin = np.linspace(1.0, 3.0, 20)
-    trimming = run(Script([Scripted(np.array([[1.0]]), margin)] * 2), images=20, min_clean_fraction=0.2)
+    trimming = run(Script([PassResult(np.array([[1.0]]), margin)] * 2), images=20, min_clean_fraction=0.2)
     assert trimming.stop_reason == UNCHANGED
     assert [step.floor_applied for step in trimming.iterations] == [True, True]
 
