@@ -21,12 +21,7 @@ THROUGH_OTHERS = {
     "pipeline/commands/plan/rehearsal.py": "pipeline/commands/plan/test_plan.py",
     "pipeline/commands/plan/sample.py": "pipeline/commands/plan/test_plan.py",
     "pipeline/judging/distances.py": "scenarios/test_resume.py",
-    "pipeline/judging/group.py": "pipeline/judging/test_judge.py",
     "pipeline/judging/statistics.py": "pipeline/judging/test_passes.py",
-    "pipeline/judging/strategies/ablations.py": "scenarios/test_resume.py",
-    "pipeline/judging/strategies/base.py": "pipeline/judging/test_judge.py",
-    "pipeline/judging/strategies/concentrate.py": "scenarios/test_resume.py",
-    "pipeline/judging/strategies/registry.py": "pipeline/judging/test_judge.py",
 }
 
 # Tests of a second side of a module that has tests of its own, or of a law of many modules.

@@ -13,7 +13,6 @@ from pipeline.commands.recut import recut
 from pipeline.judging.strategies.base import AMBIGUOUS, UNCHANGED
 from pipeline.judging.strategies.concentrate import concentrate
 from pipeline.judging.strategies.grow import grow
-from pipeline.judging.strategies.registry import estimator_of
 from schemas.config import GaussianConfig, TrimConfig, parse_config
 from schemas.tables.manifest import CLEAN
 from tests.support.archives import tiny_config, write_parts
@@ -123,20 +122,6 @@ def test_equal_scores_keep_a_half_at_the_start_and_end() -> None:
     assert len(trimming.iterations) <= 3
 
 
-def test_concentration_settles_and_grows() -> None:
-    group = Synthetic(150, 20, 0.1)
-    trimming = concentrate(
-        group.deviate,
-        lambda value: np.full(GRID, value),
-        np.ones(150, bool),
-        TrimConfig(deviations=3.0),
-        grid=GRID,
-    )
-    assert trimming.history[0].sum() == 75
-    assert trimming.clean[~group.is_bad].mean() > 0.6
-    assert not trimming.clean[group.is_bad].any()
-
-
 @pytest.fixture(scope="module")
 def cleaned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """Return a run over 44 images, to be judged anew by each strategy, and the names of those with a defect."""
@@ -191,15 +176,6 @@ def test_an_estimator_is_part_of_the_published_map(
     np.testing.assert_allclose(distances, stored, rtol=1e-9)
     manifest = pd.read_parquet(version / "manifest.parquet").sort_values("file_name")
     np.testing.assert_allclose(manifest["anomaly_score"], stored.max(axis=(1, 2)))
-
-
-@pytest.mark.parametrize(
-    ("strategy", "estimator"),
-    [("paire", "ridge"), ("none", "ridge"), ("concentrate", "oas"), ("grow", "relative-ridge")],
-)
-def test_each_strategy_has_an_estimator_of_its_own(strategy: str, estimator: str) -> None:
-    assert estimator_of(parse_config(None, [f"trim.strategy={strategy}"])) == estimator
-    assert estimator_of(parse_config(None, [f"trim.strategy={strategy}", "gaussian.estimator=oas"])) == "oas"
 
 
 def test_without_a_boundary_only_the_better_half_is_kept() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.judging.strategies.base import CYCLE, MAJORITY, MAX_ITERATIONS, UNCHANGED, PassLog, PassResult, Trimming
+from pipeline.judging.strategies.base import CYCLE, MAJORITY, MAX_ITERATIONS, UNCHANGED, PassResult, Trimming
 from pipeline.judging.strategies.paire import trim
 from schemas.config import TrimConfig
 
@@ -227,13 +227,3 @@ def test_any_script_ends_with_books_that_balance(sets: list[set[int]], stop_frac
     assert changes == [after - before for before, after in pairwise(counts)]
     assert np.flatnonzero(trimming.clean).tolist() == sorted(sets[len(trimming.iterations) - 1])
     assert trimming.last_changed.max() <= len(trimming.iterations)
-
-
-def test_the_floor_chose_the_clean_set_even_if_a_later_pass_only_confirms_it() -> None:
-    log = PassLog(np.ones(10, bool), "group")
-    half = np.arange(10) < 5
-    log.record(half, positions_trimmed=4, floor_applied=True)
-    log.record(half, positions_trimmed=4, floor_applied=False)
-    assert log.result(np.ones((2, 2)), UNCHANGED).floor_applied
-    log.record(np.arange(10) < 7, positions_trimmed=4, floor_applied=False)
-    assert not log.result(np.ones((2, 2)), UNCHANGED).floor_applied
