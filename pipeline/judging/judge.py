@@ -49,7 +49,7 @@ logger = logging.getLogger("paire")
 
 Outcomes = Mapping[str, list[ImageOutcome]]
 
-# In the journal, once the stores are there; a map of another format is begun anew.
+# In the journal, once the stores are there; a map of another format is begun again.
 BEGUN = f"begun.{FORMAT_VERSION}"
 
 # The paper's rule stops at a majority; where no more than this share is clean, good images have been lost.
@@ -60,24 +60,8 @@ FEW_CLEAN = 0.5
 class Judge:
     """Judges every group of an archive and publishes what it found.
 
-    Attributes
-    ----------
-    run
-        The directory to publish into; the record and the catalog are there already.
-    features
-        The feature store to judge from.
-    geometry
-        The grid of positions of those features.
-    config
-        The configuration.
-    record
-        Whose verdicts they are.
-    cluster
-        Where to compute; None for here.
-    reporter
-        Shows progress.
-    journal
-        Where to keep which passes and groups are finished, so that the same job goes on after them; None for nowhere.
+    ``run`` has its record and its catalog already. Without a ``cluster`` everything is computed here. The ``journal``
+    keeps which passes and groups are finished, so that the same job goes on after them.
     """
 
     run: Directory
@@ -163,7 +147,7 @@ class Judge:
                 return GroupResult.from_arrays(kept, outcomes)
             result = self._judge_from(journal, group, outcomes)
         except (StaleJournalError, DamagedArrayError) as error:
-            logger.warning("%s: judged anew, because %s", group, error, extra={"group": group})
+            logger.warning("%s: judged again, because %s", group, error, extra={"group": group})
             journal.clear()
             result = self._judge_from(journal, group, outcomes)
         journal.note_ending(result.to_arrays())

@@ -67,7 +67,7 @@ class Passes(Protocol):
     ) -> Iterator[Rows]:
         """Measure all images and yield futures of receipts, in the order of rows.
 
-        With ``nearest``, each position is fitted a second time, on so many of the images that are nearest there.
+        With ``nearest``, each position is fitted a second time, on this number of the images that are nearest there.
         """
 
     def replay(self, fitted: Mask, fit: Fit) -> None:
@@ -110,7 +110,7 @@ class PassesByProducts:
             yield Rows(band.stop - band.start, [measured])
 
     def replay(self, fitted: Mask, fit: Fit) -> None:
-        """Nothing follows from it: the products are computed anew."""
+        """Nothing follows from it: the products are computed again."""
 
     def close(self) -> None:
         """Remove the products."""

@@ -20,7 +20,7 @@ from workers.guard.findings import Finding
 from workers.verdict.calibration import ScoreLaw
 from workers.verdict.selection import Evidence
 
-# The array that holds, as JSON, whatever is no array.
+# The array that holds, as JSON, all that is not an array.
 _FACTS = "facts"
 _EVIDENCE, _TRIMMING = "evidence.", "trimming."
 

@@ -2,7 +2,7 @@
 
 In a large group each of these is a task of its own for each segment of images, so that the workers share the segments;
 moments and Gaussians go from task to task. A group of one segment has nothing to share: all of a row is one task then
-(`workers.features.arrays.is_whole_row`), which reads its features once, and of which nothing but the outcome leaves the
+(`workers.features.arrays.is_whole_row`), which reads its features once; nothing but the outcome leaves the
 worker. It is the very same functions either way, called in the same order.
 """
 
@@ -33,46 +33,18 @@ from workers.storage.directory import Directory
 
 
 class PassPlan(NamedTuple):
-    """What a pass fits, and how it gets the moments.
+    """What a pass fits, and how it gets the moments."""
 
-    Attributes
-    ----------
-    fitted
-        (images,) bool.
-    fit
-        How they are fitted.
-    number
-        Of the pass.
-    kept
-        Where its moments are kept; None for nowhere.
-    change
-        What to update there; None to accumulate anew.
-    """
-
-    fitted: Mask
+    fitted: Mask  # (images,)
     fit: Fit
-    number: int
-    kept: KeptMoments | None
-    change: Change | None
+    number: int  # of the pass
+    kept: KeptMoments | None  # where its moments are kept, if they are
+    change: Change | None  # what to update there; None accumulates again
 
 
 @dataclass(frozen=True)
 class RowTasks:
-    """Submits the tasks of one row of positions, and returns futures of the last of them.
-
-    Attributes
-    ----------
-    features
-        The group's features.
-    row
-        The row.
-    measured
-        (images,) bool: the images that take part.
-    channels
-        D.
-    segment_images
-        Images in one task.
-    """
+    """Submits the tasks of one row of positions, and returns futures of the last of them."""
 
     features: ArrayRef
     row: int
@@ -96,7 +68,7 @@ class RowTasks:
     def submit_distances(self, window: Window, into: ArrayRef, plan: PassPlan, nearest: int | None) -> list[Any]:
         """Measure all images; futures of receipts, one for each segment.
 
-        With ``nearest``, each position is fitted a second time, on so many of the images that are nearest there.
+        With ``nearest``, each position is fitted a second time, on this number of the images that are nearest there.
         """
         leaves_one_out, segments = plan.fit.leaves_one_out, list(self._segments(plan.fitted))
         own: list[Any] = [segment.mask if leaves_one_out else None for segment in segments]
@@ -109,25 +81,15 @@ class RowTasks:
             for segment in segments
         ]
         # Every position has images of its own, which no other pass fits.
-        gaussians = self._fit_anew(window, plan._replace(kept=None), chosen, nearest)
+        gaussians = self._fit_again(window, plan._replace(kept=None), chosen, nearest)
         return self._measure(window, into, gaussians, own)
 
     def submit_fit(self, window: Window, fitted: Mask, fit: Fit, chosen: Any, count: int | None) -> Any:
         """Fit what is published; a future of the Gaussians of the row.
 
-        Moments are accumulated anew: what is published carries no drift of earlier passes.
-
-        Parameters
-        ----------
-        window
-            Where to submit.
-        fitted
-            (images,) bool: the images to fit on.
-        fit
-            How.
-        chosen, count
-            The images (images, columns) that each column is fitted on, or a future of them, and how many they are at
-            each; None for all of ``fitted``.
+        Moments are accumulated again: what is published carries no drift of earlier passes. ``chosen`` (images,
+        columns) bool, or a future of it, has the ``count`` images that each column is fitted on; None fits all of
+        ``fitted``.
         """
         return self._fit_features(window, fitted, fit, chosen, count, fit_row_primal)
 
@@ -143,9 +105,9 @@ class RowTasks:
         """Submit the fit as planned."""
         if plan.change is not None:
             return window.submit(update_row, self.features, plan.kept, self.row, plan.change, plan.fit)
-        return self._fit_anew(window, plan)
+        return self._fit_again(window, plan)
 
-    def _fit_anew(self, window: Window, plan: PassPlan, chosen: Any = None, count: int | None = None) -> Any:
+    def _fit_again(self, window: Window, plan: PassPlan, chosen: Any = None, count: int | None = None) -> Any:
         """Submit the fit to features; ``chosen`` and ``count`` are as for `submit_fit`."""
         kept = (self.row, plan.kept, plan.number)
         return self._fit_features(window, plan.fitted, plan.fit, chosen, count, fit_row_whitening, *kept)
@@ -237,23 +199,9 @@ def publish_rows(
     chosen: list[Any],
     count: int | None,
 ) -> Any:
-    """Submit the fit and the writing of rows that share chunks of the map.
+    """Submit the fit and the writing of rows that share chunks of the map; a future of their checksums.
 
-    Parameters
-    ----------
-    window
-        Where to submit.
-    rows
-        The rows, one after another.
-    model, group
-        The map, and the group's name there.
-    fitted, fit, chosen, count
-        As for `RowTasks.submit_fit`; ``chosen`` has one element for each row.
-
-    Returns
-    -------
-    object
-        A future of the checksums, one for each row.
+    The arguments are those of `RowTasks.submit_fit`, with one element of ``chosen`` for each row.
     """
     gaussians = [
         tasks.submit_fit(window, fitted, fit, images, count) for tasks, images in zip(rows, chosen, strict=True)

@@ -113,8 +113,8 @@ class GroupStatistics:
         fitted
             (images,) bool: the images to fit on.
         smoothing
-            Score by the largest log distance averaged over squares of so many positions; None scores by the largest
-            log distance in robust deviations at its position.
+            Score by the largest log distance averaged over squares of this side, in positions; None scores by the
+            largest log distance in robust deviations at its position.
         nearest
             Below 1, fit a second time, each position on this share of the images that are nearest there.
 

@@ -193,7 +193,7 @@ def test_a_group_with_damaged_distances_is_judged_again(
     (chunk, *_) = sorted((run / "distances").glob("*/distance/c/*/*/*"))
     chunk.unlink() if is_removed else damage(chunk)
     job(run, features=ONE_GROUP)
-    assert "b: judged anew, because" in caplog.text
+    assert "b: judged again, because" in caplog.text
     assert_same(everything(run), everything(tmp_path / "whole"))
 
 

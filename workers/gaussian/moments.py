@@ -148,5 +148,5 @@ def finalize(moments: Moments) -> tuple[Floats, Floats]:
         For fewer than two samples.
     """
     if moments.count < 2:
-        raise ValueError(f"a covariance needs at least 2 samples, got {moments.count}")
+        raise ValueError(f"a covariance needs at least 2 samples, not {moments.count}")
     return moments.mean, moments.scatter / (moments.count - 1)

@@ -45,16 +45,8 @@ def accumulate_segment(
 ) -> RowMoments:
     """Return the moments of a segment's fitted images at one row of positions, chunk by chunk in order.
 
-    Parameters
-    ----------
-    features, row
-        What to read.
-    segment
-        The images, masked to those that are fitted.
-    chosen
-        (segment's images, columns) bool: those fitted at each column; None for the segment's mask at all of them.
-    columns
-        The columns to accumulate; None for all.
+    ``chosen`` (segment's images, columns) bool has the images fitted at each column; None takes the segment's mask.
+    ``columns`` are the columns to accumulate, by default all.
     """
     array = features.open()
     used = segment.mask if chosen is None else chosen

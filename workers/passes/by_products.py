@@ -22,8 +22,8 @@ from workers.gaussian.products import TOLERANCE, inner_products, measure
 from workers.passes.by_features import RowVerdict, judge_values
 from workers.verdict.selection import smallest
 
-# A group of so many images is judged in one task, all rows of positions at once: a pass over 14 x 14 positions takes a
-# tenth of a second then, and its products have 6 MB.
+# A group of up to this many images is judged in one task, all rows of positions at once: a pass over 14 x 14 positions
+# takes a tenth of a second then, and its products have 6 MB.
 SMALL_GROUP = 64
 
 # Products of several columns share a chunk up to this size, inside what object stores like.
@@ -59,7 +59,7 @@ class GramGroup:
 
 
 def uses_products(measured: int, channels: int) -> bool:
-    """Tell whether the passes over so many images go by inner products: whatever is fitted, the form is dual."""
+    """Tell whether the passes over this number of images go by inner products: any fit then has the dual form."""
     return uses_dual(measured, channels)
 
 
@@ -99,27 +99,10 @@ def multiply_rows(group: GramGroup, band: Band) -> int:
 def measure_rows(
     group: GramGroup, distances: ArrayRef, band: Band, fitted: Mask, fit: Fit, nearest: int | None, receipt: int
 ) -> int:
-    """Write all images' distances at a band; NaN where an image does not take part.
+    """Write all images' distances at a band, NaN where an image does not take part; returns the images measured.
 
-    Parameters
-    ----------
-    group, distances
-        What to read and to write.
-    band
-        The rows of positions.
-    fitted
-        (images,) bool: the images to fit on.
-    fit
-        How.
-    nearest
-        Fit a second time, each position on so many of the images that are nearest there; None for once.
-    receipt
-        Of the task that wrote the band's products.
-
-    Returns
-    -------
-    int
-        Images measured.
+    ``fitted`` (images,) bool are the images to fit on. With ``nearest``, each position is fitted a second time, on this
+    number of the images nearest there. ``receipt`` is that of the task that wrote the band's products.
     """
     assert receipt
     _store(group, distances, band, _measure(group, band, fitted, fit, nearest))
@@ -138,12 +121,7 @@ def judge_rows(
 ) -> RowVerdict:
     """Write all images' distances at a band, and find its thresholds (rows, columns) and each image's largest margin.
 
-    Parameters
-    ----------
-    group, distances, band, fitted, fit, receipt
-        As for `measure_rows`.
-    trim, is_first
-        As for `workers.passes.by_features.judge_row`.
+    The arguments are those of `measure_rows` and of `by_features.judge_row`.
     """
     assert receipt
     values = _measure(group, band, fitted, fit, None)

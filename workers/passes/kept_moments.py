@@ -2,8 +2,8 @@
 
 A pass needs N D^2 operations at each position for the moments of N fitted images. From the moments of an earlier pass
 it needs those of the images that were added and removed since. What that costs is exactness: see `DRIFT` and
-`DISTANCE_ERROR`. A position whose bounds are exceeded is accumulated anew, by itself, so that no result depends on what
-happened elsewhere.
+`DISTANCE_ERROR`. A position whose bounds are exceeded is accumulated again, by itself, so that no result depends on
+what happened elsewhere.
 """
 
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ from workers.passes.by_features import RowMoments, RowWhitenings, accumulate_seg
 STORAGE_IMAGES = 1000
 
 # Moments are updated as long as the bound on the scatter's rounding error is so many times that of moments accumulated
-# anew: it grows with what is added and removed, and weighs more where little is left, as when outliers are removed. The
-# errors of distances keep that ratio, whatever the covariance's condition.
+# again: it grows with what is added and removed, and weighs more where little is left, as when outliers are removed.
+# The errors of distances keep that ratio, whatever the covariance's condition.
 DRIFT = 4.0
 
 # The bound on the relative error of distances up to which that is enough: where the smallest variances are smaller yet,
 # as little as possible is to be lost of them. On features with variances as small as rounding allows to know, distances
-# from updated moments differed from those anew by a hundred thousandth of the bound.
+# from updated moments differed from those again by a hundred thousandth of the bound.
 DISTANCE_ERROR = 1e-2
 
 
@@ -102,14 +102,14 @@ def kept_values(channels: int) -> int:
 
 
 def pays_to_keep(fitted: int) -> bool:
-    """Tell whether any change of so many fitted images could be an update."""
+    """Tell whether any change of this number of fitted images could be an update."""
     return pays_to_update(0, fitted)
 
 
 def pays_to_update(changed: int, fitted: int) -> bool:
     """Tell whether updating moments is less work than accumulating them: at most half of it, with reading and writing.
 
-    Less would be gained than may be lost where a position has to be accumulated anew.
+    Less would be gained than may be lost where a position has to be accumulated again.
     """
     return 2 * (changed + STORAGE_IMAGES) <= fitted
 
@@ -122,17 +122,7 @@ def fit_row_whitening(
     kept: KeptMoments | None = None,
     number: int = 0,
 ) -> RowWhitenings:
-    """Fit one row of positions from its moments, to be measured with.
-
-    Parameters
-    ----------
-    moments, fit, fourth_moments
-        As for `workers.passes.by_features.fit_row_primal`.
-    row
-        The row.
-    kept, number
-        Where to keep the moments, and the number of the pass; None for nowhere.
-    """
+    """Fit one row of positions from its moments, to be measured with; ``kept`` has them as pass ``number``."""
     if kept is not None:
         kept.write(row, number, moments)
     fourth = sum(fourth_moments[1:], fourth_moments[0]) if fourth_moments else None
@@ -146,31 +136,17 @@ def fit_row_whitening(
 def update_row(features: ArrayRef, kept: KeptMoments, row: int, change: Change, fit: Fit) -> RowWhitenings:
     """Fit one row of positions from the kept moments of an earlier pass, and keep those of this one.
 
-    Parameters
-    ----------
-    features
-        What to read: the chunks with changed images, and of positions that are accumulated anew all fitted ones.
-    kept
-        The moments of the pass ``change.since``, or already of this one, where the task is repeated.
-    row
-        The row of positions.
-    change
-        What has changed.
-    fit
-        How to fit.
-
-    Raises
-    ------
-    SingularCovarianceError
-        When that is so with moments accumulated anew.
+    It reads the chunks with changed images, and all fitted ones for positions that are accumulated again. ``kept`` has
+    the moments of the pass ``change.since``, or already of this one when a task is repeated. A covariance that is
+    singular even then raises SingularCovarianceError.
     """
     moments = update_moments(features, kept, row, change)
     found = map_in_threads(lambda part: _fit_if_exact(part, fit), moments)
-    anew = [column for column, fitted in enumerate(found) if fitted is None]
-    if anew:
+    again = [column for column, fitted in enumerate(found) if fitted is None]
+    if again:
         everything = Segment(0, len(change.after), change.after)
-        accumulated = accumulate_segment(features, row, everything, columns=anew)
-        for column, part in zip(anew, accumulated, strict=True):
+        accumulated = accumulate_segment(features, row, everything, columns=again)
+        for column, part in zip(again, accumulated, strict=True):
             moments[column], found[column] = part, invert(fit_moments(part, fit))
     kept.write(row, change.number, tuple(moments))
     return tuple(fitted for fitted in found if fitted is not None)
@@ -185,7 +161,7 @@ def update_moments(features: ArrayRef, kept: KeptMoments, row: int, change: Chan
     for column in range(features.open().shape[2]):
         number, moments = kept.read(row, column)
         if number not in (change.since, change.number):
-            # Whatever was lost there is made anew.
+            # What was lost there is made again.
             moments = replace(moments, error=np.inf)
         columns.append(moments if number == change.number else Accumulator.resume(moments))
     stale = [(column, part) for column, part in enumerate(columns) if isinstance(part, Accumulator)]
@@ -219,13 +195,13 @@ def _changed_blocks(features: ArrayRef, row: int, change: Change) -> Iterator[tu
 
 
 def drift(moments: Moments) -> float:
-    """Return how many times the error bound of moments accumulated anew that of some moments of a position is."""
-    anew = fresh_error(moments.count, CHUNK_IMAGES, float(np.trace(moments.scatter[0])))
-    return moments.error / anew if anew and np.isfinite(moments.error) else np.inf
+    """Return how many times the error bound of moments accumulated again that of some moments of a position is."""
+    again = fresh_error(moments.count, CHUNK_IMAGES, float(np.trace(moments.scatter[0])))
+    return moments.error / again if again and np.isfinite(moments.error) else np.inf
 
 
 def _fit_if_exact(moments: Moments, fit: Fit) -> FittedWhitening | None:
-    """Fit updated moments at one position; None where they have to be accumulated anew."""
+    """Fit updated moments at one position; None where they have to be accumulated again."""
     if drift(moments) > DRIFT:
         return None
     try:

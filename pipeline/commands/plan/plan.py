@@ -145,7 +145,7 @@ def plan(
     sample
         Images to try; 0 measures nothing; None tries 64, or all of a smaller archive.
     workers
-        How many workers the run would have; None for as many as the local cluster has.
+        How many workers the run would have; by default those of the local cluster.
     seed
         Draws the sample.
     opened

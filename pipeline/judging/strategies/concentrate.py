@@ -94,7 +94,7 @@ def concentrate(
 
 
 def robust_limit(scores: Floats, deviations: float) -> float:
-    """Return the median plus so many robust deviations; the spread is that of the scores below the median."""
+    """Return the median plus a number of robust deviations; the spread is that of the scores below the median."""
     median = float(np.median(scores))
     lower = float(np.median(median - scores[scores <= median]))
     return median + deviations * NORMAL_DEVIATION * lower

@@ -143,7 +143,7 @@ def test_the_scatter_of_a_merge_is_symmetric() -> None:
 
 @pytest.mark.parametrize("images", [0, 1])
 def test_a_covariance_of_fewer_than_two_samples_is_an_error(images: int) -> None:
-    with pytest.raises(ValueError, match=f"at least 2 samples, got {images}"):
+    with pytest.raises(ValueError, match=f"at least 2 samples, not {images}"):
         finalize(accumulate(samples(0, images)))
 
 
