@@ -1,8 +1,8 @@
 """Every error that the system raises on purpose, with the exit code that a command ends with.
 
-A message names the wrong value, what was expected, where, and what to do. Each class also inherits the builtin that
-fits, so callers may catch either. The only argument is the message, so errors survive pickling on their way from a
-worker.
+A message names the wrong value, what was expected, where, and what to do. Each class but StorageError also inherits
+the builtin that fits, so callers may catch either. The only argument is the message, so errors survive pickling on
+their way from a worker.
 """
 
 EXIT_UNEXPECTED = 1

@@ -28,8 +28,9 @@ import zarr
 STRATEGIES = ("grow", "concentrate", "paire", "trim-once", "none")
 NODES = "features.4,features.7,features.12"
 
-# What differs between two runs of the same code in two places; file_name stands for image_path.
-OWN = {"run_id", "seconds", "run", "config_digest", "image_path", "checksum"}
+# What differs between two runs of the same code in two places (file_name stands for image_path), and what a version
+# says in other words.
+OWN = {"run_id", "seconds", "run", "config_digest", "image_path", "checksum", "sentence", "warnings"}
 
 
 def main() -> None:

@@ -18,11 +18,17 @@ def test_an_error_survives_pickling_with_its_message_and_exit_code(error: type[P
     assert copy.exit_code == error.exit_code
 
 
-@pytest.mark.parametrize("error", CLASSES, ids=lambda error: error.__name__)
+@pytest.mark.parametrize(
+    "error", [each for each in CLASSES if each is not errors.StorageError], ids=lambda error: error.__name__
+)
 def test_an_error_inherits_a_builtin_that_fits(error: type[PaireError]) -> None:
     builtin = error.__mro__[error.__mro__.index(PaireError) + 1]
     assert builtin.__module__ == "builtins"
     assert builtin is not Exception
+
+
+def test_what_is_wrong_with_a_whole_store_is_not_taken_for_what_is_wrong_with_a_file() -> None:
+    assert not issubclass(errors.StorageError, OSError | ValueError)
 
 
 @pytest.mark.parametrize(
