@@ -2,8 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +135,7 @@ def clean(
             accepted = reconsider(run, record, config.guard)
             assert accepted is not None
             return CleanResult(run.url, record.run_id, accepted, was_done=True)
-        cluster = nullcontext(opened()) if opened else open_cluster(config.cluster, scheduler)
+        cluster = _being_opened(opened) if opened else open_cluster(config.cluster, scheduler)
         with work_in(run, lease, record, config, catalog, cluster, versions=wanted.versions) as session:
             outcomes = _extract(session, geometry, weights_digest, reporter)
             lease.require()
@@ -143,6 +143,12 @@ def clean(
             judge = Judge(run, features, geometry, config, session.record, session.cluster, reporter, journal)
             ledger = session.ledger = judge.judge(catalog, outcomes)
     return CleanResult(run.url, record.run_id, ledger)
+
+
+@contextmanager
+def _being_opened(opened: Callable[[], Cluster]) -> Iterator[Cluster]:
+    """Wait for a cluster that the caller opens and closes, once the run directory says whose it is."""
+    yield opened()
 
 
 def _done(run: Directory, record: RunRecord) -> CleanResult:
