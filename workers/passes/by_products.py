@@ -33,7 +33,7 @@ _ITEM_BYTES = np.dtype(np.float64).itemsize
 
 
 class Band(NamedTuple):
-    """Indices of positions ``start`` to ``stop``."""
+    """Rows of positions ``start`` to ``stop``."""
 
     start: int
     stop: int
