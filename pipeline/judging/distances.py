@@ -21,28 +21,16 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True)
 class GroupDistances:
-    """A group's part of a run's ``distances/``.
-
-    The distances of images that do not take part are NaN.
-    """
+    """A group's part of a run's ``distances/``; images that do not take part have NaN."""
 
     directory: Directory
     group: Group
 
     def store_verdict(self, thresholds: Floats, history: Mask, fitted_for: Indices, *, smoothing: int) -> None:
-        """Keep, beside the distances, what else the verdicts follow from.
+        """Keep, beside the distances, what else the verdicts follow from: the fields of a `Trimming`, and `fitted_for`.
 
-        Parameters
-        ----------
-        thresholds
-            (rows, columns) float64.
-        history
-            (passes, images) bool: the clean set after each pass.
-        fitted_for
-            (images,) int64: the image that each is a near-duplicate of, and never better than; itself where there is
-            none.
-        smoothing
-            How the distances meet the thresholds, kept as an attribute.
+        ``fitted_for`` (images,) int64 is the row of the image that a near-duplicate is judged with, and never better
+        than; any other image has its own row. ``smoothing`` becomes an attribute.
         """
         node = self.directory.zarr_group("", "r+")
         kept = ((THRESHOLD, thresholds), (CLEAN_SETS, history), (REPRESENTATIVE, fitted_for))
@@ -51,10 +39,7 @@ class GroupDistances:
         node.attrs["smoothing"] = smoothing
 
     def evidence(self, thresholds: Floats, fitted_for: Indices, *, smoothing: int) -> Evidence:
-        """Return each image's evidence from the stored distances, read one segment of images at a time.
-
-        The parameters are those of `store_verdict`.
-        """
+        """Return each image's evidence from the stored distances, read one segment of images at a time."""
         distances, place = self.array(DISTANCE), np.cumsum(self.group.measured) - 1
         own = Evidence.concatenate(
             [
@@ -70,7 +55,7 @@ class GroupDistances:
 
     @contextmanager
     def scratch(self) -> Iterator[str]:
-        """Give the name of a distance array that is there while the block runs."""
+        """Create an array of distances that exists while the block runs, and give its name."""
         self.create(SCRATCH)
         try:
             yield SCRATCH

@@ -1,10 +1,10 @@
-"""What the breakdown guard looks at, as Dask tasks: a final clean set under a fit of its own, whatever chose it.
+"""What the breakdown guard looks at, as Dask tasks: the final clean set of any strategy, under a fit of its own.
 
-The distances that decided are no measure of contamination: those of the paper's rule jump between fitted images and
-others by construction. So the final clean set is fitted once more, with the covariance estimator of the strategy
-`grow`, all images are measured, the fitted ones without themselves, and scored as `grow` scores them: one pass, or two
+The distances that decided do not measure contamination: those of the paper's rule jump between fitted images and others
+by construction. So the final clean set is fitted once more, with the covariance estimator of the strategy `grow`. All
+images are measured, the fitted ones without themselves, and scored as `grow` scores them. That takes one pass or two
 (see `workers.guard.contamination.fit_and_estimate`), into an array that is removed again. The driver holds one number
-for each image, and a sample's Gram matrix besides.
+for each image, and the Gram matrix of a sample.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ logger = logging.getLogger("paire")
 # The estimator of `grow`, whose scores the law of clean images was studied on.
 ESTIMATOR = "relative-ridge"
 
-# The rate of false rejects that estimate and limits were studied at, whatever a strategy is asked for: at a larger one
-# the contamination is taken for the law's tail, at a smaller one fewer images stand for more.
+# The rate of false rejects at which estimate and limits were studied; it ignores the strategy's own rate. At a larger
+# rate contamination would pass for the law's tail, at a smaller one fewer images would stand for more.
 RATE = 0.02
 
 # Digits of a share in the ledger: one image in ten thousand.
@@ -41,18 +41,10 @@ SHARE_DIGITS = 4
 
 @dataclass(frozen=True)
 class Examination:
-    """What the breakdown guard found of one group.
+    """What the breakdown guard found about one group."""
 
-    Attributes
-    ----------
-    contamination
-        The estimate; None where too few images are clean for any.
-    findings
-        Those that stop first; empty for a group that can be trusted.
-    """
-
-    contamination: Contamination | None
-    findings: tuple[Finding, ...]
+    contamination: Contamination | None  # the estimate; None if too few images are clean for one
+    findings: tuple[Finding, ...]  # those that stop a run first; empty for a group that can be trusted
 
     def to_json(self) -> dict[str, Any]:
         """Return the group's part of the ledger, JSON-ready."""
@@ -65,7 +57,7 @@ class Examination:
 def examine_group(
     cluster: Cluster | None, group: Group, trimming: Trimming, statistics: GroupStatistics
 ) -> Examination:
-    """Examine how a group came out; the distances that decided are left as they are."""
+    """Examine a group's clean set; the stored distances, which decided, stay as they are."""
     smoothing, window = group.config.trim.smoothing, open_window(cluster)
 
     def score(fitted: Mask) -> Floats:
@@ -86,35 +78,31 @@ def examine_group(
 
 
 def _count_exclusions(window: Window, group: Group, trimming: Trimming, distances: ArrayRef) -> Exclusions:
-    """Count what the thresholds exclude of the distances that decided."""
-    how = {"smoothing": trimming.smoothing}
-    parts: list[Exclusions] = window.gather(
-        [window.submit(count_segment, distances, segment, trimming.thresholds, **how) for segment in group.segments()]
-    )
+    """Count what the thresholds exclude, in the distances that decided."""
+    counted = [
+        window.submit(count_segment, distances, segment, trimming.thresholds, smoothing=trimming.smoothing)
+        for segment in group.segments()
+    ]
+    parts: list[Exclusions] = window.gather(counted)
     return sum(parts[1:], parts[0])
 
 
 def _structure(window: Window, group: Group, clean: Mask) -> Structure | None:
-    """Describe a sample of the images; None where they are too few."""
+    """Describe a sample of the images; None if there are too few."""
     if group.count < MIN_SAMPLE:
         return None
     sample, total = sample_images(group.measured), None
     for row in range(group.geometry.rows):
         products = window.submit(gram_row, group.features, row, sample)
-        # Added on the workers, row by row in order: one matrix comes back, and always the same.
+        # The workers add the rows in order: one matrix comes back, and always the same one.
         total = products if total is None else window.submit(operator.add, total, products)
     return describe_structure(window.gather([total])[0], clean[sample])
 
 
 def weigh_small_groups(examinations: Mapping[str, Examination], images: Mapping[str, int]) -> dict[str, Examination]:
-    """Return the examinations of all groups of a run, small groups excused where they are a small part of it.
+    """Return the examinations of all groups of a run; small groups are excused if they are a small part of the run.
 
-    Parameters
-    ----------
-    examinations
-        Group to what was found of it.
-    images
-        Group to how many images take part.
+    ``images`` is, for each group, how many images take part.
     """
     findings = {group: examination.findings for group, examination in examinations.items()}
     excused = excuse_small_groups(findings, images)

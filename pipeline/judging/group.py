@@ -1,4 +1,4 @@
-"""One product group that is judged: what the passes, the guard and the trust test all need to know of it."""
+"""One product group: what the passes, the guard and the trust test all need to know about it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,19 +13,11 @@ from workers.storage.directory import Directory
 
 @dataclass(frozen=True)
 class Group:
-    """A product group.
-
-    Attributes
-    ----------
-    measured
-        (images,) bool: the images that take part. Unreadable images and byte copies keep their rows and do not.
-    store
-        The feature store, which holds the group's array (images, rows, columns, channels).
-    """
+    """A product group."""
 
     name: str
-    measured: Mask
-    store: Directory
+    measured: Mask  # (images,): those that take part; unreadable images and byte copies keep their rows and do not
+    store: Directory  # the feature store, with the group's array (images, rows, columns, channels)
     geometry: FeatureGeometry
     config: Config
 

@@ -24,7 +24,7 @@ from pipeline.judging.examination import Examination, examine_group, weigh_small
 from pipeline.judging.group import Group
 from pipeline.judging.manifest import build_manifest
 from pipeline.judging.near_duplicates import find_near_duplicates
-from pipeline.judging.result import Census, GroupResult, digest_outcomes, take_census
+from pipeline.judging.result import GroupResult, digest_outcomes, take_census
 from pipeline.judging.statistics import GroupStatistics
 from pipeline.judging.strategies.base import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Trimming
 from pipeline.judging.strategies.registry import estimator_of, strategy_of
@@ -52,7 +52,7 @@ Outcomes = Mapping[str, list[ImageOutcome]]
 # In the journal, once the stores are there; a map of another format is begun again.
 BEGUN = f"begun.{FORMAT_VERSION}"
 
-# The paper's rule stops at a majority; where no more than this share is clean, good images have been lost.
+# The paper's rule stops at a majority; if no more than this share is clean, good images have been lost.
 FEW_CLEAN = 0.5
 
 
@@ -74,19 +74,16 @@ class Judge:
     journal: Directory | None = None
 
     def judge(self, catalog: pd.DataFrame, outcomes: Outcomes) -> dict[str, Any]:
-        """Judge all groups; write distances, Gaussian map, iterations, manifest and ledger.
+        """Judge all groups; write distances, Gaussian map, iterations, manifest and ledger; return the ledger.
+
+        Small groups are judged side by side, each in one task; larger ones in turn, each by many tasks.
 
         Parameters
         ----------
         catalog
             The inputs, with the columns of ``schemas.tables.catalog``.
         outcomes
-            Group to what reading its candidates established, in row order.
-
-        Returns
-        -------
-        dict
-            The ledger.
+            For each group what reading its images established, in row order.
 
         Raises
         ------
@@ -94,13 +91,17 @@ class Judge:
             When the books do not balance; then there is neither manifest nor ledger.
         """
         self._prepare()
-        apart = self._groups_apart(outcomes)
-        found = self._judge_apart({group: images for group, images in outcomes.items() if group in apart})
-        found |= self._judge_in_turn({group: images for group, images in outcomes.items() if group not in apart})
+        sizes = [len(images) for images in outcomes.values()]
+        workers = 1 if self.cluster is None else self.cluster.workers
+        largest = apart_up_to(sizes, Layout.of(self.geometry, self.config), workers)
+        found = self._judge_apart({group: images for group, images in outcomes.items() if len(images) <= largest})
+        for group, images in outcomes.items():
+            if group not in found:
+                found[group] = self._judge_group(group, images)
         return self._publish(catalog, {group: found[group] for group in outcomes})
 
     def _prepare(self) -> None:
-        """Create empty stores, unless the job goes on with those that it has begun."""
+        """Create empty stores, unless the job goes on with those of an earlier command."""
         if self.journal is not None and self.journal.exists(BEGUN):
             return
         if self.journal is not None:
@@ -110,19 +111,8 @@ class Judge:
         if self.journal is not None:
             self.journal.write(BEGUN, b"")
 
-    def _groups_apart(self, outcomes: Outcomes) -> set[str]:
-        """Return the groups to judge side by side, each in one task."""
-        sizes = {group: len(images) for group, images in outcomes.items()}
-        workers = 1 if self.cluster is None else self.cluster.workers
-        largest = apart_up_to(list(sizes.values()), Layout.of(self.geometry, self.config), workers)
-        return {group for group, size in sizes.items() if size <= largest}
-
-    def _judge_in_turn(self, outcomes: Outcomes) -> dict[str, GroupResult]:
-        """Judge groups one after another, each by many tasks."""
-        return {group: self._judge_group(group, images) for group, images in outcomes.items()}
-
     def _judge_apart(self, outcomes: Outcomes) -> dict[str, GroupResult]:
-        """Judge groups side by side, each in one task; what they log comes in their order."""
+        """Judge groups side by side, each in one task; their log records come in the order of the groups."""
         if not outcomes:
             return {}
         alone = dataclasses.replace(self, cluster=None, reporter=Reporter())
@@ -137,7 +127,7 @@ class Judge:
         return results
 
     def _judge_group(self, group: str, outcomes: list[ImageOutcome]) -> GroupResult:
-        """Judge one group, from where an earlier command ended."""
+        """Judge one group from where an earlier command stopped."""
         if self.journal is None:
             return self._judge_from(None, group, outcomes)
         journal = Journal(self.journal / storage_name(group), digest_outcomes(outcomes))
@@ -178,9 +168,15 @@ class Judge:
             )
             evidence = statistics.distances.evidence(trimming.thresholds, fitted_for, smoothing=trimming.smoothing)
             thresholds = strategy.map_thresholds(statistics, trimming)
-            how: dict[str, Any] = {"nearest": trimming.nearest}
-            checksums = statistics.publish(trimming.published, self._model, **how)
-            write_thresholds(self._model, name, thresholds, checksums=checksums, smoothing=trimming.smoothing, **how)
+            checksums = statistics.publish(trimming.published, self._model, nearest=trimming.nearest)
+            write_thresholds(
+                self._model,
+                name,
+                thresholds,
+                checksums=checksums,
+                smoothing=trimming.smoothing,
+                nearest=trimming.nearest,
+            )
             examination = examine_group(self.cluster, group, trimming, statistics)
         return GroupResult(
             outcomes, census, examination, trimming, evidence, fitted_for, near_duplicates=int((~is_own).sum())
@@ -230,14 +226,14 @@ class Judge:
 def _judge_alone(
     judge: Judge, group: str, outcomes: list[ImageOutcome], level: int
 ) -> tuple[GroupResult, list[logging.LogRecord]]:
-    """Judge a group as one task; returns what was logged besides, to be shown where the job runs."""
+    """Judge a group as one task; return also what was logged, to show it where the job runs."""
     with _withheld(level) as records:
         return judge._judge_group(group, outcomes), records
 
 
 @contextmanager
 def _withheld(level: int) -> Iterator[list[logging.LogRecord]]:
-    """Collect what this thread logs from a level on, instead of handling it."""
+    """Collect what this thread logs at a level or above, instead of handling it."""
     records: list[logging.LogRecord] = []
     thread = threading.get_ident()
 
@@ -258,7 +254,7 @@ def _withheld(level: int) -> Iterator[list[logging.LogRecord]]:
 
 
 def _ledger_entry(result: GroupResult) -> dict[str, Any]:
-    """Return how a group ended, for the ledger."""
+    """Return a group's entry in the ledger."""
     trimming = result.trimming
     if trimming is None:
         return {
@@ -274,16 +270,15 @@ def _ledger_entry(result: GroupResult) -> dict[str, Any]:
         "floor_applied": trimming.floor_applied,
         "near_duplicates": result.near_duplicates,
         "warnings": [
-            *_warnings(trimming, result.census),
-            *_warn_of_near_duplicates(result),
+            *_warnings(result, trimming),
             *(finding.sentence for finding in result.examination.findings),
         ],
     }
 
 
-def _warnings(trimming: Trimming, census: Census) -> list[str]:
-    """Say what makes a group's verdicts less trustworthy; empty when nothing does."""
-    last, measured, warnings = trimming.iterations[-1], int(census.measured.sum()), []
+def _warnings(result: GroupResult, trimming: Trimming) -> list[str]:
+    """Say what makes a group's verdicts less trustworthy."""
+    last, measured, warnings = trimming.iterations[-1], int(result.census.measured.sum()), []
     if trimming.floor_applied:
         warnings.append(
             "the floor chose the clean set: fewer images than trim.min_clean_fraction passed all thresholds"
@@ -302,15 +297,11 @@ def _warnings(trimming: Trimming, census: Census) -> list[str]:
         )
     if not last.n_positions_trimmed:
         warnings.append("no position has a threshold: no image was found to differ from the others")
-    return warnings
-
-
-def _warn_of_near_duplicates(result: GroupResult) -> list[str]:
-    """Say that there are near-duplicates where the strategy did not count them as one image."""
     fitted_for = result.fitted_for
-    if not result.near_duplicates or fitted_for is None or (fitted_for != np.arange(len(fitted_for))).any():
-        return []
-    return [
-        f"{result.near_duplicates} images are near-duplicates of others: a defect that several of them show can pass "
-        "as normal; trim.strategy=grow counts them as one"
-    ]
+    fits_each = fitted_for is not None and (fitted_for == np.arange(len(fitted_for))).all()
+    if result.near_duplicates and fits_each:
+        warnings.append(
+            f"{result.near_duplicates} images are near-duplicates of others: a defect that several of them show can "
+            "pass as normal; trim.strategy=grow counts them as one"
+        )
+    return warnings

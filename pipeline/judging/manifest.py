@@ -1,4 +1,4 @@
-"""From the verdicts of all groups to the manifest: one row per input, whatever became of it."""
+"""From the verdicts of all groups to the manifest: one row for every input."""
 
 from collections.abc import Mapping
 
@@ -57,7 +57,7 @@ def _candidate_rows(candidates: pd.DataFrame, result: GroupResult, geometry: Fea
             _name_near_duplicates, candidates, census, result.fitted_for
         )
         own = np.where(readable, (np.cumsum(census.measured) - 1)[census.first_copy], -1)
-        shared = evidence.reindex(own).set_axis(candidates.index)  # a duplicate shares its representative's
+        shared = evidence.reindex(own).set_axis(candidates.index)  # a duplicate shares that of its first copy
         decision[readable] = np.where(shared["label"][readable] == "normal", CLEAN, ANOMALOUS)
         reason[readable] = shared.pop("reason")[readable]
         rows = rows.join(shared)
@@ -65,7 +65,7 @@ def _candidate_rows(candidates: pd.DataFrame, result: GroupResult, geometry: Fea
 
 
 def _mark_duplicates(rows: pd.DataFrame, census: Census, readable: Mask) -> pd.DataFrame:
-    """Return the rows with duplicates decided as such, each naming its representative."""
+    """Return the rows with duplicates decided as such, each with the name of its first copy."""
     duplicate = np.flatnonzero(readable & ~census.measured)
     first = rows.iloc[census.first_copy[duplicate]]
     duplicate_of = np.full(len(rows), None, dtype=object)
@@ -80,7 +80,7 @@ def _mark_duplicates(rows: pd.DataFrame, census: Census, readable: Mask) -> pd.D
 
 
 def _evidence_rows(result: GroupResult, facts: pd.DataFrame, geometry: FeatureGeometry) -> pd.DataFrame:
-    """Return evidence and label of the images that took part, one row each from 0."""
+    """Return evidence and label of the images that took part, in rows numbered from 0."""
     trimming, evidence, measured = result.trimming, result.evidence, result.census.measured
     assert trimming is not None
     assert evidence is not None
@@ -88,11 +88,7 @@ def _evidence_rows(result: GroupResult, facts: pd.DataFrame, geometry: FeatureGe
     boxes = [
         geometry.patch_box(int(row), int(column), width=int(width), height=int(height))
         for row, column, width, height in zip(
-            evidence.row,
-            evidence.column,
-            facts["width"][measured],
-            facts["height"][measured],
-            strict=True,
+            evidence.row, evidence.column, facts["width"][measured], facts["height"][measured], strict=True
         )
     ]
     box = pd.DataFrame(boxes, columns=["bbox_x", "bbox_y", "bbox_width", "bbox_height"], dtype="Int32")
@@ -118,7 +114,7 @@ def _evidence_rows(result: GroupResult, facts: pd.DataFrame, geometry: FeatureGe
 def _name_near_duplicates(
     rows: pd.DataFrame, candidates: pd.DataFrame, census: Census, fitted_for: Indices
 ) -> pd.DataFrame:
-    """Return the evidence, each near-duplicate naming the image that it was judged with."""
+    """Return the evidence; each near-duplicate names the image that it was judged with."""
     near = (fitted_for != np.arange(len(fitted_for)))[census.measured]
     first = candidates.iloc[fitted_for[census.measured][near]]
     near_duplicate_of, reason = np.full(len(rows), None, dtype=object), rows["reason"].to_numpy(object).copy()

@@ -12,14 +12,14 @@ from workers.verdict.near_duplicates import find_representatives, sketch_segment
 
 logger = logging.getLogger("paire")
 
-# All pairs are compared. In larger groups a defect needs dozens of copies to support itself: more than n / D.
+# All pairs are compared. In a larger group a defect supports itself only with dozens of copies: more than n / D.
 MOST_IMAGES = 100_000
 
 
 def find_near_duplicates(cluster: Cluster | None, group: Group) -> Indices:
-    """Return (images,) int64: the first image that each one is a near-duplicate of, or its own row.
+    """Return (images,) int64: the row of the first image that each one is a near-duplicate of, or its own row.
 
-    ``trim.near_duplicates`` says how close they are; 0 finds none.
+    ``trim.near_duplicates`` is how close they are; 0 finds none.
     """
     first, closeness = np.arange(len(group.measured)), group.config.trim.near_duplicates
     if not closeness:

@@ -1,11 +1,11 @@
 """Which tasks one pass over a product group is: by inner products where these fit, else by the features themselves.
 
-Groups of no more images than channels have the inner products of their images at every position computed once, and
-passes are tasks of rows of positions (`workers.passes.by_products`). Larger groups go by rows of positions and segments
-of images (`pipeline.judging.row_tasks`), and moments are merged over segments in order; where few images changed since
-an earlier pass, the moments of that one are updated (`workers.passes.kept_moments`). Which way a group goes follows
-from its size, and which way a pass goes from the sequence of fitted images, so a result depends on neither the number
-of workers nor who finishes first.
+A group with no more images than channels has the inner products of its images at every position computed once; its
+passes are tasks of rows of positions (`workers.passes.by_products`). A larger group goes by rows of positions and
+segments of images (`pipeline.judging.row_tasks`), and moments are merged over segments in order; if few images changed
+since an earlier pass, the moments of that one are updated (`workers.passes.kept_moments`). The way of a group follows
+from its size, and the way of a pass from the sequence of fitted images, so a result depends neither on the number of
+workers nor on which one finishes first.
 """
 
 from collections.abc import Iterator
@@ -32,26 +32,16 @@ from workers.passes.by_products import (
 from workers.passes.kept_moments import Change, KeptMoments, kept_values, pays_to_keep, pays_to_update
 from workers.storage.directory import Directory
 
-# The array of inner products beside a group's distances, there while the group is judged.
+# Arrays beside a group's distances while it is judged: its inner products, or the moments of a larger group.
 PRODUCTS = "products"
-
-# The array of moments there, of a larger group.
 MOMENTS = "moments"
 
 
 class Rows(NamedTuple):
-    """Tasks submitted for some rows of positions.
+    """Tasks submitted for some rows of positions."""
 
-    Attributes
-    ----------
-    number
-        Of rows.
-    futures
-        One for each segment of images; the same where one task measures all of them.
-    """
-
-    number: int
-    futures: list[Any]
+    number: int  # of rows
+    futures: list[Any]  # one for each segment of images, or a single one if one task measures all of them
 
 
 class Passes(Protocol):
@@ -71,7 +61,7 @@ class Passes(Protocol):
         """
 
     def replay(self, fitted: Mask, fit: Fit) -> None:
-        """Take note of a pass that an interrupted job finished, as if it had run here."""
+        """Note a pass that an interrupted job finished, as if it had run here."""
 
     def close(self) -> None:
         """Remove what was kept between passes."""
@@ -110,7 +100,7 @@ class PassesByProducts:
             yield Rows(band.stop - band.start, [measured])
 
     def replay(self, fitted: Mask, fit: Fit) -> None:
-        """Nothing follows from it: the products are computed again."""
+        """Do nothing: the products are computed again."""
 
     def close(self) -> None:
         """Remove the products."""
@@ -118,28 +108,25 @@ class PassesByProducts:
         self._directory.remove(PRODUCTS)
 
     def _multiplied(self, window: Window) -> Iterator[tuple[Band, Any]]:
-        """Yield each band and the receipt of its products, whose tasks are submitted the first time."""
+        """Yield each band and the receipt of its products; the first call submits their tasks."""
         if not self._receipts:
-            self._create()
+            count, grid = int(self._group.measured.sum()), self._grid
+            self._directory.zarr_group("", "a").create_array(
+                PRODUCTS,
+                shape=(*grid, count, count),
+                chunks=products_chunk(count, *grid),
+                dtype="float64",
+                compressors=None,
+                overwrite=True,
+            )
         for number, band in enumerate(self._bands):
             if number == len(self._receipts):
                 self._receipts.append(window.submit(multiply_rows, self._group, band))
             yield band, self._receipts[number]
 
-    def _create(self) -> None:
-        count, grid = int(self._group.measured.sum()), self._grid
-        self._directory.zarr_group("", "a").create_array(
-            PRODUCTS,
-            shape=(*grid, count, count),
-            chunks=products_chunk(count, *grid),
-            dtype="float64",
-            compressors=None,
-            overwrite=True,
-        )
-
 
 class PassesByFeatures:
-    """The tasks of each row of positions, see `RowTasks`; fewer of them where moments are updated."""
+    """The tasks of each row of positions, see `RowTasks`; fewer of them if moments are updated."""
 
     def __init__(self, group: Group, directory: Directory) -> None:
         self._geometry, self._trim, self._directory, self._passes = group.geometry, group.config.trim, directory, 0
@@ -163,7 +150,7 @@ class PassesByFeatures:
             yield Rows(1, submit_row(window, RowTasks.submit_distances, tasks, into, plan, nearest))
 
     def replay(self, fitted: Mask, fit: Fit) -> None:
-        """Take note of what was kept."""
+        """Note what was kept."""
         self._plan(fitted, fit, is_replayed=True)
 
     def close(self) -> None:
@@ -171,7 +158,7 @@ class PassesByFeatures:
         self._directory.remove(MOMENTS)
 
     def _plan(self, fitted: Mask, fit: Fit, *, is_replayed: bool = False) -> PassPlan:
-        """Choose how the next pass gets its moments, and take note of what will be kept after it."""
+        """Choose how the next pass gets its moments, and note what will be kept after it."""
         count, self._passes = int(fitted.sum()), self._passes + 1
         is_dual = uses_dual(count, self._geometry.channels)
         # The fourth moments of ledoit-wolf need all images in any case.

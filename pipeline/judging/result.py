@@ -1,4 +1,4 @@
-"""What was found of one group, kept until all groups are judged, so that none is judged twice."""
+"""What was found about one group, kept until all groups are judged, so that none is judged twice."""
 
 import dataclasses
 import hashlib
@@ -27,18 +27,10 @@ _EVIDENCE, _TRIMMING = "evidence.", "trimming."
 
 @dataclass(frozen=True)
 class Census:
-    """Which of a group's candidates take part in its statistics.
+    """Which of a group's images take part in its statistics."""
 
-    Attributes
-    ----------
-    measured
-        (images,) bool: readable, and the first of its byte-identical copies.
-    first_copy
-        (images,) int64: the row of the first copy; an image's own row where it has none before it.
-    """
-
-    measured: Mask
-    first_copy: Indices
+    measured: Mask  # (images,): readable, and the first of its byte-identical copies
+    first_copy: Indices  # (images,): the row of the first copy, which can be the image's own
 
 
 def take_census(outcomes: Sequence[ImageOutcome]) -> Census:
@@ -54,27 +46,20 @@ def take_census(outcomes: Sequence[ImageOutcome]) -> Census:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """All that was found of one group.
+    """All that was found about one group.
 
-    Attributes
-    ----------
-    outcomes
-        What reading each candidate established, in row order.
-    trimming, evidence, fitted_for
-        None where the group could not be judged, for the reason in ``not_judged``. ``evidence`` is of the images that
-        took part, in row order; ``fitted_for`` (images,) int64 is the image that a near-duplicate is judged with, and
-        never better than; for any other image its own row.
-    near_duplicates
-        Number of images that are near-duplicates of earlier ones, whether or not the strategy counts them as one.
+    ``trimming``, ``evidence`` and ``fitted_for`` are None if the group could not be judged, for the reason in
+    ``not_judged``.
     """
 
-    outcomes: Sequence[ImageOutcome]
+    outcomes: Sequence[ImageOutcome]  # what reading each image established, in row order
     census: Census
     examination: Examination
     trimming: Trimming | None = None
-    evidence: Evidence | None = None
+    evidence: Evidence | None = None  # of the images that took part, in row order
+    # (images,): the row of the image that a near-duplicate is judged with, and never better than; else its own row
     fitted_for: Indices | None = None
-    near_duplicates: int = 0
+    near_duplicates: int = 0  # images that are near-duplicates of earlier ones, whether or not they count as one
     not_judged: str = ""
 
     def iterations(self, group: str) -> list[dict[str, Any]]:
@@ -83,7 +68,7 @@ class GroupResult:
         return [{"group": group, **dataclasses.asdict(step)} for step in steps]
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return all but the outcomes of the images, which extraction knows, as arrays."""
+        """Return everything as arrays, except the outcomes of the images: extraction has those."""
         facts: dict[str, Any] = {
             "not_judged": self.not_judged,
             "near_duplicates": self.near_duplicates,
@@ -104,12 +89,12 @@ class GroupResult:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], outcomes: Sequence[ImageOutcome]) -> "GroupResult":
-        """Return the result that was made into arrays, of the same outcomes.
+        """Return the result that `to_arrays` wrote, for the same outcomes.
 
         Raises
         ------
         StaleJournalError
-            When they are not those of a result.
+            When the arrays are not those of a result.
         """
         try:
             facts = json.loads(arrays[_FACTS].tobytes())

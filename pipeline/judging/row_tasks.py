@@ -2,8 +2,8 @@
 
 In a large group each of these is a task of its own for each segment of images, so that the workers share the segments;
 moments and Gaussians go from task to task. A group of one segment has nothing to share: all of a row is one task then
-(`workers.features.arrays.is_whole_row`), which reads its features once; nothing but the outcome leaves the
-worker. It is the very same functions either way, called in the same order.
+(`workers.features.arrays.is_whole_row`), which reads its features once; nothing but the outcome leaves the worker.
+Both ways call the same functions in the same order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +61,7 @@ class RowTasks:
         self, window: Window, into: ArrayRef, plan: PassPlan, trim: TrimConfig, is_first: bool
     ) -> list[Any]:
         """Measure all images; one future, of a `RowVerdict`."""
-        receipts = self._measure(window, into, self._fit(window, plan), None)
+        receipts = self._measure(window, into, self._fit_planned(window, plan), None)
         count = int(plan.fitted.sum())
         return [window.submit(judge_row, into, self.row, self.measured, trim, count, is_first, receipts)]
 
@@ -72,7 +72,7 @@ class RowTasks:
         """
         leaves_one_out, segments = plan.fit.leaves_one_out, list(self._segments(plan.fitted))
         own: list[Any] = [segment.mask if leaves_one_out else None for segment in segments]
-        receipts = self._measure(window, into, self._fit(window, plan), own)
+        receipts = self._measure(window, into, self._fit_planned(window, plan), own)
         if nearest is None:
             return receipts
         chosen = window.submit(nearest_images, into, self.row, plan.fitted, nearest, receipts)
@@ -80,8 +80,9 @@ class RowTasks:
             window.submit(take_images, chosen, segment.start, segment.stop) if leaves_one_out else None
             for segment in segments
         ]
-        # Every position has images of its own, which no other pass fits.
-        gaussians = self._fit_again(window, plan._replace(kept=None), chosen, nearest)
+        # These moments are not kept: every position has images of its own, which no other pass fits.
+        further = self.row, None, plan.number
+        gaussians = self._fit(window, plan.fitted, plan.fit, chosen, nearest, fit_row_whitening, *further)
         return self._measure(window, into, gaussians, own)
 
     def submit_fit(self, window: Window, fitted: Mask, fit: Fit, chosen: Any, count: int | None) -> Any:
@@ -91,28 +92,24 @@ class RowTasks:
         columns) bool, or a future of it, has the ``count`` images that each column is fitted on; None fits all of
         ``fitted``.
         """
-        return self._fit_features(window, fitted, fit, chosen, count, fit_row_primal)
+        return self._fit(window, fitted, fit, chosen, count, fit_row_primal)
 
     def _measure(self, window: Window, into: ArrayRef, gaussians: Any, own: list[Any] | None) -> list[Any]:
-        """Submit the distances of each segment; ``own`` has its fitted images where they are left out one by one."""
+        """Submit the distances of each segment; ``own`` has its fitted images if they are left out one by one."""
         segments = list(self._segments(self.measured))
         return [
             window.submit(measure_segment, gaussians, self.features, into, self.row, segment, left_out)
             for segment, left_out in zip(segments, own or [None] * len(segments), strict=True)
         ]
 
-    def _fit(self, window: Window, plan: PassPlan) -> Any:
-        """Submit the fit as planned."""
+    def _fit_planned(self, window: Window, plan: PassPlan) -> Any:
+        """Submit the fit of a pass: update kept moments, or fit to the features."""
         if plan.change is not None:
             return window.submit(update_row, self.features, plan.kept, self.row, plan.change, plan.fit)
-        return self._fit_again(window, plan)
+        further = self.row, plan.kept, plan.number
+        return self._fit(window, plan.fitted, plan.fit, None, None, fit_row_whitening, *further)
 
-    def _fit_again(self, window: Window, plan: PassPlan, chosen: Any = None, count: int | None = None) -> Any:
-        """Submit the fit to features; ``chosen`` and ``count`` are as for `submit_fit`."""
-        kept = (self.row, plan.kept, plan.number)
-        return self._fit_features(window, plan.fitted, plan.fit, chosen, count, fit_row_whitening, *kept)
-
-    def _fit_features(
+    def _fit(
         self,
         window: Window,
         fitted: Mask,
@@ -122,14 +119,9 @@ class RowTasks:
         primal: Callable[..., Any],
         *further: object,
     ) -> Any:
-        """Submit the fit in either form: the dual one, or what ``primal`` makes of moments and ``further``."""
+        """Submit the dual fit, or ``primal`` of moments that are accumulated segment by segment, and ``further``."""
         if uses_dual(count or int(fitted.sum()), self.channels):
             return window.submit(fit_row_dual, self.features, self.row, Segment(0, len(fitted), fitted), fit, chosen)
-        moments, fourth = self._accumulate(window, fitted, fit, chosen)
-        return window.submit(primal, moments, fit, fourth, *further)
-
-    def _accumulate(self, window: Window, fitted: Mask, fit: Fit, chosen: Any) -> tuple[Any, list[Any]]:
-        """Submit the moments, segment by segment; returns a future of them, and of each fourth moment needed."""
         segments = list(self._segments(fitted))
         parts = [
             None if chosen is None else window.submit(take_images, chosen, segment.start, segment.stop)
@@ -144,7 +136,7 @@ class RowTasks:
             for segment, part in zip(segments, parts, strict=True)
             if fit.estimator == "ledoit-wolf"
         ]
-        return moments, fourth
+        return window.submit(primal, moments, fit, fourth, *further)
 
     def _segments(self, mask: Mask) -> Iterator[Segment]:
         return cut_segments(mask, self.segment_images)
@@ -157,18 +149,9 @@ def rows_of(group: Group) -> list[RowTasks]:
 
 
 def submit_row(window: Window, ask: Callable[..., list[Any]], tasks: RowTasks, *asked: object) -> list[Any]:
-    """Submit what a method of `RowTasks` does: as one task, where a whole row is one.
+    """Call a method of `RowTasks`, ``ask``, or submit all that it does as one task if the whole row is one.
 
-    Parameters
-    ----------
-    window
-        Where to submit.
-    ask
-        The method.
-    tasks
-        Of the row.
-    *asked
-        Its arguments after the window; some may be futures.
+    ``asked`` are its arguments after the window; some may be futures.
     """
     if tasks.is_whole:
         return [window.submit(compute_row, ask, tasks, *asked)]
@@ -176,14 +159,14 @@ def submit_row(window: Window, ask: Callable[..., list[Any]], tasks: RowTasks, *
 
 
 def compute_row(ask: Callable[..., list[Any]], tasks: RowTasks, *asked: object) -> Any:
-    """Compute here and now what a method of `RowTasks` would submit, of one segment of images; see `submit_row`."""
+    """Compute in this thread what a method of `RowTasks` would submit for one segment of images, see `submit_row`."""
     here = Here()
     (result,) = here.gather(ask(replace(tasks, features=HeldFeatures.of(tasks.features)), here, *asked))
     return result
 
 
 def submit_publication(window: Window, rows: Sequence[RowTasks], *asked: Any) -> Any:
-    """Submit what `publish_rows` does: as one task, where a whole row is one; returns the same future."""
+    """Call `publish_rows`, or submit all that it does as one task if a whole row is one; return the same future."""
     if rows[0].is_whole:
         return window.submit(_publish_here, rows, *asked)
     return publish_rows(window, rows, *asked)

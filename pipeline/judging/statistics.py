@@ -1,6 +1,6 @@
 """The third stage: passes over the features of a product group, which find Gaussians, distances and thresholds.
 
-Which tasks a pass is, `pipeline.judging.passes` says; here is what the strategies ask for, and what is kept of it:
+`pipeline.judging.passes` decides which tasks a pass is. Here is what the strategies ask for, and what is kept: the
 distances, and in the group's journal the outcome of each pass.
 """
 
@@ -26,7 +26,6 @@ from schemas.arrays import Floats, Mask
 from schemas.names import storage_name
 from schemas.records.run import DISTANCE
 from schemas.stores.gaussian_map import CHECKSUMS
-from workers.features.arrays import ArrayRef
 from workers.gaussian.fit import Fit
 from workers.map.writer import chunk_rows, create_group_map
 from workers.passes.by_features import RowVerdict, nearest_images, row_thresholds, score_row, score_segment
@@ -39,10 +38,10 @@ PUBLISH = "publish"
 
 
 class GroupStatistics:
-    """The passes over one product group; to be closed, as by ``with``, when there are no more of them.
+    """The passes over one product group: a context manager that removes at its end what was kept between passes.
 
-    ``distances`` has what the passes measured. Images that do not take part (unreadable ones, duplicates) keep their
-    rows and are masked everywhere.
+    The attribute ``distances`` has what the passes measured; the argument of that name is the run's store of distances.
+    Without a cluster everything is computed here. The journal knows the passes that an earlier command finished.
     """
 
     def __init__(
@@ -53,17 +52,7 @@ class GroupStatistics:
         reporter: Reporter,
         journal: Journal | None = None,
     ) -> None:
-        """Create the group's distance arrays, unless passes were finished before.
-
-        Parameters
-        ----------
-        cluster
-            None computes everything here.
-        distances
-            The run's store of distances.
-        journal
-            Knows the passes that were finished before; None keeps none.
-        """
+        """Create the group's array of distances, unless passes were finished before."""
         self._cluster, self._group, self._reporter, self._journal = cluster, group, reporter, journal
         directory = distances / storage_name(group.name)
         self.distances = GroupDistances(directory, group)
@@ -77,7 +66,7 @@ class GroupStatistics:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # What was kept between passes is what an interrupted job goes on with.
+        # An interrupted job goes on with what was kept between passes.
         if kind is None or self._journal is None:
             self._passes.close()
 
@@ -110,30 +99,22 @@ class GroupStatistics:
 
         Parameters
         ----------
-        fitted
-            (images,) bool: the images to fit on.
         smoothing
             Score by the largest log distance averaged over squares of this side, in positions; None scores by the
             largest log distance in robust deviations at its position.
         nearest
-            Below 1, fit a second time, each position on this share of the images that are nearest there.
+            Below 1, fit a second time, each position on this share of the images: those nearest there.
 
         Returns
         -------
         ndarray
-            (images,) float64; NaN where an image does not take part.
+            (images,) float64; NaN for an image that does not take part.
         """
         with self._phase(f"pass {number}", "pass") as phase:
             return self._find_scores(fitted, phase, smoothing=smoothing, nearest=nearest, into=DISTANCE)
 
     def score_aside(
-        self,
-        fitted: Mask,
-        *,
-        kind: str,
-        smoothing: int,
-        nearest: float = 1.0,
-        estimator: str | None = None,
+        self, fitted: Mask, *, kind: str, smoothing: int, nearest: float = 1.0, estimator: str | None = None
     ) -> Floats:
         """Return scores as `score_pass` does, and leave the stored distances as they are."""
         with self._phase(kind, kind) as phase, self.distances.scratch() as into:
@@ -155,39 +136,24 @@ class GroupStatistics:
         asked = {"smoothing": smoothing, "nearest": nearest, "estimator": fit.estimator, "into": into}
 
         def compute() -> Arrays:
-            chosen = self._count_fitted_again(fitted, nearest)
-            return {"scores": self._score(self.distances.array(into), fitted, fit, chosen, smoothing, phase)}
+            window, distances = open_window(self._cluster), self.distances.array(into)
+            receipts: list[list[Any]] = []
+            again = self._count_fitted_again(fitted, nearest)
+            for rows in self._passes.submit_distances(window, distances, fitted, fit, again):
+                _advance(phase, rows.futures[-1], rows.number)
+                receipts += [rows.futures] * rows.number
+            scores: list[Any] = []
+            if smoothing is None:
+                for row, futures in enumerate(receipts):
+                    scores.append(window.submit(score_row, distances, row, self._group.measured, futures))
+                return {"scores": np.asarray(np.fmax.reduce(window.gather(scores)))}
+            for place, segment in enumerate(self._group.segments()):
+                # If one task measured all segments, each waits for that one.
+                measured = [futures[min(place, len(futures) - 1)] for futures in receipts]
+                scores.append(window.submit(score_segment, distances, segment, smoothing, measured))
+            return {"scores": np.concatenate(window.gather(scores))}
 
         return np.asarray(self._once(compute, "score", fitted, fit, **asked)["scores"])
-
-    def _score(
-        self, distances: ArrayRef, fitted: Mask, fit: Fit, chosen: int | None, smoothing: int | None, phase: Phase
-    ) -> Floats:
-        """Run a pass and score its distances, see `score`; ``chosen`` is how many images each position is fitted on."""
-        window = open_window(self._cluster)
-        segments = list(self._group.segments())
-        receipts: list[list[Any]] = []
-        for rows in self._passes.submit_distances(window, distances, fitted, fit, chosen):
-            _advance(phase, rows.futures[-1], rows.number)
-            receipts += [rows.futures] * rows.number
-        if smoothing is None:
-            rows_of = enumerate(receipts)
-            by_row = [
-                window.submit(score_row, distances, row, self._group.measured, futures) for row, futures in rows_of
-            ]
-            return np.asarray(np.fmax.reduce(window.gather(by_row)))
-        scores = [
-            # Where one task measured all segments, each waits for that.
-            window.submit(
-                score_segment,
-                distances,
-                segment,
-                smoothing,
-                [futures[min(place, len(futures) - 1)] for futures in receipts],
-            )
-            for place, segment in enumerate(segments)
-        ]
-        return np.concatenate(window.gather(scores))
 
     def thresholds_at(self, score: float) -> Floats:
         """Return the distances (rows, columns) that a score in robust deviations means in the stored distances."""
@@ -197,12 +163,12 @@ class GroupStatistics:
         return np.stack(window.gather(rows))
 
     def calibrate(self, fitted: Mask) -> Floats:
-        """Return the thresholds under Gaussians fitted on some images, and leave the stored distances as they are."""
+        """Return the thresholds of a fit on some images, and leave the stored distances as they are."""
         with self._phase("calibrate", "calibrate") as phase, self.distances.scratch() as into:
             return self._find_thresholds(fitted, phase, is_first=False, into=into).thresholds
 
     def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float) -> Floats:
-        """Return, as `calibrate` does, the thresholds that clean images exceed at ``trim.target_false_reject``."""
+        """Like `calibrate`, but return the thresholds that clean images exceed at ``trim.target_false_reject``."""
         scores = self.score_aside(fitted, kind="calibrate", smoothing=smoothing, nearest=nearest)
         threshold = fit_score_law(scores[fitted]).threshold(self._group.config.trim.target_false_reject)
         return np.full(self._group.grid, np.exp(threshold))
@@ -210,7 +176,7 @@ class GroupStatistics:
     def _once(
         self, compute: Callable[[], Arrays], kind: str, fitted: Mask, fit: Fit | None, **asked: object
     ) -> Mapping[str, NDArray[Any]]:
-        """Compute an outcome, or recall it where it was finished before; ``fit`` is that of its pass, if it is one."""
+        """Recall an outcome that was finished before, or compute it; ``fit`` is that of its pass, if it is a pass."""
         if self._journal is None:
             return compute()
         outcome = self._journal.recall(kind, fitted, **asked)
@@ -227,34 +193,34 @@ class GroupStatistics:
         return count if nearest >= 1.0 else min(count, max(MIN_FITTED + 1, round(nearest * count)))
 
     def _count_fitted_again(self, fitted: Mask, nearest: float) -> int | None:
-        """Return how many images each position is fitted on a second time; None where that is all of them."""
+        """Return how many images each position is fitted on a second time; None if that is all of them."""
         count = self.count_fitted(fitted, nearest=nearest)
         return count if count < int(fitted.sum()) else None
 
     def publish(self, fitted: Mask, model: Directory, *, nearest: float) -> list[int]:
-        """Fit once more and write the Gaussians into the map.
+        """Fit once more, write the Gaussians into the map, and return the checksum of each row of the map.
 
-        Parameters
-        ----------
-        fitted
-            (images,) bool: the images to fit on.
-        nearest
-            Below 1, each position is fitted on this share of them, those nearest there under a fit on all.
-
-        Returns
-        -------
-        list of int
-            The checksum of each row of the map.
+        With ``nearest`` below 1, each position is fitted on this share of the images: those nearest there under a fit
+        on all of them.
         """
-        fit, count = self._fit(), self._count_fitted_again(fitted, nearest)
-        if not self._was_published(fitted, nearest):
-            together, number = self._rows_together(count or int(fitted.sum())), count or int(fitted.sum())
-            create_group_map(model, self._group.name, self._group.geometry, number, rows_together=together)
+        group, fit, count = self._group, self._fit(), self._count_fitted_again(fitted, nearest)
+        number = count or int(fitted.sum())
+        together = chunk_rows(group.geometry, measured=group.count, fitted=number)
+        if self._journal is None or not self._journal.expects(PUBLISH, fitted, nearest=nearest):
+            create_group_map(model, group.name, group.geometry, number, rows_together=together)
+
+        def write(window: Window, phase: Phase, chosen: list[Any]) -> Arrays:
+            rows, receipts = rows_of(group), []
+            for start in range(0, len(rows), together):
+                band, images = rows[start : start + together], chosen[start : start + together]
+                receipts.append(submit_publication(window, band, model, group.name, fitted, fit, images, count))
+                _advance(phase, receipts[-1], len(band))
+            return {CHECKSUMS: np.concatenate(window.gather(receipts)).astype(np.int64)}
 
         def compute(phase: Phase) -> Arrays:
             window = open_window(self._cluster)
             if count is None:
-                return self._write_map(window, fitted, fit, model, phase, [None] * self._group.geometry.rows, None)
+                return write(window, phase, [None] * group.geometry.rows)
             with self.distances.scratch() as into:
                 distances = self.distances.array(into)
                 chosen: list[Any] = []
@@ -262,7 +228,7 @@ class GroupStatistics:
                     for _ in range(rows.number):
                         place = len(chosen)
                         chosen.append(window.submit(nearest_images, distances, place, fitted, count, rows.futures))
-                return self._write_map(window, fitted, fit, model, phase, chosen, count)
+                return write(window, phase, chosen)
 
         left_out = fit._replace(leaves_one_out=True)
         with self._phase("publish", "publish") as phase:
@@ -270,32 +236,6 @@ class GroupStatistics:
             outcome = self._once(lambda: compute(phase), PUBLISH, fitted, pass_fit, nearest=nearest)
         checksums: list[int] = outcome[CHECKSUMS].tolist()
         return checksums
-
-    def _was_published(self, fitted: Mask, nearest: float) -> bool:
-        """Tell whether `publish` comes next and was finished before."""
-        return self._journal is not None and self._journal.expects(PUBLISH, fitted, nearest=nearest)
-
-    def _write_map(
-        self,
-        window: Window,
-        fitted: Mask,
-        fit: Fit,
-        model: Directory,
-        phase: Phase,
-        chosen: list[Any],
-        count: int | None,
-    ) -> Arrays:
-        """Fit every row, on ``count`` chosen images at each column where there are such, and write it."""
-        rows = rows_of(self._group)
-        together, receipts = self._rows_together(count or int(fitted.sum())), []
-        for start in range(0, len(rows), together):
-            band, images = rows[start : start + together], chosen[start : start + together]
-            receipts.append(submit_publication(window, band, model, self._group.name, fitted, fit, images, count))
-            _advance(phase, receipts[-1], len(band))
-        return {CHECKSUMS: np.concatenate(window.gather(receipts)).astype(np.int64)}
-
-    def _rows_together(self, count: int) -> int:
-        return chunk_rows(self._group.geometry, measured=self._group.count, fitted=count)
 
     def _fit(self, estimator: str | None = None) -> Fit:
         return Fit(self._group.config.gaussian, estimator or estimator_of(self._group.config))
