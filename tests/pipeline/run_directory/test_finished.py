@@ -162,7 +162,7 @@ def of_another_version(run: Path) -> None:
         (of_another_version, r"another version of paire: unknown option 'trim\.gamma'"),
     ],
 )
-def test_a_run_that_can_not_be_recut_is_refused_before_anything_is_written(
+def test_a_run_that_cannot_be_recut_is_refused_before_anything_is_written(
     run: Path, spoil: Callable[[Path], None], named: str
 ) -> None:
     spoil(run)
