@@ -51,15 +51,14 @@ def clean(
     Raises
     ------
     ConfigError
-        When an option is unknown, of the wrong type or out of range, or when ``config`` and ``sections`` are both
-        given.
+        If an option is unknown, of the wrong type or out of range, or ``config`` and ``sections`` are both given.
     UntrustworthyError
-        When the breakdown guard does not trust the result. All of it is written except ``_SUCCESS``; the same call
+        If the breakdown guard does not trust the result. All of it is written except ``_SUCCESS``; the same call
         with ``guard={"accept_untrustworthy": True}`` publishes it.
     RunConflictError
-        When ``out`` belongs to another job, or another command is at work in it.
+        If ``out`` belongs to another job, or another command is at work in it.
     ClusterError
-        When the cluster cannot be reached or does not start.
+        If the cluster cannot be reached or does not start.
     PaireError
         For everything else that the caller can mend; see ``schemas.errors``.
     """

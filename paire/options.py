@@ -15,7 +15,7 @@ def config_from(sections: Mapping[str, Mapping[str, Any] | None]) -> Config:
     Raises
     ------
     ConfigError
-        When a section is not a dictionary, or one of its options is unknown, of the wrong type or out of range.
+        If a section is not a dictionary, or one of its options is unknown, of the wrong type or out of range.
     """
     for name, options in sections.items():
         if options is not None and not isinstance(options, Mapping):

@@ -40,9 +40,9 @@ def open_run(
     Raises
     ------
     SourceError
-        When there is no finished run, its record cannot be read, or the breakdown guard does not trust it.
+        If there is no finished run, its record cannot be read, or the breakdown guard does not trust it.
     ConfigError
-        When a storage option is wrong, or another version of paire wrote the run's configuration.
+        If a storage option is wrong, or another version of paire wrote the run's configuration.
     """
     if storage is not None:
         use_storage(config_from({"storage": storage}).storage)

@@ -1,4 +1,4 @@
-"""The whole job: strings the stages together over one run directory, and does nothing else."""
+"""The cleaning job: runs all stages over one run directory."""
 
 import dataclasses
 import logging
@@ -35,24 +35,12 @@ logger = logging.getLogger("paire")
 
 @dataclass(frozen=True)
 class CleanResult:
-    """What ``paire clean`` ended with.
+    """What ``paire clean`` ended with."""
 
-    Attributes
-    ----------
-    run
-        URL of the run directory.
-    run_id
-        The run.
-    ledger
-        As in ``ledger.json``.
-    was_done
-        The run had been finished before; nothing was computed.
-    """
-
-    run: str
+    run: str  # URL of the run directory
     run_id: str
-    ledger: dict[str, Any]
-    was_done: bool = False
+    ledger: dict[str, Any]  # as in ``ledger.json``
+    was_done: bool = False  # finished before; nothing was computed
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -69,10 +57,9 @@ def clean(
     opened: Callable[[], Cluster] | None = None,
     fresh: bool = False,
 ) -> CleanResult:
-    """Clean an archive: decide for every image whether it is safe to train on, and publish the map of Gaussians.
+    """Clean an archive: decide for every image whether it is safe to train on, and publish the Gaussian map.
 
-    The same job on an unfinished run finishes it: images that were extracted, passes and groups that were done are not
-    gone through again.
+    The same job finishes an unfinished run; it does not repeat extracted images, finished passes or finished groups.
 
     Parameters
     ----------
@@ -80,26 +67,22 @@ def clean(
         Folder, fsspec URL, or ``.csv`` / ``.parquet`` index.
     out
         The run directory, path or URL.
-    config
-        The configuration.
     scheduler
         Address of a Dask scheduler; None starts a local cluster unless the environment or configuration names one.
-    reporter
-        Shows progress; None shows none.
     opened
-        Of `pipeline.cluster.cluster.opening_cluster`, where the caller is opening the cluster already, and closes it.
+        From `pipeline.cluster.cluster.opening_cluster`, if the caller opens the cluster; the caller also closes it.
     fresh
-        Start over where there is a run, of whatever configuration and archive: what it left is removed.
+        Start over: remove the run in ``out``, whatever its configuration and archive.
 
     Raises
     ------
     RunConflictError
-        When the directory is another job's, or another command is at work in it.
+        If the directory belongs to another job, or another command is at work in it.
     UntrustworthyError
-        When the breakdown guard does not trust the result and ``guard`` does not accept it. All but ``_SUCCESS`` is
+        If the breakdown guard does not trust the result and ``guard`` does not accept it. All but ``_SUCCESS`` is
         written then, and the same job with ``guard.accept_untrustworthy`` publishes it as it is.
     PaireError
-        Whatever else the user can mend; see ``schemas.errors``.
+        For everything else that the user can mend; see ``schemas.errors``.
     """
     reporter = reporter or Reporter()
     use_storage(config.storage)
@@ -116,8 +99,8 @@ def clean(
     geometry, weights_digest = _inspect_backbone(config.features)
     if config.features.weights == "random":
         logger.warning(
-            "features.weights = 'random': the backbone has never seen an image. Good for trying the pipeline; "
-            "never trust such a manifest."
+            "features.weights = 'random': the backbone has never seen an image. Use it to try the pipeline; never "
+            "trust its manifest."
         )
     wanted = new_record(source, catalog, config, weights_digest)
     record = claim(run, wanted, fresh=fresh)
@@ -152,7 +135,6 @@ def _being_opened(opened: Callable[[], Cluster]) -> Iterator[Cluster]:
 
 
 def _done(run: Directory, record: RunRecord) -> CleanResult:
-    """Return what a finished run ended with."""
     logger.info("%s is done already; nothing to do", run.url)
     return CleanResult(run.url, record.run_id, read_ledger(run), was_done=True)
 
@@ -160,10 +142,10 @@ def _done(run: Directory, record: RunRecord) -> CleanResult:
 def _extract(
     session: Session, geometry: FeatureGeometry, weights_digest: str, reporter: Reporter
 ) -> dict[str, list[ImageOutcome]]:
-    """Write what is missing of the feature store; returns what became of each image, unless too many are unreadable."""
+    """Complete the feature store and return the outcome of each image; raise if too many are unreadable."""
     cluster, run, config, catalog = session.cluster, session.run, session.config, session.catalog
     check_extractor(cluster, config, weights_digest)
-    # The workers have loaded the backbone now, which is part of what they hold.
+    # Only now: the workers have loaded the backbone, which is part of the memory that they hold.
     session.require_memory(geometry, extracts=True)
     with reporter.phase("extract", int(catalog["row"].notna().sum())) as phase:
         outcomes = extract_features(
@@ -181,13 +163,12 @@ def _extract(
 
 
 def _inspect_backbone(features: FeaturesConfig) -> tuple[FeatureGeometry, str]:
-    """Build the backbone here once, so that what is wrong with it is said before anything is spent."""
+    """Build the backbone here once, so that wrong weights fail before any work is done."""
     extractor = PatchExtractor(features.model_copy(update={"device": "cpu"}))
     return extractor.geometry, extractor.weights_digest
 
 
 def _check_budget(outcomes: Mapping[str, list[ImageOutcome]], catalog: pd.DataFrame, budget: float) -> None:
-    """Raise when more images are unreadable than the failure budget allows."""
     unreadable = [(group, outcome) for group, images in outcomes.items() for outcome in images if outcome.reason]
     total = sum(len(images) for images in outcomes.values())
     if not unreadable:

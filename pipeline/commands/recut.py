@@ -1,9 +1,8 @@
 """The recutting job: another strategy or other parameters over the features of a finished run.
 
-Extraction is what takes a night; judging takes moments. A recut writes a new version beside the run, which stays as it
-was, and says which images it decides otherwise. The run need not be published: another strategy on the stored features
-is the first thing to try where the breakdown guard does not trust the result. The version is judged by the guard as any
-result.
+Extraction takes a night; judging takes moments. A recut writes a new version beside the run, which stays unchanged, and
+lists the images that it decides differently. The run need not be published: if the breakdown guard does not trust a
+result, another strategy on the stored features is the first thing to try. The guard judges the version like any result.
 """
 
 import dataclasses
@@ -38,33 +37,15 @@ logger = logging.getLogger("paire")
 
 @dataclass(frozen=True)
 class RecutResult:
-    """What ``paire recut`` ended with.
+    """What ``paire recut`` ended with."""
 
-    Attributes
-    ----------
-    run
-        URL of the directory that has these verdicts: a version's, or the run's own where its settings are asked for.
-    run_id
-        The version's own.
-    version
-        Its number; 0 is the run itself.
-    base
-        Id of the run that it was cut from.
-    ledger
-        As in ``ledger.json``.
-    changes
-        ``against``, the number of the version compared with, and counts as in `schemas.tables.changes.count_changes`.
-    was_done
-        The version had been finished before; nothing was computed.
-    """
-
-    run: str
-    run_id: str
-    version: int
-    base: str
-    ledger: dict[str, Any]
-    changes: dict[str, Any]
-    was_done: bool = False
+    run: str  # URL of the version's directory, or of the run's own if the run has these options
+    run_id: str  # the version's own
+    version: int  # 0 is the run itself
+    base: str  # id of the run that it was cut from
+    ledger: dict[str, Any]  # as in ``ledger.json``
+    changes: dict[str, Any]  # ``against``, the version compared with, and `schemas.tables.changes.count_changes`
+    was_done: bool = False  # finished before; nothing was computed
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -76,28 +57,25 @@ def recut(
 ) -> RecutResult:
     """Judge the features of a finished run again; publish the verdicts as a version of it, with what changed.
 
-    The verdicts, the evidence, the passes and the Gaussian map are those of `clean` with the same options. A version
-    of the same options that is finished is returned as it is; an unfinished one is finished. So is the run itself
-    where it has these options; where it is not to be trusted, it is refused again or accepted, as by `clean`.
+    The verdicts, the evidence, the passes and the Gaussian map are those of `clean` with the same options. If a version
+    has these options already, it is returned, and finished first if needed. If the run itself has them, it is returned;
+    an untrustworthy one is refused or accepted as by `clean`.
 
     Parameters
     ----------
     run
         The run directory, path or URL; published, or found untrustworthy.
     wanted
-        The options that are set in it take the place of the run's; see `recut_config`.
+        The options that it sets replace those of the run; see `recut_config`.
     against
-        The version to compare with; 0 is the run itself.
-    scheduler, reporter
-        As for `clean`.
+        Number of the version to compare with; 0 is the run itself.
 
     Raises
     ------
     UntrustworthyError
-        As for `clean`, of the version; of the run itself where it has these options and was not published.
+        As for `clean`; also for the run itself, if it has these options and is not published.
     PaireError
-        Whatever else the user can mend; see ``schemas.errors``. Nothing has been written then but an unfinished
-        version.
+        For everything else that the user can mend; see ``schemas.errors``. At most an unfinished version is written.
     """
     reporter = reporter or Reporter()
     use_storage(wanted.storage)
@@ -129,16 +107,15 @@ def recut(
 
 
 def recut_config(base: FinishedRun, wanted: Config) -> Config:
-    """Return the run's configuration with what is set in another one.
+    """Return the run's configuration with the options that ``wanted`` sets in ``gaussian``, ``trim`` and ``cluster``.
 
-    Only the sections ``gaussian``, ``trim`` and ``cluster`` can be other than the run's. Of ``input`` and ``features``
-    the options that no result depends on are ignored: a recut reads no images. ``guard`` is the other one's alone: who
-    accepted the run has not seen the version.
+    A recut reads no images, so it ignores the options of ``input`` and ``features`` that no result depends on. The
+    section ``guard`` comes from ``wanted`` alone: a person who accepted the run has not seen the version.
 
     Raises
     ------
     ConfigError
-        When an option that the features depend on is set otherwise than in the run.
+        If ``wanted`` changes an option that the features depend on.
     """
     wanted = with_absolute_weights(wanted)
     mine, decisive = base.config, flatten(base.config.decisive())
@@ -156,7 +133,6 @@ def recut_config(base: FinishedRun, wanted: Config) -> Config:
 
 
 def _open_base(location: str) -> FinishedRun:
-    """Open the run to recut, which has features of its own."""
     base = FinishedRun.open(location)
     if base.record.base:
         run = run_of_version(base.directory)
@@ -169,7 +145,6 @@ def _open_base(location: str) -> FinishedRun:
 
 
 def _manifest_of(base: FinishedRun, number: int) -> pd.DataFrame:
-    """Return the manifest of a finished version, or of the run itself for number 0."""
     if number == 0:
         return base.manifest
     directory = version_of(base.directory, number)
@@ -180,14 +155,14 @@ def _manifest_of(base: FinishedRun, number: int) -> pd.DataFrame:
             if version_of(base.directory, known).exists(layout.SUCCESS)
         ]
         raise ConfigError(
-            f"--against {number}: {base.directory.url} has no finished version of that number. Finished versions: "
+            f"--against {number}: {base.directory.url} has no finished version with this number. Finished versions: "
             f"{', '.join(['0 (the run itself)', *finished])}."
         )
     return read_table(directory, layout.MANIFEST, manifest_table.COLUMNS)
 
 
 def _find(base: FinishedRun, record: RunRecord, guard: GuardConfig) -> tuple[int, bool]:
-    """Return the version that a job is, 0 for the run itself or none yet, and whether it is finished."""
+    """Return the version that has a job's options, 0 for the run itself or none yet, and whether it is finished."""
     if not base.record.differences(record):
         reconsider(base.directory, base.record, guard)
         return 0, True
@@ -207,7 +182,7 @@ def _judge_again(
     scheduler: str | None,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Fill a version's directory, whose record is there already; returns what it changed, in counts."""
+    """Fill a version's directory, which has its record already; return the counts of its changes."""
     record, cluster = read_record(directory), open_cluster(config.cluster, scheduler)
     versions = new_record(record.source, base.catalog, config, record.weights_digest).versions
     with (
@@ -234,6 +209,6 @@ def _judge_again(
 
 
 def _compare(before: pd.DataFrame, directory: Directory, against: int) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Return which decisions of a version are other than before, and how many."""
+    """Return which decisions of a version differ from those before, and how many."""
     changes = find_changes(before, read_table(directory, layout.MANIFEST, manifest_table.COLUMNS))
     return changes, {"against": against, **count_changes(changes, before)}

@@ -1,8 +1,7 @@
 """A judged run, opened to be judged again: what is known of its images, and whether its features are complete.
 
-A run is judged when it is published, and also when all is written but ``_SUCCESS``, because the breakdown guard does
-not trust it. Nobody may train on such a run. A person may look into it, or judge its features by other options; both
-are warned.
+A run that the breakdown guard does not trust is judged too: everything but ``_SUCCESS`` is written. Nobody may train on
+it, but a person may look at it or judge its features with other options, and is warned.
 """
 
 import logging
@@ -35,26 +34,16 @@ logger = logging.getLogger("paire")
 
 
 class OptionChange(NamedTuple):
-    """An option that is wanted otherwise than a run was made with; ``name`` is ``section.key``."""
+    """An option whose wanted value is not the one that a run was made with."""
 
-    name: str
+    name: str  # ``section.key``
     was: Any
     wanted: Any
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has judged its images: published, or found untrustworthy.
-
-    Attributes
-    ----------
-    directory
-        Where it lies.
-    record
-        Whose it is.
-    config
-        Its configuration.
-    """
+    """A run that has judged its images: published, or found untrustworthy."""
 
     directory: Directory
     record: RunRecord
@@ -67,9 +56,9 @@ class FinishedRun:
         Raises
         ------
         SourceError
-            When there is no judged run, or its record cannot be read.
+            If there is no judged run, or its record cannot be read.
         ConfigError
-            When its configuration is not one of this version.
+            If another version of paire wrote its configuration.
         """
         directory = Directory.at(location)
         try:
@@ -98,13 +87,13 @@ class FinishedRun:
 
     @cached_property
     def catalog(self) -> pd.DataFrame:
-        """The inputs, see ``schemas.tables.catalog``; raises SourceError when they are not the run's."""
+        """The inputs, see ``schemas.tables.catalog``; raises SourceError if the record has another digest."""
         catalog = read_table(self.directory, layout.CATALOG, catalog_table.COLUMNS)
         catalog["row"] = catalog["row"].astype("Int64")
         if catalog_digest(catalog) != self.record.catalog_digest:
             raise SourceError(
-                f"{self.directory.url}/{layout.CATALOG} is not the catalog that the run was made of (its digest is not "
-                f"that of {layout.RUN_RECORD}). Restore it, or clean the archive again."
+                f"{self.directory.url}/{layout.CATALOG} is not the catalog that the run was made of: "
+                f"{layout.RUN_RECORD} has another digest. Restore it, or clean the archive again."
             )
         return catalog
 
@@ -115,33 +104,28 @@ class FinishedRun:
 
     @cached_property
     def ledger(self) -> dict[str, Any]:
-        """The books."""
+        """The counts of decisions, see ``schemas.records.ledger``."""
         return read_ledger(self.directory)
 
     @cached_property
     def outcomes(self) -> dict[str, list[ImageOutcome]]:
-        """What reading the images had established: group to outcomes in row order."""
+        """What extraction reported of each image: group to outcomes in row order."""
         return read_outcomes(self.manifest, self.catalog)
 
     @cached_property
     def geometry(self) -> FeatureGeometry:
-        """The grid of positions of the features; raises GaussianMapError without a map."""
+        """The grid of positions of the features, as the map states it; raises GaussianMapError without a map."""
         return self.gaussian_map.description.geometry
 
     @cached_property
     def gaussian_map(self) -> GaussianMap:
-        """The run's map, also where it is not published; raises GaussianMapError when there is none."""
+        """The run's map, published or not; raises GaussianMapError if it is missing or incomplete."""
         return GaussianMap.open((self.directory / layout.MODEL).url, published_only=False)
 
     def changed_options(self, wanted: Config, sections: Collection[str]) -> Iterator[OptionChange]:
-        """Yield the options that are set in another configuration and are not what this run was made with.
+        """Yield the options of these sections that ``wanted`` sets to another value than the run's.
 
-        Parameters
-        ----------
-        wanted
-            The other configuration; what it leaves at its defaults is not wanted.
-        sections
-            Where to look.
+        Options that ``wanted`` leaves at their defaults do not count.
         """
         for section in sections:
             mine, theirs = getattr(self.config, section), getattr(wanted, section)
@@ -150,13 +134,7 @@ class FinishedRun:
                     yield OptionChange(f"{section}.{key}", getattr(mine, key), getattr(theirs, key))
 
     def require_features(self) -> None:
-        """Check that every group's features are stored, all of them, in the shape that the catalog and the map say.
-
-        Raises
-        ------
-        SourceError
-            When they are not.
-        """
+        """Raise SourceError unless all features of every group are stored, in the shape that catalog and map give."""
         try:
             store = self.directory.zarr_group(layout.FEATURES)
         except (FileNotFoundError, ValueError) as error:
@@ -176,14 +154,14 @@ class FinishedRun:
         """Say what is wrong with one group's features; empty when nothing is."""
         try:
             array = store.get(storage_name(group))
-        except ValueError as error:  # of another kind than Zarr reads
+        except ValueError as error:  # not a format that Zarr reads
             return f"cannot be read ({type(error).__name__}: {error})"
         if not isinstance(array, zarr.Array):
             return "are missing"
         expected = self.geometry.array_shape(len(outcomes))
         if array.shape != expected:
             return f"have shape {array.shape}, but its images and the Gaussian map say {expected}"
-        # Zarr reads a chunk that is not there as zeros; it writes every chunk that holds anything else.
+        # Zarr reads a missing chunk as zeros; it writes every chunk that holds anything else.
         readable = {outcome.row // CHUNK_IMAGES for outcome in outcomes if outcome.is_readable}
         chunks = len(readable) * self.geometry.rows
         if array.nchunks_initialized < chunks:
@@ -192,13 +170,7 @@ class FinishedRun:
 
 
 def require_judged(run: Directory) -> None:
-    """Check that a run has judged its images to the end.
-
-    Raises
-    ------
-    SourceError
-        When it is neither published nor found untrustworthy.
-    """
+    """Raise SourceError unless a run is published or found untrustworthy."""
     if not run.exists(layout.SUCCESS) and not is_untrustworthy(run):
         raise SourceError(
             f"{run.url} is not a finished run: {layout.SUCCESS} is missing. Finish it with the command that began it, "
@@ -207,7 +179,7 @@ def require_judged(run: Directory) -> None:
 
 
 def is_untrustworthy(run: Directory) -> bool:
-    """Return whether all of a run is written but ``_SUCCESS``, because the breakdown guard does not trust it."""
+    """Return whether the breakdown guard refused to publish a run; everything but ``_SUCCESS`` is written then."""
     if run.exists(layout.SUCCESS):
         return False
     try:
@@ -217,19 +189,19 @@ def is_untrustworthy(run: Directory) -> bool:
 
 
 def warn_if_untrustworthy(run: Directory) -> None:
-    """Say of a run that is not published why it is not to be trusted."""
+    """Log why the breakdown guard does not trust a run; raise SourceError if its ledger gives no reason."""
     if not is_untrustworthy(run):
         return
     ledger = read_ledger(run)
     found = stopping_sentences(ledger)
     if not found:
         raise SourceError(
-            f"{run.url}/{layout.LEDGER} has no reason why the run is not to be trusted, as {layout.RUN_RECORD} says. "
-            "Restore both, or clean the archive again."
+            f"{run.url}/{layout.LEDGER} gives no reason why the run is untrustworthy, but {layout.RUN_RECORD} says "
+            "that it is. Restore both, or clean the archive again."
         )
     group, sentences = next(iter(found.items()))
     logger.warning(
-        "%s is not published: %d of %d groups are not to be trusted; group %r: %s",
+        "%s is not published: %d of %d groups are untrustworthy; group %r: %s",
         run.url,
         len(found),
         len(ledger["groups"]),
@@ -239,32 +211,21 @@ def warn_if_untrustworthy(run: Directory) -> None:
 
 
 def read_outcomes(manifest: pd.DataFrame, catalog: pd.DataFrame) -> dict[str, list[ImageOutcome]]:
-    """Return what extraction had reported before a manifest was built of it.
+    """Return what extraction reported, from the manifest that was built of it: group to outcomes in row order.
 
-    Parameters
-    ----------
-    manifest
-        As it was published.
-    catalog
-        The inputs that it says of.
-
-    Returns
-    -------
-    dict
-        Group to the outcomes of its candidates, in row order; only an unreadable image has a reason, whatever the
-        manifest says of the others.
+    Only unreadable images keep a reason: the reasons of other decisions come from judging.
 
     Raises
     ------
     SourceError
-        When a candidate has no row in the manifest, or several.
+        If a candidate has no row in the manifest, or several.
     """
     candidates = catalog.loc[catalog["row"].notna(), ["sample_id", "group", "row"]]
     rows = candidates.merge(manifest.drop(columns="group"), on="sample_id")
     if len(rows) != len(candidates) or rows["sample_id"].duplicated().any():
         raise SourceError(
-            f"the manifest has {len(rows)} rows of the catalog's {len(candidates)} candidates; expected one for each. "
-            "One of the two files was changed after the run was published: restore them, or clean the archive again."
+            f"the manifest has {len(rows)} rows for the catalog's {len(candidates)} candidates; expected one for each. "
+            "One of the two files was changed after publication: restore both, or clean the archive again."
         )
     return {
         str(group): [_outcome(row) for row in part.sort_values("row").to_dict("records")]
@@ -273,7 +234,6 @@ def read_outcomes(manifest: pd.DataFrame, catalog: pd.DataFrame) -> dict[str, li
 
 
 def _outcome(row: Mapping[Any, Any]) -> ImageOutcome:
-    """Return what reading one image had established."""
     return ImageOutcome(
         row=int(row["row"]),
         content_sha256=row["content_sha256"] if pd.notna(row["content_sha256"]) else "",

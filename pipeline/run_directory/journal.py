@@ -1,11 +1,11 @@
-"""What is finished of a group's judging, so that an interrupted job goes on after its last finished pass.
+"""The finished passes of a group's judging, so that an interrupted job continues after the last one.
 
-A strategy is replayed: every pass, of the strategy and after it, is numbered, and its outcome is kept under its number
-and a digest of all that it follows from. A pass that was finished returns its outcome at once; the first that was not
-is computed whole. So the stored distances are always those of the last pass that ran, as without the interruption. A
-group that is judged to its end keeps that instead, see `pipeline.judging.result`.
+The job replays the strategy. Every pass has a number; the journal keeps its outcome under that number, with a digest
+of everything that the outcome depends on. A finished pass returns its outcome at once; the first unfinished one is
+computed whole. So the stored distances are always those of the last pass that ran, as without the interruption. When a
+group is finished, its ending replaces its passes, see `pipeline.judging.result`.
 
-Entries are NumPy's archives of plain arrays with checksums; nothing in them is ever executed.
+Entries are NumPy archives of plain arrays with checksums; nothing in them is ever executed.
 """
 
 import hashlib
@@ -27,19 +27,11 @@ _KEY = "key"
 
 
 class StaleJournalError(Exception):
-    """The journal is not of the judging that is being replayed; the group is to be judged again."""
+    """The journal belongs to another judging or is damaged; the caller must judge the group again."""
 
 
 class Journal:
-    """The journal of one group.
-
-    Parameters
-    ----------
-    directory
-        Where it is kept.
-    group
-        A digest of the images of the group: of others nothing is believed.
-    """
+    """The journal of one group; ``group`` is a digest of its images, and entries of another digest are stale."""
 
     def __init__(self, directory: Directory, group: str) -> None:
         self._directory, self._group = directory, group
@@ -47,42 +39,39 @@ class Journal:
 
     @property
     def is_begun(self) -> bool:
-        """Whether a pass was finished."""
+        """Whether at least one pass is finished."""
         return self._directory.exists(_name(1))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         self._directory.remove("")
         self._number = 0
 
     def recall(self, kind: str, fitted: NDArray[np.bool_], **parameters: object) -> dict[str, NDArray[Any]] | None:
-        """Return the outcome of the next pass; None where it was not finished, and is to be noted.
+        """Return the outcome of the next pass; None if it is not finished, and the caller must compute and `note` it.
 
-        Parameters
-        ----------
-        kind, fitted, parameters
-            All that it follows from.
+        The arguments are everything that the outcome depends on.
 
         Raises
         ------
         StaleJournalError
-            When another pass was finished in its place, or what is there cannot be read.
+            If the entry is of another pass, or cannot be read.
         """
         self._key = self._digest(kind, fitted.tobytes(), parameters)
         self._number += 1
         return self._read(_name(self._number), self._key)
 
     def expects(self, kind: str, fitted: NDArray[np.bool_], **parameters: object) -> bool:
-        """Tell whether the next pass is this one and was finished."""
+        """Tell whether this is the next pass and it is finished; raises StaleJournalError like `recall`."""
         found = self._read(_name(self._number + 1), self._digest(kind, fitted.tobytes(), parameters))
         return found is not None
 
     def note(self, outcome: Arrays) -> None:
-        """Keep the outcome of the pass that was asked for last, all of whose distances are stored."""
+        """Keep the outcome of the pass that was recalled last; all its distances must be stored already."""
         self._write(_name(self._number), self._key, outcome)
 
     def ending(self) -> dict[str, NDArray[Any]] | None:
-        """Return how the group's judging ended; None where it did not."""
+        """Return how the group's judging ended, or None."""
         return self._read(ENDING, self._group)
 
     def note_ending(self, ending: Arrays) -> None:

@@ -1,12 +1,12 @@
 """One command at work in a run directory at a time, on disk and in object stores, whatever clocks say.
 
-Leases are numbered files; the last one counts. The lease goes to whoever creates the next number first. Only its owner
-renews it, by writing it again with a larger beat, and gives it back by saying so in it.
+Leases are numbered files; the last one counts. The lease goes to the command that creates the next number first. Only
+its owner writes it again: with a larger beat to renew it, and marked as released to give it back.
 
-A command that finds a lease, neither given back nor of a dead process of this machine, watches it. An owner that lives
-shows another beat soon. One that shows none for `TAKEOVER_S` seconds of the watcher's own monotonic clock has lost its
-lease. An owner that was asleep, or cut off, notices the next number, or that it could not renew for that long, and
-stops.
+A command watches a lease that is not released, unless its owner is a dead process of this machine. A live owner soon
+writes another beat. An owner that writes none for `TAKEOVER_S` seconds of the watcher's monotonic clock loses its
+lease. An owner that was asleep or cut off sees the next number before it renews, or sees that it could not renew for
+about that long, and stops.
 """
 
 import logging
@@ -25,29 +25,20 @@ from workers.storage.directory import Directory
 
 logger = logging.getLogger("paire")
 
-# An owner renews its lease so often, which a watcher waits for at most a few times ...
-BEAT_S = 5.0
-# ... and a dozen beats are missing when it is taken for dead.
-TAKEOVER_S = 60.0
-
-# A watcher looks so often.
-GLANCE_S = 0.5
+BEAT_S = 5.0  # between two renewals
+TAKEOVER_S = 60.0  # without a beat, a dozen renewals, before a watcher takes over
+GLANCE_S = 0.5  # between two looks of a watcher
 
 
 class Lease:
-    """The right to work in a run directory, for as long as the block of a ``with`` runs.
-
-    Parameters
-    ----------
-    run
-        The run directory.
+    """The right to work in a run directory while a ``with`` block runs.
 
     Raises
     ------
     RunConflictError
-        On entering, when another command is at work there; on leaving, when another one has taken over.
+        On entry, if another command is at work there; on exit, if another one has taken over.
     StorageError
-        When the lease cannot be written; on leaving, when it could not be renewed for too long.
+        If the lease cannot be written; on exit, if renewing failed for so long that another may have taken over.
     """
 
     def __init__(self, run: Directory) -> None:
@@ -80,27 +71,26 @@ class Lease:
             logger.warning("%s: the lease could not be given back (%s); it runs out by itself", self._run.url, failure)
 
     def end_for_good(self) -> None:
-        """Let no lease remain when this one ends: there is nothing left to do in the directory."""
+        """Remove all leases on exit: nothing is left to do in the directory."""
         self._is_last = True
 
     def require(self) -> None:
-        """Raise RunConflictError where another command has taken over."""
+        """Raise RunConflictError if another command has taken over, StorageError if one may have."""
         if self._lost.is_set():
             raise self._taken_over()
 
     def _taken_over(self) -> RunConflictError | StorageError:
         if self._failure is not None:
             return StorageError(
-                f"the lease of {self._run.url} could not be renewed for {TAKEOVER_S - 2 * BEAT_S:g} s, after which "
-                f"another command may take over: {self._failure}"
+                f"the lease of {self._run.url} could not be renewed for {TAKEOVER_S - 2 * BEAT_S:g} s, so another "
+                f"command may take over: {self._failure}"
             )
         return RunConflictError(
-            f"another command took {self._run.url} over, because this one gave no sign of life for {TAKEOVER_S:g} s. "
+            f"another command took over {self._run.url}, because this one gave no sign of life for {TAKEOVER_S:g} s. "
             "Let that one finish it."
         )
 
     def _acquire(self) -> int:
-        """Return the number of the lease that is ours now."""
         number = 0
         while True:
             number, found = self._last(number)
@@ -113,7 +103,7 @@ class Lease:
             return number + 1
 
     def _last(self, number: int) -> tuple[int, bytes | None]:
-        """Return the last lease after a number, and what is in it; the number itself where it is the last."""
+        """Return the number and content of the last lease, searching from a known number."""
         content = self._read(number) if number else None
         while (following := self._read(number + 1)) is not None:
             number, content = number + 1, following
@@ -126,7 +116,7 @@ class Lease:
             return None
 
     def _watch(self, number: int, content: bytes) -> None:
-        """Return when a lease is over: given back, or without a beat for too long."""
+        """Wait until a lease is over; raise RunConflictError if its owner lives."""
         owner = _owner(content)
         if owner is not None and _is_here(owner):
             raise self._conflict(owner)
@@ -149,12 +139,12 @@ class Lease:
 
     def _conflict(self, owner: LeaseRecord) -> RunConflictError:
         return RunConflictError(
-            f"another command is at work in {self._run.url}: process {owner.pid} on {owner.host}. Wait until it has "
-            "ended, or end it, then run this one again."
+            f"another command is at work in {self._run.url}: process {owner.pid} on {owner.host}. Wait until it "
+            "ends, or end it, then run this one again."
         )
 
     def _renew_until_ended(self) -> None:
-        """Renew the lease every few seconds; interrupt the job when that has failed for too long."""
+        """Renew the lease every few seconds; interrupt the job when that fails for too long."""
         renewed = time.monotonic()
         while not self._ended.wait(BEAT_S):
             self._record = replace(self._record, beat=self._record.beat + 1)
@@ -169,20 +159,14 @@ class Lease:
                     continue
                 self._failure = error
             self._lost.set()
-            # A wait for workers ends by a signal only. Jobs in other threads stop where they next look.
+            # Only a signal ends a wait for workers. Jobs in other threads stop at their next `require`.
             if self._holder == threading.main_thread().ident:
                 signal.pthread_kill(self._holder, signal.SIGINT)
             return
 
 
 def refuse_if_at_work(run: Directory) -> None:
-    """Raise at once where a live process of this machine is at work in a run directory; others are not looked for.
-
-    Raises
-    ------
-    RunConflictError
-        When one is.
-    """
+    """Raise RunConflictError if a live process of this machine is at work in a run directory, without waiting."""
     lease = Lease(run)
     _, content = lease._last(0)
     owner = None if content is None or _is_over(content) else _owner(content)
@@ -191,7 +175,7 @@ def refuse_if_at_work(run: Directory) -> None:
 
 
 def _owner(content: bytes) -> LeaseRecord | None:
-    """Return a lease; None for a torn one, whose owner died or is writing it."""
+    """Parse a lease; None for a torn one, whose owner died while writing or is writing it now."""
     try:
         return LeaseRecord.from_bytes(content)
     except ValueError:
@@ -203,11 +187,11 @@ def _process(owner: LeaseRecord) -> ProcessId:
 
 
 def _is_over(content: bytes) -> bool:
-    """Tell whether a lease was given back, or its owner is certainly dead."""
+    """Tell whether a lease is released, or its owner certainly dead."""
     owner = _owner(content)
     return owner is not None and (owner.released or _process(owner).is_dead)
 
 
 def _is_here(owner: LeaseRecord) -> bool:
-    """Tell whether an owner that is not dead is a process of this machine, which then certainly lives."""
+    """Tell whether an owner is on this machine, where one that `_is_over` did not find dead certainly lives."""
     return bool(owner.place) and owner.place == ProcessId.own().place

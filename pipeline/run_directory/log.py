@@ -1,7 +1,7 @@
-"""The run's log: one line for people on stderr, and all of it as JSON lines in the run directory.
+"""The run's log: lines for people on stderr, and all of them as JSON lines in the run directory.
 
-A line about one group carries ``extra={"group": name}``: people are shown those of the first groups, as an archive may
-have thousands.
+A line about one group carries ``extra={"group": name}``. An archive may have thousands of groups, so people see the
+lines of the first `GROUPS_SHOWN` only.
 """
 
 import json
@@ -21,17 +21,16 @@ from workers.storage.directory import Directory
 
 logger = logging.getLogger("paire")
 
-# Groups that people are shown lines about.
 GROUPS_SHOWN = 20
 
 
 def one_line(text: str) -> str:
-    """Return a text on one line, without credentials and the control characters that a file name may well hold."""
+    """Return a text on one line, without credentials, and with control characters, as in file names, escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in redacted(text))
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes log lines through the console, so that they do not tear a progress bar."""
+    """Writes lines through the console, so that they do not tear a progress bar."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -43,12 +42,11 @@ class _ConsoleHandler(logging.Handler):
         if self._is_of_further_group(record):
             if self._says_that_there_are_more:
                 self._says_that_there_are_more = False
-                self._show(logging.INFO, f"more than {GROUPS_SHOWN} groups: all that is said of the others is in {LOG}")
+                self._show(logging.INFO, f"more than {GROUPS_SHOWN} groups: {LOG} has the lines about the others")
             return
         self._show(record.levelno, record.getMessage())
 
     def _is_of_further_group(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is about a group beyond those that are shown."""
         group = getattr(record, "group", None)
         if group is None or group in self._groups:
             return False
@@ -75,21 +73,19 @@ class _JsonLines(logging.Handler):
         self.note(record.levelname.lower(), record.getMessage(), **about)
 
     def note(self, level: str, message: str, **details: str) -> None:
-        """Keep one line."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         shown = {name: redacted(text) for name, text in {"message": message, **details}.items()}
         self.lines.append(json.dumps({"time": now, "level": level, **shown}))
 
     def write(self, directory: Directory) -> None:
-        """Write all lines into a run directory."""
         directory.write(LOG, ("\n".join(self.lines) + "\n").encode())
 
 
 def show_on(console: Console, *, quiet: bool = False) -> None:
-    """Send the log's lines to a console, only errors when quiet, and nothing of the libraries' own chatter."""
+    """Show the log on a console, only its errors if ``quiet``, without the chatter of the libraries."""
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    # Read when dask is first imported, here and in the workers that are started from here.
+    # Dask reads this on its first import, here and in the workers that this process starts.
     os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
     logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, _ConsoleHandler)]
     handler = _ConsoleHandler(console)
@@ -101,7 +97,7 @@ def show_on(console: Console, *, quiet: bool = False) -> None:
 
 @contextmanager
 def recorded(directory: Directory) -> Iterator[None]:
-    """Record the log into ``log.jsonl`` of this command's run directory while the block runs, however it ends."""
+    """Record the log while the block runs, and write it to ``log.jsonl`` in a run directory however the block ends."""
     handler, level = _JsonLines(), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -109,7 +105,7 @@ def recorded(directory: Directory) -> Iterator[None]:
         yield
     except BaseException as error:
         handler.note("error", str(error), traceback=traceback.format_exc())
-        with suppress(OSError, StorageError):  # where the disk is full, what the command ends with says so
+        with suppress(OSError, StorageError):  # if the disk is full, the command's own error says so
             handler.write(directory)
         raise
     else:

@@ -1,36 +1,23 @@
-"""Which process this is, and whether another one lives: told by more than its id, which others may have had or have."""
+"""Which process this is, and whether another one lives. An id alone cannot tell: systems and machines reuse it."""
 
 import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-# In /proc/PID/stat, counted from after the command's name: the state, and the start in clock ticks since boot.
+# Fields of /proc/PID/stat after the command's name: the state, and the start in clock ticks since boot.
 _STATE, _STARTED = 0, 19
 _DEAD = {"Z", "X"}
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process.
-
-    Attributes
-    ----------
-    host
-        Name of its machine.
-    place
-        Where its id means something: the boot of a machine and a namespace of its processes; empty where that is not
-        known.
-    pid
-        Its id there.
-    started
-        When it started, as the system counts it; empty where that is not known.
-    """
+    """A process, told from all others that have or had its id."""
 
     host: str
-    place: str
+    place: str  # where the id holds: the boot and the process namespace; empty if unknown
     pid: int
-    started: str
+    started: str  # in clock ticks since boot; empty if unknown
 
     @classmethod
     def own(cls) -> "ProcessId":
@@ -39,7 +26,7 @@ class ProcessId:
 
     @property
     def is_dead(self) -> bool:
-        """Whether it has certainly ended; False where this machine cannot tell."""
+        """Whether it has certainly ended; False if this machine cannot tell."""
         return bool(self.place) and self.place == _place() and _started(self.pid) != self.started
 
 
@@ -52,7 +39,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started; None when there is none of that id, or only what it left for its parent."""
+    """Return when a process started; None if there is no such process, or only a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:

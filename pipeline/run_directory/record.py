@@ -1,4 +1,4 @@
-"""Whose run directory it is: the record of a run, claimed before anything else is written."""
+"""The record that says which run a directory belongs to; a command writes it before anything else."""
 
 import importlib.metadata
 import json
@@ -36,21 +36,14 @@ def new_record(source: str, catalog: pd.DataFrame, config: Config, weights_diges
 
 
 def claim(run: Directory, record: RunRecord, *, fresh: bool = False) -> RunRecord:
-    """Make the directory this run's, or return the record of the same job that it is already.
+    """Write the record into an empty directory, or return the record of the same job that is there already.
 
-    Parameters
-    ----------
-    run
-        The run directory.
-    record
-        Of the run that is to be there.
-    fresh
-        Let it be any job's, whose record is returned: it is to be started over.
+    With ``fresh``, return the record of any job: the caller starts over.
 
     Raises
     ------
     RunConflictError
-        When it belongs to another job, or is not empty and no run at all.
+        If the directory belongs to another job, or holds other files but no run.
     """
     if not run.exists(layout.RUN_RECORD):
         if not run.is_empty():
@@ -77,10 +70,9 @@ def claim(run: Directory, record: RunRecord, *, fresh: bool = False) -> RunRecor
 
 
 def start_over(run: Directory, record: RunRecord) -> RunRecord:
-    """Remove all that a run has left in its directory and make it another's, whose record is returned.
+    """Remove everything that a run made, replace its record and return the new one; other files stay.
 
-    Other files stay. The record is replaced last, so that the directory always belongs to a run, and the
-    proof that it is finished goes first.
+    ``_SUCCESS`` goes first, and the record is replaced last, so that the directory always belongs to a run.
     """
     for name in (layout.SUCCESS, *layout.MADE_BY_RUNS):
         run.remove(name)
@@ -89,15 +81,7 @@ def start_over(run: Directory, record: RunRecord) -> RunRecord:
 
 
 def read_record(run: Directory) -> RunRecord:
-    """Return the record of a run directory.
-
-    Raises
-    ------
-    FileNotFoundError
-        When there is none.
-    ValueError
-        When it is not a run's.
-    """
+    """Return the record of a run directory; raises FileNotFoundError without one, ValueError if it is malformed."""
     try:
         return RunRecord.from_bytes(run.read(layout.RUN_RECORD))
     except ValueError as error:
@@ -105,18 +89,12 @@ def read_record(run: Directory) -> RunRecord:
 
 
 def create_record(run: Directory, record: RunRecord) -> None:
-    """Write the record of a directory that has none; of several commands at once, one succeeds.
-
-    Raises
-    ------
-    FileExistsError
-        When there is one.
-    """
+    """Write the first record of a directory; raises FileExistsError for all but one of several commands."""
     run.create(layout.RUN_RECORD, _record_bytes(record))
 
 
 def write_record(run: Directory, record: RunRecord) -> None:
-    """Replace the record of a run directory that is ours."""
+    """Replace the record of a run directory whose lease this command holds."""
     run.write(layout.RUN_RECORD, _record_bytes(record))
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger("paire")
 
 @dataclasses.dataclass
 class Session:
-    """What a command works with; it leaves its books in ``ledger``, which decide whether the run is published."""
+    """What a command works with; it must set ``ledger``, which decides whether the run is published."""
 
     run: Directory
     record: RunRecord
@@ -39,7 +39,7 @@ class Session:
     ledger: Mapping[str, Any] | None = None
 
     def require_memory(self, geometry: FeatureGeometry, *, extracts: bool) -> None:
-        """Check that the workers have the memory that the groups need; raise ClusterError where they do not."""
+        """Raise ClusterError unless the workers have the memory that the groups need."""
         candidates = self.catalog[self.catalog["row"].notna()]
         sizes = candidates.groupby("group").size().tolist()
         require_memory(self.cluster, sizes, geometry, self.config, extracts=extracts)
@@ -56,23 +56,23 @@ def work_in(
     *,
     versions: Mapping[str, str],
 ) -> Iterator[Session]:
-    """Work in a run directory while the block runs, then publish what is in ``ledger``, if the guard trusts it.
+    """Work in a run directory while the block runs, then publish the result if the breakdown guard trusts it.
 
     Parameters
     ----------
     lease
-        The lease of the directory, which this command holds.
+        Held by this command.
     record
-        The record that is in the directory.
+        The record in the directory.
     cluster
-        Is opened for the block.
+        Opened for the block only.
     versions
-        Package to the version of now; others than those of the record are warned of.
+        Of the packages now; a warning names those that are not the record's.
 
     Raises
     ------
     UntrustworthyError
-        When the result is not to be trusted and ``guard`` does not accept it. All is written then but ``_SUCCESS``.
+        If the guard does not trust the result and its options do not accept it; all but ``_SUCCESS`` is written then.
     """
     with _noted_if_interrupted(run, record), recorded(run):
         run.write(layout.CONFIG, config.to_yaml().encode())
@@ -93,7 +93,6 @@ def work_in(
 
 @contextmanager
 def _noted_if_interrupted(run: Directory, record: RunRecord) -> Iterator[None]:
-    """Note in the record of a run that somebody interrupted it."""
     try:
         yield
     except KeyboardInterrupt:

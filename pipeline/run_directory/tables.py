@@ -1,4 +1,4 @@
-"""The last stage: writes the run's tables and books."""
+"""The tables and the ledger of a run directory: how they are written and read."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -64,21 +64,12 @@ def read_table(
     *,
     advice: str = "Restore it, or clean the archive again.",
 ) -> pd.DataFrame:
-    """Read a parquet table of a run directory, or of the directory of another command.
-
-    Parameters
-    ----------
-    directory, name
-        Where it lies.
-    columns
-        Those that it must have.
-    advice
-        What to do where it cannot be read.
+    """Read a parquet table of the directory of any command.
 
     Raises
     ------
     SourceError
-        When it is not there or not readable.
+        If it is missing, damaged or lacks one of ``columns``; the message ends with ``advice``.
     """
     try:
         return from_parquet(directory.read(name), columns)
@@ -88,13 +79,7 @@ def read_table(
 
 
 def read_ledger(run: Directory) -> dict[str, Any]:
-    """Return the books of a run.
-
-    Raises
-    ------
-    SourceError
-        When they are not there, not readable, or do not balance.
-    """
+    """Read the ledger of a run; raises SourceError if it is missing, malformed or does not balance."""
     try:
         return parse_ledger(run.read(LEDGER))
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""The versions cut from a run: which there are, and who may write the next.
+"""The versions cut from a run: which exist, and who may write the next.
 
-They lie in ``RUN/recuts/``, numbered from 1; the run itself counts as version 0. A number belongs to the
-command that creates its record first, so only one of two commands gets it.
+They lie in ``RUN/recuts/``, numbered from 1; the run itself counts as version 0. A number belongs to the command that
+creates its record first.
 """
 
 import posixpath
@@ -14,20 +14,20 @@ from workers.storage.directory import Directory, split_location
 
 
 def version_of(run: Directory, number: int) -> Directory:
-    """Return the directory of a version; that of number 0 is the run's."""
+    """Return the directory of a version; number 0 is the run itself."""
     return run / layout.RECUTS / layout.version_name(number) if number else run
 
 
 def run_of_version(version: Directory) -> Directory | None:
-    """Return the run that a version's directory lies in; None where it has been moved out of it."""
+    """Return the run that a version lies in; None if the version was moved out of it."""
     url = version.url.rpartition(f"/{layout.RECUTS}/")[0]
     return Directory.at(url) if url else None
 
 
 def list_versions(run: Directory) -> dict[int, RunRecord | None]:
-    """Return the records of all versions by number, without the run itself; None for an unreadable record."""
+    """Return the record of every version by number, None for an unreadable one; the run itself is not among them."""
     fs, path = split_location((run / layout.RECUTS).url)
-    fs.invalidate_cache(path)  # object stores' clients remember listings, and other commands write versions too
+    fs.invalidate_cache(path)  # clients cache listings, and other commands write versions too
     names = [posixpath.basename(entry) for entry in fs.ls(path, detail=False)] if fs.isdir(path) else []
     numbers = sorted(number for number in map(layout.version_number, names) if number is not None)
     return {number: _record_or_none(version_of(run, number)) for number in numbers}
@@ -42,12 +42,12 @@ def find_version(run: Directory, record: RunRecord) -> int | None:
 
 
 def claim_version(run: Directory, record: RunRecord) -> int:
-    """Create the next version's record; returns the version's number.
+    """Create the next version's record and return its number.
 
     Raises
     ------
     RunConflictError
-        When another command has just claimed a version for the same job.
+        If another command has just claimed a version for the same job.
     """
     number = max(list_versions(run), default=0)
     while True:

@@ -28,7 +28,7 @@ GOOD, OTHERS = 60, 12
 
 # Keeps both kinds of images, which the guard refuses; the other one rejects the smaller kind, which is a warning.
 KEEPS_BOTH, KEEPS_ONE = "trim.strategy=none", "trim.strategy=grow"
-WARNING = "is not published: 1 of 1 groups are not to be trusted; group 'all': "
+WARNING = "is not published: 1 of 1 groups are untrustworthy; group 'all': "
 
 
 @pytest.fixture(scope="module")

@@ -256,7 +256,7 @@ def test_nothing_is_written_when_the_backbone_is_wrong(full_archive: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_weights_file_made_anew_at_the_same_place_is_used(tmp_path: Path) -> None:
+def test_a_weights_file_made_again_at_the_same_place_is_used(tmp_path: Path) -> None:
     write_parts(tmp_path / "archive", 2)
     weights = tmp_path / "weights.pth"
     settings = ("features.backbone=squeezenet1_1", "features.nodes=features.1", f"features.weights={weights}")

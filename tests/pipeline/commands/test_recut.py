@@ -38,7 +38,7 @@ ACCEPT = "guard.accept_untrustworthy=true"  # tiny groups
 
 
 def arrays(folder: Path) -> dict[str, Any]:
-    """Return every array of a Zarr group, and the attributes of the group and its groups but for the run's id."""
+    """Return every array of a Zarr group, and the attributes of the group and its groups, without the run's id."""
     root = zarr.open_group(folder, mode="r")
     found: dict[str, Any] = {"": {**root.attrs.asdict(), "run_id": None, "checksum": None}}
     for name, node in root.members(max_depth=None):
@@ -110,21 +110,21 @@ def test_a_recut_decides_what_a_whole_new_run_decides_to_the_last_bit(
     archive: Path, run: Path, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
     result = recut_to(run, *settings)
-    version, anew = Path(result.run), tmp_path / "anew"
-    expected = clean(str(archive), str(anew), tiny_config(*BASE, *settings))
+    version, fresh = Path(result.run), tmp_path / "fresh"
+    expected = clean(str(archive), str(fresh), tiny_config(*BASE, *settings))
     assert version == run / "recuts" / "0001"
     pd.testing.assert_frame_equal(
-        manifest(version).drop(columns="run_id"), manifest(anew).drop(columns="run_id"), check_exact=True
+        manifest(version).drop(columns="run_id"), manifest(fresh).drop(columns="run_id"), check_exact=True
     )
     assert result.ledger == expected.ledger == json.loads((version / "ledger.json").read_text())
     for name in ("clean.csv", "catalog.parquet", "config.yaml"):
-        assert (version / name).read_bytes() == (anew / name).read_bytes(), name
+        assert (version / name).read_bytes() == (fresh / name).read_bytes(), name
     passes, expected_passes = (
-        pd.read_parquet(folder / "iterations.parquet").drop(columns="seconds") for folder in (version, anew)
+        pd.read_parquet(folder / "iterations.parquet").drop(columns="seconds") for folder in (version, fresh)
     )
     pd.testing.assert_frame_equal(passes, expected_passes)
     for part in ("distances", "model"):
-        found, wanted = arrays(version / part), arrays(anew / part)
+        found, wanted = arrays(version / part), arrays(fresh / part)
         assert found.keys() == wanted.keys()
         assert len(found) > 2
         for name, values in wanted.items():
@@ -247,7 +247,7 @@ def test_a_version_is_compared_with_another_one_where_it_is_named(run: Path) -> 
     assert with_run.was_done
     assert with_run.changes["total"]["added"] + with_run.changes["total"]["removed"] > 0
     assert with_run.changes["total"] != counts
-    assert digests(run) == before, "the published comparison was written anew"
+    assert digests(run) == before, "the published comparison was written again"
 
 
 @pytest.mark.parametrize("against", [1, 7, -1])
@@ -359,7 +359,7 @@ def test_a_version_is_recut_through_its_run_and_starts_from_its_options(recutted
     assert recut(str(run), parse_config(advised.read_text())).version == first.version
 
 
-# --- versions that are not to be trusted
+# --- untrustworthy versions
 
 
 def test_who_accepted_the_run_has_not_accepted_the_version_which_is_refused_or_published_without_judging(

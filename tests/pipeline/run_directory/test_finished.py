@@ -82,7 +82,7 @@ def test_options_that_are_set_otherwise_are_named_with_both_values(run: Path) ->
     assert list(finished.changed_options(Config(), ("input", "features", "gaussian", "trim"))) == []
 
 
-# --- what cannot be judged anew; through the job that does, to see that it writes nothing
+# --- runs that cannot be judged again, through `recut`, to see that it writes nothing
 
 
 def unfinished(run: Path) -> None:
@@ -162,7 +162,7 @@ def of_another_version(run: Path) -> None:
         (of_another_version, r"another version of paire: unknown option 'trim\.gamma'"),
     ],
 )
-def test_a_run_that_can_not_be_recut_is_refused_before_anything_is_written(
+def test_a_run_that_cannot_be_recut_is_refused_before_anything_is_written(
     run: Path, spoil: Callable[[Path], None], named: str
 ) -> None:
     spoil(run)
@@ -173,7 +173,7 @@ def test_a_run_that_can_not_be_recut_is_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("location", ["nowhere", "nosuchprotocol://bucket/run"])
-def test_what_is_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str) -> None:
+def test_what_is_not_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError, match="finished run") as caught:
         recut(location, Config())

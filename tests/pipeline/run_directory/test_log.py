@@ -36,7 +36,7 @@ def test_people_are_shown_lines_about_the_first_groups(shown: io.StringIO) -> No
     lines = shown.getvalue().splitlines()
     assert lines[0] == "warning: g00: too few"
     assert [line for line in lines if "more than" in line] == [
-        f"more than {GROUPS_SHOWN} groups: all that is said of the others is in log.jsonl"
+        f"more than {GROUPS_SHOWN} groups: log.jsonl has the lines about the others"
     ]
     assert len(lines) == 2 * GROUPS_SHOWN + 2
     assert lines[-1] == "warning: done"

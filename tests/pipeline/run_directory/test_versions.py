@@ -36,7 +36,7 @@ def test_versions_are_numbered_from_one_in_the_order_of_their_claims(run: Direct
     assert version_of(run, 0) == run
 
 
-def test_a_job_finds_its_own_version_whoever_made_it(run: Directory) -> None:
+def test_a_job_finds_its_own_version_made_by_any_command(run: Directory) -> None:
     for eta in (2.4, 2.5):
         claim_version(run, job(eta))
     assert find_version(run, dataclasses.replace(job(2.5), run_id="later", state="done", hosts={"host": 1})) == 2
@@ -80,13 +80,13 @@ def test_commands_at_once_take_different_numbers(run: Directory) -> None:
     assert [list_versions(run)[number] for number in numbers] == jobs
 
 
-def test_whoever_comes_second_takes_the_next_number(run: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_command_takes_the_next_number(run: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     claim_version(run, job(2.4))
     monkeypatch.setattr(pipeline.run_directory.versions, "list_versions", lambda _: {})  # as it was a moment before
     assert claim_version(run, job(2.5)) == 2
 
 
-def test_whoever_comes_second_with_the_same_settings_is_told_to_wait(
+def test_the_second_command_with_the_same_settings_is_told_to_wait(
     run: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim_version(run, RECORD)
