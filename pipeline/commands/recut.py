@@ -18,7 +18,7 @@ from pipeline.intake.locations import with_absolute_weights
 from pipeline.judging.judge import Judge
 from pipeline.run_directory.finished import FinishedRun, warn_if_untrustworthy
 from pipeline.run_directory.lease import Lease
-from pipeline.run_directory.record import new_record, read_record
+from pipeline.run_directory.record import new_record, package_versions, read_record
 from pipeline.run_directory.release import reconsider
 from pipeline.run_directory.session import work_in
 from pipeline.run_directory.tables import read_ledger, read_table, write_changes
@@ -184,10 +184,9 @@ def _judge_again(
 ) -> dict[str, Any]:
     """Fill a version's directory, which has its record already; return the counts of its changes."""
     record, cluster = read_record(directory), open_cluster(config.cluster, scheduler)
-    versions = new_record(record.source, base.catalog, config, record.weights_digest).versions
     with (
         Lease(directory) as lease,
-        work_in(directory, lease, record, config, base.catalog, cluster, versions=versions) as session,
+        work_in(directory, lease, record, config, base.catalog, cluster, versions=package_versions()) as session,
     ):
         session.require_memory(base.geometry, extracts=False)
         journal = directory / layout.JOURNAL

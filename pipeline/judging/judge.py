@@ -26,7 +26,7 @@ from pipeline.judging.manifest import build_manifest
 from pipeline.judging.near_duplicates import find_near_duplicates
 from pipeline.judging.result import GroupResult, digest_outcomes, take_census
 from pipeline.judging.statistics import GroupStatistics
-from pipeline.judging.strategies.base import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Trimming
+from pipeline.judging.strategies.base import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Search, Trimming
 from pipeline.judging.strategies.registry import estimator_of, strategy_of
 from pipeline.run_directory.journal import Journal, StaleJournalError
 from pipeline.run_directory.tables import write_iterations, write_ledger, write_manifest
@@ -160,9 +160,8 @@ class Judge:
         fitted_for = first if strategy.fits_distinct_images else np.arange(len(first))
         distances = self.run / layout.DISTANCES
         with GroupStatistics(self.cluster, group, distances, self.reporter, journal) as statistics:
-            trimming = strategy.find(
-                statistics, group.measured, self.config.trim, grid=group.grid, fitted_for=fitted_for, name=name
-            )
+            search = Search(group.measured, self.config.trim, group.grid, fitted_for, name)
+            trimming = strategy.find(statistics, search)
             statistics.distances.store_verdict(
                 trimming.thresholds, trimming.history, fitted_for, smoothing=trimming.smoothing
             )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.cluster.cluster import Cluster
 from pipeline.cluster.progress import Phase, Reporter
 from pipeline.cluster.tasks import Window, open_window
+from pipeline.costs.footprint import count_nearest
 from pipeline.judging.distances import GroupDistances
 from pipeline.judging.group import Group
 from pipeline.judging.passes import plan_passes
@@ -31,7 +32,6 @@ from workers.map.writer import chunk_rows, create_group_map
 from workers.passes.by_features import RowVerdict, nearest_images, row_thresholds, score_row, score_segment
 from workers.storage.directory import Directory
 from workers.verdict.calibration import fit_score_law
-from workers.verdict.selection import MIN_FITTED
 
 # In the journal, the writing of the map.
 PUBLISH = "publish"
@@ -190,7 +190,7 @@ class GroupStatistics:
     def count_fitted(self, fitted: Mask, *, nearest: float) -> int:
         """Return how many images `publish` fits each position on."""
         count = int(fitted.sum())
-        return count if nearest >= 1.0 else min(count, max(MIN_FITTED + 1, round(nearest * count)))
+        return count if nearest >= 1.0 else count_nearest(nearest, count)
 
     def _count_fitted_again(self, fitted: Mask, nearest: float) -> int | None:
         """Return how many images each position is fitted on a second time; None if that is all of them."""

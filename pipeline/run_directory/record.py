@@ -18,6 +18,12 @@ from workers.storage.directory import Directory
 VERSIONED_PACKAGES = ("paire", "dask", "distributed", "numpy", "pillow", "scipy", "torch", "torchvision", "zarr")
 
 
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results can depend on."""
+    packages = {name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
 def new_record(source: str, catalog: pd.DataFrame, config: Config, weights_digest: str) -> RunRecord:
     """Return the record of a run that starts now."""
     return RunRecord(
@@ -28,10 +34,7 @@ def new_record(source: str, catalog: pd.DataFrame, config: Config, weights_diges
         config_digest=config.digest(),
         catalog_digest=catalog_digest(catalog),
         weights_digest=weights_digest,
-        versions={
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES},
-        },
+        versions=package_versions(),
     )
 
 

@@ -35,7 +35,6 @@ class Session:
     config: Config
     catalog: pd.DataFrame
     cluster: Cluster
-    lease: Lease
     ledger: Mapping[str, Any] | None = None
 
     def require_memory(self, geometry: FeatureGeometry, *, extracts: bool) -> None:
@@ -81,7 +80,7 @@ def work_in(
         with cluster as opened:
             record = dataclasses.replace(record, state=layout.RUNNING, hosts=opened.hosts)
             write_record(run, record)
-            session = Session(run, record, config, catalog, opened, lease)
+            session = Session(run, record, config, catalog, opened)
             yield session
         assert session.ledger is not None
         lease.require()

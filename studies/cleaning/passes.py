@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.judging.strategies.base import MIN_START, PassResult, Trimming
+from pipeline.judging.strategies.base import MIN_START, PassResult, Search, Trimming
 from pipeline.judging.strategies.registry import estimator_of, strategy_of
 from schemas.arrays import Mask
 from schemas.config import Config
@@ -53,7 +53,7 @@ class Archive:
         fitted_for = np.arange(len(self.rows))
         if strategy_of(config).fits_distinct_images:
             fitted_for = find_representatives([self.sketches], config.trim.near_duplicates)
-        return strategy_of(config).find(passes, everything, config.trim, grid=self.grid, fitted_for=fitted_for)
+        return strategy_of(config).find(passes, Search(everything, config.trim, self.grid, fitted_for))
 
     def map_distances(self, clean: Mask, images: Rows, config: Config, *, nearest: float = 1.0) -> Array:
         """Return the distances (images, rows, columns) of images under the map published for a clean set.

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.judging.strategies.base import NO_TRIMMING, Forecast, GroupPasses, PassLog, Trimming
+from pipeline.judging.strategies.base import NO_TRIMMING, Forecast, GroupPasses, PassLog, Search, Trimming
 from pipeline.judging.strategies.paire import Paire
-from schemas.arrays import Floats, Indices, Mask
+from schemas.arrays import Floats, Mask
 from schemas.config import TrimConfig
 
 TRIM_ONCE = Paire("trim-once", Forecast(usual=1, fewest=1, most=1, kept=0.1), iterates=False)
@@ -24,21 +24,12 @@ class KeepAll:
     keeps_fitted: bool = False
     rejects: bool = False
 
-    def find(
-        self,
-        passes: GroupPasses,
-        measured: Mask,
-        config: TrimConfig,
-        *,
-        grid: tuple[int, int],
-        fitted_for: Indices,
-        name: str = "",
-    ) -> Trimming:
+    def find(self, passes: GroupPasses, group: Search) -> Trimming:
         """Measure all images once."""
-        log = PassLog(measured, name)
+        log = PassLog(group.measured, group.name)
         passes.run_pass(log.clean, log.number)
-        log.record(measured, positions_trimmed=0)
-        return log.result(np.full(grid, np.inf), NO_TRIMMING)
+        log.record(group.measured, positions_trimmed=0)
+        return log.result(np.full(group.grid, np.inf), NO_TRIMMING)
 
     def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:
         """Return thresholds that nothing exceeds."""

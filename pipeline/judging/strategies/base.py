@@ -197,6 +197,16 @@ class Forecast(NamedTuple):
     iterates: int = 1  # how often it iterates up to ``trim.max_iterations``
 
 
+class Search(NamedTuple):
+    """A group whose clean set is to be found."""
+
+    measured: Mask  # (images,): those that take part
+    config: TrimConfig
+    grid: tuple[int, int]  # rows and columns of positions
+    fitted_for: Indices  # (images,): the row of the image that is fitted for a near-duplicate, else the image's own
+    name: str = ""  # in the log
+
+
 class Strategy(Protocol):
     """One way to find the clean set of a group. Each strategy has its own file; `registry` lists them."""
 
@@ -224,21 +234,8 @@ class Strategy(Protocol):
     def forecast(self) -> Forecast:
         """Its usual costs."""
 
-    def find(
-        self,
-        passes: GroupPasses,
-        measured: Mask,
-        config: TrimConfig,
-        *,
-        grid: tuple[int, int],
-        fitted_for: Indices,
-        name: str = "",
-    ) -> Trimming:
-        """Find the clean set among the images that take part, ``measured`` (images,).
-
-        ``fitted_for`` (images,) is the row of the image that is fitted for a near-duplicate; any other image has its
-        own row. ``grid`` is rows and columns of positions, ``name`` the group's name in the log.
-        """
+    def find(self, passes: GroupPasses, group: Search) -> Trimming:
+        """Find the clean set of a group."""
 
     def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:
         """Return the thresholds (rows, columns) of the published map, for images that were not fitted."""

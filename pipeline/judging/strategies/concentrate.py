@@ -14,10 +14,11 @@ from pipeline.judging.strategies.base import (
     Forecast,
     GroupPasses,
     PassLog,
+    Search,
     Trimming,
     better_half,
 )
-from schemas.arrays import Floats, Indices, Mask
+from schemas.arrays import Floats, Mask
 from schemas.config import TrimConfig
 from workers.passes.by_features import NORMAL_DEVIATION
 
@@ -36,19 +37,10 @@ class Concentrate:
     keeps_fitted: bool = False
     rejects: bool = True
 
-    def find(
-        self,
-        passes: GroupPasses,
-        measured: Mask,
-        config: TrimConfig,
-        *,
-        grid: tuple[int, int],
-        fitted_for: Indices,
-        name: str = "",
-    ) -> Trimming:
+    def find(self, passes: GroupPasses, group: Search) -> Trimming:
         """Concentrate, then grow."""
         score = partial(passes.score_pass, smoothing=None)
-        return concentrate(score, passes.thresholds_at, measured, config, grid=grid, name=name)
+        return concentrate(score, passes.thresholds_at, group.measured, group.config, grid=group.grid, name=group.name)
 
     def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:
         """Return the thresholds that decided."""

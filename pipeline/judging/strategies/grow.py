@@ -19,6 +19,7 @@ from pipeline.judging.strategies.base import (
     Forecast,
     GroupPasses,
     PassLog,
+    Search,
     Trimming,
     better_half,
 )
@@ -62,17 +63,9 @@ class Grow:
     keeps_fitted: bool = False
     rejects: bool = True
 
-    def find(
-        self,
-        passes: GroupPasses,
-        measured: Mask,
-        config: TrimConfig,
-        *,
-        grid: tuple[int, int],
-        fitted_for: Indices,
-        name: str = "",
-    ) -> Trimming:
+    def find(self, passes: GroupPasses, group: Search) -> Trimming:
         """Start, grow, prune, decide."""
+        measured, config, grid, fitted_for, name = group
         return grow(passes.score_pass, measured, config, grid=grid, fitted_for=fitted_for, name=name)
 
     def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:

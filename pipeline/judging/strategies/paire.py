@@ -15,9 +15,10 @@ from pipeline.judging.strategies.base import (
     GroupPasses,
     PassLog,
     PassResult,
+    Search,
     Trimming,
 )
-from schemas.arrays import Floats, Indices, Mask
+from schemas.arrays import Floats, Mask
 from schemas.config import TrimConfig
 from workers.verdict.selection import select
 
@@ -36,18 +37,9 @@ class Paire:
     keeps_fitted: bool = True
     rejects: bool = True
 
-    def find(
-        self,
-        passes: GroupPasses,
-        measured: Mask,
-        config: TrimConfig,
-        *,
-        grid: tuple[int, int],
-        fitted_for: Indices,
-        name: str = "",
-    ) -> Trimming:
+    def find(self, passes: GroupPasses, group: Search) -> Trimming:
         """Iterate until the clean set settles."""
-        return trim(passes.run_pass, measured, config, iterates=self.iterates, name=name)
+        return trim(passes.run_pass, group.measured, group.config, iterates=self.iterates, name=group.name)
 
     def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:
         """Find the thresholds again if the published set is not the one that was fitted last."""

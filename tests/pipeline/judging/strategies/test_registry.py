@@ -9,7 +9,7 @@ from pipeline.judging.strategies.registry import STRATEGIES, estimator_of, strat
 from schemas.config import TrimConfig, parse_config
 from tests.test_layers import FILES, ROOT
 
-# Where a strategy is named: its file, the option's values, and the demonstration of one.
+# Where a strategy is named: its file and the option's values.
 NAMES_ONE = ("pipeline/judging/strategies/", "schemas/config.py")
 
 
