@@ -7,40 +7,17 @@ names the nearest known key, so a typing error never silently means the default.
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from schemas.credentials import has_credentials, redacted
+from schemas.backbones import family_nodes, family_pooling
+from schemas.credentials import redacted
 from schemas.errors import ConfigError
+from schemas.option_types import Colour, ColourScale, CommaList, OptionalCount, OptionalText, WebAddress, split_commas
 
-
-def _split_commas(value: object) -> object:
-    """Let ``--set features.nodes=a,b,c`` mean a list, and an empty value an empty list."""
-    if not isinstance(value, str):
-        return value
-    return [part.strip() for part in value.split(",")] if value.strip() else []
-
-
-def _none_if_unset(value: object) -> object:
-    """Let ``null``, ``none`` and an empty value on the command line mean 'not set'."""
-    return None if isinstance(value, str) and value.lower() in {"", "null", "none"} else value
-
-
-def _web_address(value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", value):
-        raise ValueError("expected an address like https://s3.example.com:9000")
-    if value is not None and has_credentials(value):
-        raise ValueError("give credentials in the environment or with storage.profile, never in the address")
-    return value
-
-
-OptionalText = Annotated[str | None, BeforeValidator(_none_if_unset)]
-OptionalCount = Annotated[int | None, BeforeValidator(_none_if_unset)]
-CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Condition = Literal["contamination", "positions", "kinds", "poses", "images"]
 
 
@@ -89,17 +66,31 @@ class InputConfig(_Section):
 class FeaturesConfig(_Section):
     """The backbone and how its outputs become patch features (paper, section 3.1)."""
 
-    backbone: str = Field("wide_resnet50_2", description="Any torchvision classification model, by name.")
+    backbone: str = Field(
+        "wide_resnet50_2",
+        description="A torchvision classification model by name, else one of timm's (extra `timm`). `timm/NAME` is "
+        "timm's also where torchvision has the name ([backbones](backbones.md)).",
+    )
     nodes: CommaList = Field(
-        ("layer1", "layer2", "layer3"),
-        min_length=1,
-        description="Outputs to concatenate, resized to the grid of the first (Eqs. 1-2).",
+        default_factory=lambda options: family_nodes(options["backbone"]),
+        description="Outputs to concatenate, resized to the grid of the first (Eqs. 1-2). Not set: those of the "
+        "backbone's family, `layer1,layer2,layer3` of ResNets ([nodes](backbones.md#nodes)).",
     )
     weights: str = Field(
         "imagenet",
         min_length=1,
-        description="`imagenet` (torchvision's IMAGENET1K_V1, as in the paper; torchvision downloads and caches it), "
-        "the path or URL of a state dict, or `random`.",
+        description="`imagenet` (torchvision's IMAGENET1K_V1, as in the paper, or timm's own; downloaded once), the "
+        "path or URL of a state dict or of a safetensors file, or `random`.",
+    )
+    mean: Colour = Field(
+        None,
+        description="Red, green and blue that are subtracted from pixels in 0..1. Not set: the mean in the model's own "
+        "configuration.",
+    )
+    std: ColourScale = Field(
+        None,
+        description="Red, green and blue that pixels are then divided by. Not set: the deviation in the model's own "
+        "configuration.",
     )
     channels: OptionalCount = Field(
         None,
@@ -111,8 +102,18 @@ class FeaturesConfig(_Section):
     image_size: int = Field(
         256, ge=32, le=4096, description="Side in pixels of the square that every image is resized to."
     )
-    pool_kernel: int = Field(10, ge=1, description="k: average-pooling kernel on the first node's grid (Eq. 3).")
-    pool_stride: int = Field(4, ge=1, description="s: average-pooling stride on the first node's grid (Eq. 3).")
+    pool_kernel: OptionalCount = Field(
+        default_factory=lambda options: family_pooling(options["backbone"])[0],
+        ge=1,
+        description="k: average-pooling kernel on the first node's grid (Eq. 3). Not set: 10, or for the tokens of a "
+        "transformer as large a share of the image as 10 of 64 cells.",
+    )
+    pool_stride: OptionalCount = Field(
+        default_factory=lambda options: family_pooling(options["backbone"])[1],
+        ge=1,
+        description="s: average-pooling stride on the first node's grid (Eq. 3). Not set: 4, or for the tokens of a "
+        "transformer as large a share of the image as 4 of 64 cells.",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="Arithmetic of the backbone's forward pass. `bf16` is faster on processors that support it, but "
@@ -194,7 +195,7 @@ class GuardConfig(_Section):
     accept_untrustworthy: bool = Field(
         False, description="Publish the result whatever the breakdown guard finds, like `--accept-untrustworthy`."
     )
-    accept_conditions: Annotated[tuple[Condition, ...], BeforeValidator(_split_commas)] = Field(
+    accept_conditions: Annotated[tuple[Condition, ...], BeforeValidator(split_commas)] = Field(
         (),
         description="Conditions that the breakdown guard only warns about and never stops the run for: "
         "`contamination`, `positions`, `kinds`, `poses`, `images`.",
@@ -204,7 +205,7 @@ class GuardConfig(_Section):
 class StorageConfig(_Section):
     """How to reach ``s3://`` URLs; it never changes a result and never holds a secret."""
 
-    endpoint_url: Annotated[OptionalText, AfterValidator(_web_address)] = Field(
+    endpoint_url: WebAddress = Field(
         None, description="Address of an S3-compatible store. Not set: AWS_ENDPOINT_URL, else Amazon S3."
     )
     region: OptionalText = Field(
@@ -287,6 +288,9 @@ class Config(_Section):
         )
         if not is_reserved_weights(self.features.weights):
             options["features"]["weights"] = "file"
+        for name in ("mean", "std"):  # options that runs before them did not record
+            if options["features"][name] is None:
+                del options["features"][name]
         return options
 
     def digest(self) -> str:
@@ -354,7 +358,8 @@ def reference() -> str:
     """Return the configuration reference as a Markdown table."""
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for section, key, field in _options():
-        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        given = None if field.default_factory else field.default
+        default = ",".join(given) if isinstance(given, tuple) else given
         written = str(default).lower() if isinstance(default, bool) else default
         shown = "not set" if written in (None, "") else f"`{written}`"
         rows.append(f"| `{section}.{key}` | {shown} | {field.description} |")
@@ -373,6 +378,8 @@ def _options() -> Iterator[tuple[str, str, Any]]:
 def _explain(error: ValidationError) -> Iterator[str]:
     """Yield one sentence for each wrong option."""
     for problem in error.errors():
+        if problem["type"] == "default_factory_not_called":  # follows from another problem
+            continue
         name = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, option_names() + list(Config.model_fields), n=1)

@@ -20,7 +20,7 @@ from pipeline.run_directory.record import claim, new_record, start_over
 from pipeline.run_directory.release import reconsider, remove_leftovers
 from pipeline.run_directory.session import Session, work_in
 from pipeline.run_directory.tables import read_ledger
-from schemas.config import Config, FeaturesConfig
+from schemas.config import Config
 from schemas.errors import UnreadableBudgetError
 from schemas.records import run as layout
 from schemas.records.image import ImageOutcome
@@ -96,7 +96,7 @@ def clean(
         catalog["row"].notna().sum(),
         catalog["group"].nunique(),
     )
-    geometry, weights_digest = _inspect_backbone(config.features)
+    config, geometry, weights_digest = _inspect_backbone(config)
     if config.features.weights == "random":
         logger.warning(
             "features.weights = 'random': the backbone has never seen an image. Use it to try the pipeline; never "
@@ -162,10 +162,14 @@ def _extract(
     return outcomes
 
 
-def _inspect_backbone(features: FeaturesConfig) -> tuple[FeatureGeometry, str]:
-    """Build the backbone here once, so that wrong weights fail before any work is done."""
-    extractor = PatchExtractor(features.model_copy(update={"device": "cpu"}))
-    return extractor.geometry, extractor.weights_digest
+def _inspect_backbone(config: Config) -> tuple[Config, FeatureGeometry, str]:
+    """Build the backbone here once, so that wrong weights fail before any work is done.
+
+    Returns the configuration with the model's own defaults for what is not set, and so on record.
+    """
+    extractor = PatchExtractor(config.features.model_copy(update={"device": "cpu"}))
+    features = extractor.config.model_copy(update={"device": config.features.device})
+    return config.model_copy(update={"features": features}), extractor.geometry, extractor.weights_digest
 
 
 def _check_budget(outcomes: Mapping[str, list[ImageOutcome]], catalog: pd.DataFrame, budget: float) -> None:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -16,11 +17,15 @@ from schemas.tables.catalog import catalog_digest
 from workers.storage.directory import Directory
 
 VERSIONED_PACKAGES = ("paire", "dask", "distributed", "numpy", "pillow", "scipy", "torch", "torchvision", "zarr")
+OPTIONAL_PACKAGES = ("timm",)
 
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results can depend on."""
     packages = {name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES}
+    for name in OPTIONAL_PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
     return {"python": platform.python_version(), **packages}
 
 

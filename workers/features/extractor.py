@@ -1,6 +1,5 @@
 """From pixels to patch features (paper, section 3.1): backbone, resize, concatenate, average-pool, choose channels."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
@@ -11,18 +10,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from numpy.typing import NDArray
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from schemas.backbones import PAPER_KERNEL, PAPER_STRIDE
 from schemas.config import FeaturesConfig
 from schemas.errors import ConfigError, FeatureRangeError, WeightsError
 from schemas.stores.features import FeatureGeometry
 from workers.compute import resolve_device, start_in_thread
+from workers.features.backbones import token_pooling, with_model_defaults
+from workers.features.cut import HookedBackbone, cut_at_nodes
 from workers.features.weights import build_model
-
-# Normalisation that torchvision's ImageNet weights were trained with.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Images that one CPU thread passes through the backbone at once: enough to keep convolutions efficient, and few enough,
 # at 256 pixels, for the outputs of a layer to stay in the heap (see workers.compute). The number is fixed, so features
@@ -33,8 +29,9 @@ SLICE_IMAGES = 4
 class PatchExtractor:
     """A backbone, cut after the last node it needs, and the pooling that turns its outputs into patch features.
 
-    ``geometry`` is the grid of positions of an image, ``weights_digest`` the sha256 hex of the weights. ``backbone``
-    maps normalised pixels (images, 3, image_size, image_size) to a mapping of node to output.
+    ``config`` has the options, with the model's own defaults for those that were not set. ``geometry`` is the grid of
+    positions of an image, ``weights_digest`` the sha256 hex of the weights. ``backbone`` maps normalised pixels
+    (images, 3, image_size, image_size) to a mapping of node to output (images, channels, cells down, cells across).
     """
 
     def __init__(self, features: FeaturesConfig) -> None:
@@ -50,18 +47,17 @@ class PatchExtractor:
         DeviceError
             When the device does not exist.
         """
-        self._config = features
         self._device = resolve_device(features.device)
         model, self.weights_digest = build_model(features)
-        cut = _fuse_batch_norms(_cut(model, features))
-        self.backbone = cut.to(self._device).to(memory_format=torch.channels_last)
+        self.config, (mean, std) = with_model_defaults(features, model)
+        self.backbone = cut_at_nodes(model, self.config).to(self._device).to(memory_format=torch.channels_last)
         if self._device.type == "cuda":
             # Results must not depend on which algorithm cuDNN times as fastest, nor lose digits to TF32.
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
-        self._mean = torch.tensor(IMAGENET_MEAN, device=self._device).view(1, 3, 1, 1)
-        self._std = torch.tensor(IMAGENET_STD, device=self._device).view(1, 3, 1, 1)
+        self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=self._device).view(1, 3, 1, 1)
         self.geometry, self._chosen, self._poolings = self._measure_geometry()
 
     def extract(self, pixels: NDArray[np.float32]) -> NDArray[Any]:
@@ -123,21 +119,21 @@ class PatchExtractor:
         """Return the nodes' outputs for (images, image_size, image_size, 3) pixels, in float32."""
         autocast = (
             torch.autocast(self._device.type, dtype=torch.bfloat16)
-            if self._config.precision == "bf16"
+            if self.config.precision == "bf16"
             else nullcontext()
         )
         with autocast:
             outputs = self.backbone((pixels.permute(0, 3, 1, 2) - self._mean) / self._std)
-        return [outputs[node].float() for node in self._config.nodes]
+        return [outputs[node].float() for node in self.config.nodes]
 
     def _to_storage(self, features: torch.Tensor) -> NDArray[Any]:
-        dtype = torch.float16 if self._config.dtype == "float16" else torch.float32
+        dtype = torch.float16 if self.config.dtype == "float16" else torch.float32
         lowest, highest = (float(bound) for bound in torch.aminmax(features))
         largest = max(-lowest, highest)
         if not largest <= torch.finfo(dtype).max:  # also true for NaN
             raise FeatureRangeError(
-                f"A patch feature of backbone {self._config.backbone!r} is {largest:g}, beyond the range of "
-                f"features.dtype = {self._config.dtype!r}. Use --set features.dtype=float32; if the value is not "
+                f"A patch feature of backbone {self.config.backbone!r} is {largest:g}, beyond the range of "
+                f"features.dtype = {self.config.dtype!r}. Use --set features.dtype=float32; if the value is not "
                 "finite, use other weights or precision=fp32."
             )
         stored: NDArray[Any] = features.to(dtype).cpu().numpy()
@@ -145,24 +141,25 @@ class PatchExtractor:
 
     def _measure_geometry(self) -> tuple[FeatureGeometry, torch.Tensor | None, list[tuple[torch.Tensor, torch.Tensor]]]:
         """Return the grid of positions, the indices of the chosen channels (None for all), and each node's pooling."""
-        size, kernel, stride = self._config.image_size, self._config.pool_kernel, self._config.pool_stride
+        size = self.config.image_size
         try:
             shapes = [output.shape for output in self._outputs(torch.zeros(1, size, size, 3, device=self._device))]
             (grid_rows, grid_columns), channels = _grid(shapes)
         except Exception as error:  # each model checks its input in its own way
             raise ConfigError(
-                f"features.nodes = {','.join(self._config.nodes)!r} of {self._config.backbone!r} do not give feature "
+                f"features.nodes = {','.join(self.config.nodes)!r} of {self.config.backbone!r} do not give feature "
                 f"maps at features.image_size = {size}: {error} ({type(error).__name__}). "
-                "Name nodes with outputs (images, channels, rows, columns)."
+                "Name nodes with outputs (images, channels, rows, columns), or another image size."
             ) from error
+        kernel, stride = self._pooling_window(grid_rows)
         if min(grid_rows, grid_columns) < kernel:
             raise ConfigError(
                 f"features.pool_kernel = {kernel} is larger than the {grid_rows} x {grid_columns} grid of node "
-                f"{self._config.nodes[0]!r}. Use a smaller kernel, an earlier first node or a larger image_size."
+                f"{self.config.nodes[0]!r}. Use a smaller kernel, an earlier first node or a larger image_size."
             )
         chosen = None
-        if self._config.channels is not None:
-            chosen = choose_channels(channels, self._config.channels, self._config.seed)
+        if self.config.channels is not None:
+            chosen = choose_channels(channels, self.config.channels, self.config.seed)
         geometry = FeatureGeometry(
             rows=(grid_rows - kernel) // stride + 1,
             columns=(grid_columns - kernel) // stride + 1,
@@ -180,6 +177,14 @@ class PatchExtractor:
             for *_, rows, columns in shapes
         ]
         return geometry, None if chosen is None else torch.from_numpy(chosen).to(self._device), poolings
+
+    def _pooling_window(self, cells: int) -> tuple[int, int]:
+        """Return kernel and stride; choose those that are not set, and note them in the configuration."""
+        gives_tokens = isinstance(self.backbone, HookedBackbone) and self.backbone.gives_tokens
+        kernel, stride = token_pooling(cells) if gives_tokens else (PAPER_KERNEL, PAPER_STRIDE)
+        kernel, stride = self.config.pool_kernel or kernel, self.config.pool_stride or stride
+        self.config = self.config.model_copy(update={"pool_kernel": kernel, "pool_stride": stride})
+        return kernel, stride
 
 
 def _grid(shapes: Sequence[torch.Size]) -> tuple[tuple[int, int], int]:
@@ -220,44 +225,6 @@ def choose_channels(channels: int, count: int, seed: int) -> NDArray[np.int64]:
         )
     ranks = np.random.PCG64(seed).random_raw(channels)
     return np.sort(np.argsort(ranks, kind="stable")[:count])
-
-
-def _cut(model: torch.nn.Module, features: FeaturesConfig) -> torch.fx.GraphModule:
-    """Return the part of the model that the nodes need."""
-    try:
-        cut: torch.fx.GraphModule = create_feature_extractor(model, list(features.nodes)).eval()
-    except ValueError as error:
-        names = [name for name in get_graph_node_names(model)[1] if name != "x"]
-        tops = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
-        raise ConfigError(
-            f"features.nodes = {','.join(features.nodes)!r}: not all are nodes of {features.backbone!r}. "
-            f"Choose from: {', '.join(tops[:40])}, ..."
-        ) from error
-    except Exception as error:
-        raise ConfigError(
-            f"features.backbone = {features.backbone!r} cannot be cut at nodes: torchvision cannot trace it "
-            f"({type(error).__name__}). Choose a convolutional one, like wide_resnet50_2 or resnet18."
-        ) from error
-    return cut
-
-
-def _fuse_batch_norms(cut: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Fold each batch normalisation into the convolution before it, if nothing else uses that output."""
-    modules = dict(cut.named_modules())
-    calls = Counter(node.target for node in cut.graph.nodes if node.op == "call_module")
-    for node in list(cut.graph.nodes):
-        before = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
-            continue
-        convolution, norm = modules[str(before.target)], modules[str(node.target)]
-        is_used_once = calls[before.target] == 1  # fusing changes all its calls
-        if is_used_once and isinstance(convolution, torch.nn.Conv2d) and isinstance(norm, torch.nn.BatchNorm2d):
-            fused = fuse_conv_bn_eval(convolution, norm)
-            convolution.weight, convolution.bias = fused.weight, fused.bias
-            node.replace_all_uses_with(before)
-            cut.graph.erase_node(node)
-    cut.recompile()
-    return cut
 
 
 _build_lock = Lock()
