@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -40,10 +39,10 @@ def build_model(features: FeaturesConfig) -> tuple[torch.nn.Module, str]:
     """
     model, name = new_model(features), timm_name(features.backbone)
     if features.weights == "random":
-        return model.eval(), _tensor_digest(model.state_dict())
+        return model.eval(), tensor_digest(model.state_dict())
     if features.weights == "imagenet" and name is not None:
         state = _timm_state(name)
-        digest = _tensor_digest(state)
+        digest = tensor_digest(state)
     else:
         content = _imagenet_file(features.backbone) if features.weights == "imagenet" else _local_file(features.weights)
         state, digest = _parse(content, features), hashlib.sha256(content).hexdigest()
@@ -85,18 +84,15 @@ def _timm_state(name: str) -> StateDict:
     try:
         if known.hf_hub_id:
             named = {"filename": known.hf_hub_filename} if known.hf_hub_filename else {}
-            return _as_state(timm.models.load_state_dict_from_hf(known.hf_hub_id, **named))
-        return _as_state(torch.hub.load_state_dict_from_url(place, map_location="cpu", weights_only=True))
+            state: StateDict = timm.models.load_state_dict_from_hf(known.hf_hub_id, **named)
+        else:
+            state = torch.hub.load_state_dict_from_url(place, map_location="cpu", weights_only=True)
     except Exception as error:  # Hugging Face's client and torch raise anything
         raise WeightsError(
             f"features.weights = 'imagenet': {place} could not be downloaded ({_first_line(error)}). Download its "
             "model.safetensors on a machine with a network and pass it with --set features.weights=PATH. To try the "
             "pipeline only, use --set features.weights=random."
         ) from error
-
-
-def _as_state(loaded: Any) -> StateDict:
-    state: StateDict = loaded
     return state
 
 
@@ -168,7 +164,8 @@ def _first_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _tensor_digest(state: StateDict) -> str:
+def tensor_digest(state: StateDict) -> str:
+    """Return the sha256 hex of the names and values of tensors."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())

@@ -1,6 +1,7 @@
 """Patch features: their geometry, a literal torch computation of them, precision, range, and one model per process."""
 
 import dataclasses
+import importlib
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch.nn.functional import avg_pool2d, interpolate
 
 from schemas.config import FeaturesConfig, parse_config
@@ -23,6 +25,7 @@ from workers.compute import set_compute_threads
 from workers.features.extractor import SLICE_IMAGES, PatchExtractor, choose_channels, shared_extractor
 from workers.features.weights import build_model
 
+WITH_TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 RESNET = ("features.backbone=resnet18",)
 SQUEEZENET = ("features.backbone=squeezenet1_1", "features.nodes=features.4,features.7,features.12")
 
@@ -319,6 +322,46 @@ def test_a_backbone_that_cannot_be_cut_is_a_configuration_error() -> None:
     # Vision transformers check the image size while torchvision looks for their nodes.
     with pytest.raises(ConfigError, match="vit_b_32"):
         PatchExtractor(features("features.backbone=vit_b_32", "features.nodes=conv_proj"))
+
+
+@WITH_TIMM
+def test_a_transformer_gives_as_many_positions_as_the_paper_and_says_how() -> None:
+    extractor = PatchExtractor(features("features.backbone=test_vit"))
+    assert extractor.geometry == FeatureGeometry(14, 14, 192, 16, 16, 3, 1)
+    assert (extractor.config.pool_kernel, extractor.config.pool_stride) == (3, 1)
+    assert extractor.config.mean == (0.5, 0.5, 0.5)
+    again = PatchExtractor(extractor.config)
+    assert again.config == extractor.config
+    np.testing.assert_array_equal(again.extract(images(2, 256)), extractor.extract(images(2, 256)))
+
+
+def test_options_that_depend_on_the_model_alone_are_those_that_were_always_recorded() -> None:
+    config = features(*SQUEEZENET, "features.image_size=128")
+    assert PatchExtractor(config).config == config
+
+
+def test_the_normalisation_that_is_set_is_used() -> None:
+    settings = (*RESNET, "features.image_size=64", "features.pool_kernel=4", "features.dtype=float32")
+    own, half = (PatchExtractor(features(*settings, *more)) for more in ((), ("features.mean=0,0,0",)))
+    pixels = images(1, 64)
+    shifted = pixels + np.array([0.485, 0.456, 0.406], np.float32)
+    np.testing.assert_allclose(own.extract(shifted), half.extract(pixels), rtol=1e-3, atol=1e-4)
+
+
+def test_real_weights_in_timms_layout_equal_timms_own_features(shared: Path) -> None:
+    timm = pytest.importorskip("timm")
+    path = shared / "weights" / "tf_efficientnet_lite0-imagenet.safetensors"
+    settings = ("features.backbone=tf_efficientnet_lite0", f"features.weights={path}", "features.dtype=float32")
+    extractor = PatchExtractor(parse_config(None, (*settings, "features.pool_kernel=1")).features)
+    own = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3), checkpoint_path="")
+    own.load_state_dict(load_file(path), strict=False)
+    with torch.inference_mode():
+        pixels = torch.from_numpy(images(2, 256)).permute(0, 3, 1, 2)
+        expected = own.eval()((pixels - 0.5) / 0.5)
+        found = extractor.backbone((pixels - 0.5) / 0.5)
+    assert extractor.config.mean == extractor.config.std == (0.5, 0.5, 0.5)
+    for map_found, map_expected in zip(found.values(), expected, strict=True):
+        assert float((map_found - map_expected).abs().max() / map_expected.abs().max()) < 1e-5
 
 
 def test_one_process_builds_one_extractor_however_many_threads_ask() -> None:

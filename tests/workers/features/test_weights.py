@@ -1,6 +1,7 @@
 """The backbone's weights: where they come from, what is refused, and that nothing in a file is executed."""
 
 import hashlib
+import importlib
 import os
 import pickle
 from collections import OrderedDict
@@ -9,13 +10,14 @@ from typing import Any
 from urllib.error import URLError
 
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 
 from schemas.config import FeaturesConfig, parse_config
 from schemas.errors import ConfigError, WeightsError
 from tests.support.web import serving
-from workers.features.weights import build_model
+from workers.features.weights import build_model, tensor_digest
 
 BACKBONE = "squeezenet1_1"
 CACHED_NAME = "squeezenet1_1-b8a52dc0.pth"  # torchvision's name of its ImageNet file
@@ -245,3 +247,142 @@ def test_whatever_stops_a_download_is_an_error_that_says_so(
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     assert str(error) in refusal("imagenet")
+
+
+# --- safetensors
+
+
+def test_a_safetensors_file_gives_the_same_weights_whatever_its_name(
+    tmp_path: Path, state: OrderedDict[str, torch.Tensor]
+) -> None:
+    for name in ("w.safetensors", "w.pth"):
+        path = tmp_path / name
+        safetensors.torch.save_file(dict(state), path)
+        model, digest = build_model(features(path))
+        torch.testing.assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
+        assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_truncated_safetensors_file_is_an_error(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
+    path = tmp_path / "w.safetensors"
+    content = safetensors.torch.save(dict(state))
+    for length in (len(content) - 1, len(content) // 2, 300, 8, 0):
+        path.write_bytes(content[:length])
+        assert "not a plain state dict" in refusal(path)
+
+
+# --- classifiers
+
+
+def test_weights_of_features_alone_are_enough(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
+    of_features = {name: value for name, value in state.items() if name.startswith("features.")}
+    model, _ = build_model(features(saved(of_features, tmp_path / "w.pth")))
+    found = model.state_dict()
+    torch.testing.assert_close({name: found[name] for name in of_features}, of_features, rtol=0, atol=0)
+
+
+def test_a_classifier_of_other_classes_is_left_out(tmp_path: Path) -> None:
+    trained = torchvision.models.resnet18(num_classes=7).state_dict()
+    model, _ = build_model(features(saved(trained, tmp_path / "w.pth"), "resnet18"))
+    assert model.state_dict()["fc.weight"].shape == (1000, 512)
+    torch.testing.assert_close(model.state_dict()["conv1.weight"], trained["conv1.weight"], rtol=0, atol=0)
+
+
+def test_other_weights_that_are_missing_or_too_many_are_an_error_that_names_them(
+    tmp_path: Path, state: OrderedDict[str, torch.Tensor]
+) -> None:
+    fewer = {name: value for name, value in state.items() if name != "features.3.squeeze.bias"}
+    assert 'Missing key(s) in state_dict: "features.3.squeeze.bias"' in refusal(saved(fewer, tmp_path / "a.pth"))
+    more = {**state, "features.99.bias": torch.zeros(1)}
+    assert 'Unexpected key(s) in state_dict: "features.99.bias"' in refusal(saved(more, tmp_path / "b.pth"))
+
+
+def test_a_file_of_a_classifier_alone_is_an_error(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
+    classifier = {name: value for name, value in state.items() if name.startswith("classifier.")}
+    assert "no weights of features" in refusal(saved(classifier, tmp_path / "w.pth"))
+
+
+# --- timm
+
+WITH_TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
+
+
+@WITH_TIMM
+@pytest.mark.parametrize("backbone", ["test_vit", "test_efficientnet"])
+@pytest.mark.parametrize("classes", [0, 7, 1000])
+def test_weights_in_timms_layout_are_loaded_with_any_classifier(tmp_path: Path, backbone: str, classes: int) -> None:
+    timm = importlib.import_module("timm")
+    size = {"img_size": 256} if backbone == "test_vit" else {}
+    trained = timm.create_model(backbone, num_classes=classes, **size)
+    safetensors.torch.save_model(trained, str(tmp_path / "w.safetensors"))
+    found = build_model(features(tmp_path / "w.safetensors", backbone))[0].state_dict()
+    others = {name: value for name, value in trained.state_dict().items() if name in found and "classifier" not in name}
+    assert len(others) > 20
+    torch.testing.assert_close(
+        {name: found[name] for name in others if "head" not in name},
+        {name: value for name, value in others.items() if "head" not in name},
+        rtol=0,
+        atol=0,
+    )
+
+
+@WITH_TIMM
+def test_embeddings_of_positions_are_fitted_to_the_size_of_the_images(tmp_path: Path) -> None:
+    timm = importlib.import_module("timm")
+    path = tmp_path / "w.safetensors"
+    trained = timm.create_model("test_vit", img_size=160)
+    safetensors.torch.save_model(trained, str(path))
+    model, digest = build_model(features(path, "test_vit"))
+    trained.set_input_size(img_size=256)
+    torch.testing.assert_close(model.state_dict()["pos_embed"], trained.state_dict()["pos_embed"])
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@WITH_TIMM
+def test_weights_of_another_model_of_timm_are_an_error(tmp_path: Path, state: OrderedDict[str, torch.Tensor]) -> None:
+    assert "does not fit features.backbone = 'test_vit'" in refusal(saved(state, tmp_path / "w.pth"), "test_vit")
+
+
+@WITH_TIMM
+def test_timms_own_weights_are_downloaded_by_timm_and_known_by_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = importlib.import_module("timm")
+    trained = timm.create_model("test_efficientnet")
+    asked: list[str] = []
+
+    def download(place: str, **_: object) -> Any:
+        asked.append(place)
+        return {name: value.clone() for name, value in trained.state_dict().items()}
+
+    monkeypatch.setattr(timm.models, "load_state_dict_from_hf", download)
+    model, digest = build_model(features("imagenet", "test_efficientnet"))
+    assert_same_parameters(model, trained)
+    assert asked == ["timm/test_efficientnet.r160_in1k"]
+    other_size = parse_config(None, ["features.backbone=test_efficientnet", "features.image_size=64"]).features
+    assert build_model(other_size)[1] == digest
+    trained.conv_stem.weight.data.mul_(2)
+    assert build_model(other_size)[1] != digest
+
+
+@WITH_TIMM
+def test_a_failed_download_of_timms_weights_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = importlib.import_module("timm")
+
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("the network is down")
+
+    monkeypatch.setattr(timm.models, "load_state_dict_from_hf", fail)
+    message = refusal("imagenet", "test_efficientnet")
+    assert "https://huggingface.co/timm/test_efficientnet.r160_in1k could not be downloaded" in message
+    assert "the network is down" in message
+    assert "--set features.weights=PATH" in message
+
+
+@WITH_TIMM
+def test_a_model_that_timm_has_no_weights_of_is_an_error() -> None:
+    assert "timm has no weights of 'mixer_s32_224'" in refusal("imagenet", "mixer_s32_224")
+
+
+def test_digests_know_every_type_of_number() -> None:
+    values = torch.arange(4.0)
+    digests = {tensor_digest({"a": values.to(kind)}) for kind in (torch.float32, torch.float16, torch.bfloat16)}
+    assert len(digests) == 3
