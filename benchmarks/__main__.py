@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 from benchmarks import (
+    backbones,
     extraction,
     fixed_cost,
     peers_anomalib,
@@ -21,6 +22,7 @@ from benchmarks import (
 
 # Each module has a docstring, ``add_arguments(parser)`` and ``measure(arguments, command) -> results.Record``.
 BENCHMARKS: dict[str, ModuleType] = {
+    "backbones": backbones,
     "extraction": extraction,
     "fixed-cost": fixed_cost,
     "peers-anomalib": peers_anomalib,
@@ -35,6 +37,7 @@ BENCHMARKS: dict[str, ModuleType] = {
 
 # Options with which each benchmark only shows that it works, in about a minute.
 QUICK: dict[str, tuple[str, ...]] = {
+    "backbones": ("--names", "squeezenet1_1", "--images", "8", "--rounds", "1"),
     "extraction": ("--backbones", "squeezenet1_1", "--files", "256:JPEG", "--images", "32", "--rounds", "1"),
     "fixed-cost": ("--rounds", "1"),
     "peers-anomalib": ("--rounds", "1", "--limit-s", "1"),
