@@ -12,8 +12,8 @@ from workers.compute import keep_freed_memory, set_compute_threads
 from workers.features.extractor import PatchExtractor
 
 _EXPLANATION = """Images/s from decoded pixels (256 px) to patch features, at each backbone's default nodes, with random
-weights, which do not change the time. The backbones take turns in one process, so that other load meets all of them; the
-ratios are of one turn each, over the first backbone's."""
+weights, which do not change the time. The backbones take turns in one process, so that other load meets all of them;
+the ratios are of one turn each, over the first backbone's."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

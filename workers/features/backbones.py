@@ -140,7 +140,7 @@ def with_model_defaults(features: FeaturesConfig, model: torch.nn.Module) -> tup
 
 def _require_whole_patches(features: FeaturesConfig, model: torch.nn.Module) -> None:
     """Raise ConfigError if the patches of a transformer do not cover the image."""
-    embedding = getattr(model, "patch_embed", None)
+    embedding: Any = getattr(model, "patch_embed", None)
     if not getattr(embedding, "grid_size", None):  # none, or patches that overlap
         return
     side = int(embedding.patch_size[0])

@@ -80,7 +80,8 @@ class HookedBackbone(torch.nn.Module):
     def _as_map(self, output: torch.Tensor) -> torch.Tensor:
         if output.ndim == 3:
             before, rows, columns = token_grid(self.model, output.shape[1])
-            return output[:, before:].transpose(1, 2).unflatten(2, (rows, columns))
+            of_image = output[:, before:].transpose(1, 2)
+            return of_image.reshape(len(output), output.shape[2], rows, columns)
         layout = getattr(self.model, "output_fmt", "NCHW")
         is_channels_last = output.ndim == 4 and getattr(layout, "value", layout) == "NHWC"
         return output.permute(0, 3, 1, 2) if is_channels_last else output
