@@ -268,3 +268,19 @@ def test_a_weights_file_made_again_at_the_same_place_is_used(tmp_path: Path) -> 
         used.append(finished.array("features/all"))
     first, second = used
     assert not np.array_equal(first, second)
+
+
+def test_what_a_model_of_timm_says_of_itself_is_recorded_and_used_again(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    write_parts(tmp_path / "archive", 3)
+    backbone = ("features.backbone=test_vit", "features.image_size=64", "features.weights=random", "features.nodes=")
+    unset = ("features.pool_kernel=", "features.pool_stride=")
+    first = quick_run_on(tmp_path / "archive", tmp_path / "run", *backbone, *unset)
+    options = json.loads((first.path / "run.json").read_text())["options"]
+    assert options["features.nodes"] == ["blocks.0", "blocks.2", "blocks.3"]
+    assert options["features.mean"] == options["features.std"] == [0.5, 0.5, 0.5]
+    assert (options["features.pool_kernel"], options["features.pool_stride"]) == (1, 1)
+    assert first.array("features/all").shape == (3, 4, 4, 192)
+    assert quick_run_on(tmp_path / "archive", first.path, *backbone, *unset).result.was_done
+    found = GaussianMap.open(str(first.path / "model")).description.features
+    assert (found.nodes, found.mean) == (("blocks.0", "blocks.2", "blocks.3"), (0.5, 0.5, 0.5))
