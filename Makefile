@@ -57,8 +57,8 @@ format: venv  ## Format the code
 docs: venv  ## Bring the tables of docs/options.md and docs/tables.md up to date
 	$(BIN)/python -m tests.support.tables_of_docs
 
-study: venv  ## Make docs/study.md again: BOTTLE=path/to/mvtec/bottle KOLEKTOR=path/to/kolektor_sdd WEIGHTS=squeezenet1_1.pth STUDY='--seeds 2'
-	$(BIN)/python -m studies.cleaning $(BOTTLE) $(KOLEKTOR) --weights $(WEIGHTS) $(STUDY)
+study: venv  ## Make docs/study.md again, an hour: DATA=folder/of/sets WEIGHTS=folder/of/weights STUDY='--sets bottle --seeds 1'
+	$(BIN)/python -m studies.cleaning $(DATA) --weights $(WEIGHTS) $(STUDY)
 
 study-large: venv  ## Add what is missing to docs/large-groups.md: synthetic groups to N = 50 000 and near-duplicates, 20 minutes; LARGE='--again grow'
 	$(BIN)/python -m studies.large_groups $(LARGE)

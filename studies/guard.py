@@ -20,17 +20,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.linalg
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.judging.strategies.grow import grow
-from schemas.config import Config, parse_config
+from schemas.config import parse_config
+from studies.cleaning.gram import Gram, products_of
+from studies.cleaning.guard import examine_archive
+from studies.cleaning.passes import Archive
 from workers.features.extractor import PatchExtractor
-from workers.guard.contamination import estimate_contamination, fit_and_estimate
-from workers.guard.findings import count_exclusions, examine, near_half
-from workers.guard.structure import describe_structure, gram
-from workers.verdict.smoothing import smooth
+from workers.guard.contamination import estimate_contamination
+from workers.guard.findings import near_half
+from workers.verdict.near_duplicates import lattice, sketch
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -122,28 +122,16 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
         images, bad = make()
         values = np.concatenate([extractor.extract(_pixels(images[at : at + 32])) for at in range(0, len(images), 32)])
         is_good = np.arange(len(images)) < len(images) - bad
-        passes = GramPasses(values, config)
-        trimming = grow(passes.score, np.ones(len(images), bool), config.trim, grid=values.shape[1:3])
-        exclusions = count_exclusions(passes.distances, trimming.thresholds, smoothing=trimming.smoothing)
-        contamination = fit_and_estimate(
-            partial(passes.score, smoothing=config.trim.smoothing),
-            trimming.clean,
-            false_reject=config.trim.target_false_reject,
-        )
+        archive = archive_of(values)
+        cleaning = archive.clean(config)
+        examination, clean = examine_archive(archive, cleaning, config), cleaning.trimming.clean
+        contamination, findings = examination.contamination, examination.findings
         assert contamination is not None, f"{name}: hardly anything is clean"
-        findings = examine(
-            contamination,
-            exclusions,
-            describe_structure(gram(values.reshape(len(values), -1, values.shape[-1])), trimming.clean),
-            kept=int(trimming.clean.sum()),
-            false_reject=config.trim.target_false_reject,
-            min_clean_fraction=config.trim.min_clean_fraction,
-        )
         yield (
             name,
             len(images),
-            float(trimming.clean[is_good].mean()),
-            int(trimming.clean[~is_good].sum()),
+            float(clean[is_good].mean()),
+            int(clean[~is_good].sum()),
             bad / len(images),
             f"{contamination.share:.3f} ({contamination.lower:.3f} to {contamination.upper:.3f})",
             " ".join(f"{'STOP' if one.stops else 'warning'} {one.condition}: {one.sentence}" for one in findings)
@@ -151,55 +139,12 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
         )
 
 
-class GramPasses:
-    """The passes of `grow` from Gram matrices: the dual form of `workers.gaussian.fit`, for small groups in seconds.
-
-    With u = x - mean, K = U U^T over the fitted and rho the ridge, Woodbury's identity gives
-    u^T (a U^T U + rho I)^-1 u = (|u|^2 - k^T (K + rho / a I)^-1 k) / rho, with k = U u: each channel is read once.
-    """
-
-    def __init__(self, values: NDArray[Any], config: Config) -> None:
-        self._config = config
-        self._grid, self._channels = values.shape[1:3], values.shape[3]
-        flat = values.reshape(len(values), -1, self._channels)
-        self._grams = np.empty((flat.shape[1], len(flat), len(flat)))
-        for position in range(flat.shape[1]):
-            centred = flat[:, position].astype(np.float64)
-            centred -= centred.mean(axis=0)
-            self._grams[position] = centred @ centred.T
-        self.distances = np.empty((len(values), *self._grid))
-
-    def score(self, fitted: Mask, number: int = 0, *, smoothing: int, nearest: float = 1.0) -> Array:
-        """Fit on some images and score all; keeps their distances in `distances`. Like `strategies.grow.Scorer`."""
-        chosen = np.repeat(np.flatnonzero(fitted)[:, np.newaxis], len(self._grams), axis=1)
-        squared = self._measure(chosen)
-        if nearest < 1.0:
-            count = round(nearest * len(chosen))
-            ranked = np.argsort(squared[chosen[:, 0]], axis=0, kind="stable")[:count]
-            squared = self._measure(np.take_along_axis(chosen, ranked, axis=0))
-        self.distances = np.sqrt(squared).reshape(len(fitted), *self._grid)
-        scores: Array = np.log(smooth(self.distances, smoothing).max(axis=(1, 2)))
-        return scores
-
-    def _measure(self, chosen: NDArray[np.int64]) -> Array:
-        """Return the squared distances (images, positions), each position fitted on images (fitted, positions)."""
-        return np.stack(
-            [self._squared(products, rows) for products, rows in zip(self._grams, chosen.T, strict=True)], axis=1
-        )
-
-    def _squared(self, products: Array, rows: NDArray[np.int64]) -> Array:
-        """Return the squared distances (images,) at one position, the fitted images' without themselves."""
-        count, options = len(rows), self._config.gaussian
-        to_mean = products[:, rows].mean(axis=1)
-        about = products[:, rows] - to_mean[:, np.newaxis] - to_mean[rows] + to_mean[rows].mean()
-        norms = np.diag(products) - 2 * to_mean + to_mean[rows].mean()
-        ridge = options.relative_ridge * norms[rows].sum() / (count - 1) / self._channels + options.ridge
-        factor = np.linalg.cholesky(about[rows] + ridge * (count - 2) * np.eye(count))
-        solved = scipy.linalg.solve_triangular(factor, about.T, lower=True, check_finite=False)
-        squared: Array = np.maximum(norms - np.square(solved).sum(axis=0), np.finfo(np.float64).tiny) / ridge
-        leverage = count / ((count - 1) * (count - 2)) * squared[rows]
-        squared[rows] *= (count / (count - 1)) ** 2 / np.maximum(1 - leverage, np.finfo(np.float64).eps)
-        return squared
+def archive_of(values: NDArray[Any]) -> Archive:
+    """Return the archive of features (images, rows, columns, channels)."""
+    images, rows, columns, channels = values.shape
+    products = np.empty((rows * columns, images, images))
+    products_of(values.reshape(images, -1, channels), products)
+    return Archive(Gram(products, channels), np.arange(images), (rows, columns), sketch(values[:, lattice(rows)]))
 
 
 def _groups(data: Path) -> dict[str, Callable[[], Group]]:

@@ -102,6 +102,8 @@ def judge(
 ) -> dict[str, Any]:
     """Judge stored features into a run directory and compare the manifest with the truth."""
     catalog, outcomes = catalog_and_outcomes(archive, truth)
+    # There are features only, no images to plant defects into.
+    config = config.model_copy(update={"guard": config.guard.model_copy(update={"power_images": 0})})
     record = new_record("synthetic", catalog, config, "none")
     started = time.monotonic()
     with _log_lines() as lines:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.gaussian.fit import Fit
+from workers.gaussian.neighbours import neighbour_distances_of_products
 from workers.gaussian.products import inner_products, measure
 
 Array = NDArray[np.float64]
@@ -52,6 +53,28 @@ class Gram:
         for position, products in enumerate(self.products):
             here = fitted if fitted.ndim == 1 else fitted[:, position]
             result[:, position] = measure(products, self.channels, here, measured, fit).distances
+        return result
+
+    def over_all_positions(self, images: Rows) -> Array:
+        """Return the inner products (m, m) of images (m,) about their mean, all positions with the same weight.
+
+        These are those of `workers.guard.structure.gram`.
+        """
+        total = np.zeros((len(images), len(images)))
+        for products in self.products:
+            chosen = products[np.ix_(images, images)]
+            to_mean = chosen.mean(axis=1)
+            chosen = chosen - to_mean[:, np.newaxis] - to_mean + to_mean.mean()
+            variance = float(np.trace(chosen))
+            if variance > 0:
+                total += chosen / variance
+        return total
+
+    def neighbour_distances(self, references: Rows, measured: Rows) -> Array:
+        """Return the neighbour distances (m, positions) float64, as `distances` does those of a fit."""
+        result = np.empty((len(measured), len(self.products)))
+        for position, products in enumerate(self.products):
+            result[:, position] = neighbour_distances_of_products(products, references, measured)
         return result
 
 

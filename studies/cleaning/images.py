@@ -15,9 +15,13 @@ from schemas.config import Config
 from schemas.errors import SourceError
 from schemas.records.image import ImageRef
 from studies.cleaning.gram import Gram, Rows, products_of
-from workers.features.block import extract_block
+from workers.features.block import extract_block, read_image
 from workers.features.extractor import shared_extractor
+from workers.trust.power import DEFECTS, MEDIUM, plant_both
 from workers.verdict.near_duplicates import SKETCH, Sketches, lattice, sketch
+
+# Images that defects are planted into, those with the smallest digests: at least some of them are kept in every case.
+GROUND = 96
 
 _PRODUCTS, _SKETCHES, _INDEX = "products.npy", "sketches.npy", "index.json"
 
@@ -50,6 +54,23 @@ class GramFile:
         place = _index(self.folder)["place"]
         return np.array([place[digest] for digest in digests], dtype=np.int64)
 
+    @property
+    def ground(self) -> list[str]:
+        """The digests of the images that defects are planted into."""
+        digests: list[str] = _index(self.folder)["digests"]
+        return digests[:GROUND]
+
+    def planted_rows(self, digests: Iterable[str]) -> Rows:
+        """Return the rows (images, 2) int64 of images of the ground with a strong and with a medium defect."""
+        index = _index(self.folder)
+        first = np.array([len(index["digests"]) + 2 * index["place"][digest] for digest in digests], dtype=np.int64)
+        return np.stack([first, first + 1], axis=1)
+
+    def contrast(self, digests: Iterable[str]) -> NDArray[np.float64]:
+        """Return the contrasts (images, 2) that these defects reached."""
+        index = _index(self.folder)
+        return np.array([index["contrast"][index["place"][digest]] for digest in digests]).reshape(-1, 2)
+
 
 def prepare_gram(paths: Mapping[str, str], folder: Path, config: Config) -> GramFile:
     """Extract the features of images and write their Gram matrices, unless they are in the folder already.
@@ -71,18 +92,21 @@ def prepare_gram(paths: Mapping[str, str], folder: Path, config: Config) -> Gram
         When the backbone cannot be built.
     """
     digests = sorted(paths)
+    ground = digests[:GROUND]
     extractor = shared_extractor(config.features)
     made_of = {
         "images": digests,
         "weights": extractor.weights_digest,
         "features": _options(config),
         "sketch": [SKETCH, "float32"],
+        "planted": [[str(defect) for defect in DEFECTS], MEDIUM, GROUND],
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     target = GramFile(folder / key[:16])
     if (target.folder / _INDEX).is_file():
         return target
-    features = extract([paths[digest] for digest in digests], config)
+    planted, contrast = plant_into([paths[digest] for digest in ground], ground, config)
+    features = np.concatenate([extract([paths[digest] for digest in digests], config), planted])
     count, rows, columns, channels = features.shape
     target.folder.mkdir(parents=True, exist_ok=True)
     products = np.lib.format.open_memmap(
@@ -92,7 +116,7 @@ def prepare_gram(paths: Mapping[str, str], folder: Path, config: Config) -> Gram
     products.flush()
     np.save(target.folder / _SKETCHES, sketch(features[:, lattice(rows)]))
     # Written last: where this file exists, the others do.
-    index = {"digests": digests, "grid": [rows, columns], "channels": channels}
+    index = {"digests": digests, "grid": [rows, columns], "channels": channels, "contrast": contrast}
     (target.folder / _INDEX).write_text(json.dumps(index), encoding="utf-8")
     return target
 
@@ -110,8 +134,26 @@ def extract(paths: list[str], config: Config) -> NDArray[Any]:
     block, outcomes = extract_block(refs, extractor, inputs=config.input, features=config.features, readers=2)
     for outcome in outcomes:
         if not outcome.is_readable:
-            raise SourceError(f"{paths[outcome.row]!r} can not be read: {outcome.reason}. Replace it or leave it out.")
+            raise SourceError(f"{paths[outcome.row]!r} has no features: {outcome.reason}. Replace it or leave it out.")
     return block
+
+
+def plant_into(paths: list[str], digests: list[str], config: Config) -> tuple[NDArray[Any], list[list[float]]]:
+    """Return the features (2 x images, rows, columns, channels) of images with a strong and with a medium defect.
+
+    The contrasts that the defects of each image reached come with them. Raises `SourceError` like `extract`.
+    """
+    extractor, views, contrasts = shared_extractor(config.features), [], []
+    for number, (path, digest) in enumerate(zip(paths, digests, strict=True)):
+        outcome, decoded = read_image(ImageRef(number, path), config.input, config.features)
+        if decoded is None:
+            raise SourceError(f"{path!r} has no pixels: {outcome.reason}. Replace it or leave it out.")
+        plantings = plant_both(decoded.pixels, digest, DEFECTS[number % len(DEFECTS)])
+        views += [planting.on(decoded.pixels) for planting in plantings]
+        contrasts.append([planting.contrast for planting in plantings])
+    size = config.features.batch_size
+    parts = [extractor.extract(np.stack(views[start : start + size])) for start in range(0, len(views), size)]
+    return np.concatenate(parts), contrasts
 
 
 def weights_digest(config: Config) -> str:

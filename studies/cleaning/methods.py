@@ -1,68 +1,89 @@
-"""The methods that are compared on dirty sets: the strategies, the oracle, and sweeps of one option."""
+"""The methods that are compared on dirty sets: the strategies, and sweeps of the constants that they rest on."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.judging.strategies.registry import estimator_of
+from pipeline.judging.strategies.registry import STRATEGIES
 from schemas.config import Config, parse_config
-from studies.cleaning.dirty_sets import OVERLAP, Case
+from schemas.errors import ConfigError
+from studies.cleaning.dirty_sets import NO_OVERLAP, Case
 
-NONE, TRIM_ONCE, PAIRE, CONCENTRATE, GROW, ORACLE = "none", "trim-once", "paire", "concentrate", "grow", "oracle"
-STRATEGIES = (NONE, TRIM_ONCE, PAIRE, CONCENTRATE, GROW)
+NONE = "none"
+COMPARED = ("paire", "concentrate", "grow")
+"""The strategies that are compared, unless others are asked for. `NONE`, which cleans nothing, always is."""
 
-# Fig. 15 of the paper. The strategies cover the default, 2.3.
-ETA, ETAS = "trim.eta", (1.5, 2.0, 2.6, 3.0, 4.0, 6.0)
-# The counterpart in `grow`. The strategies cover the default, 0.02.
-FALSE_REJECT, FALSE_REJECTS = "trim.target_false_reject", (0.005, 0.01, 0.05, 0.1)
-SWEPT_NOISES = (0.1, 0.2)
-
-SQUEEZENET = (
-    "features.backbone=squeezenet1_1",
-    "features.nodes=features.4,features.7,features.12",
-)
+# Where constants are swept: no overlap, one seed, a low and a high noise.
+SWEPT_NOISES, SWEPT_SEED = (0.1, 0.3), 0
 
 
 @dataclass(frozen=True)
 class Method:
-    """How to choose the images that a map is fitted on.
-
-    Attributes
-    ----------
-    name
-        A strategy, or ``oracle``: all true normals, by the labels.
-    setting
-        An option that differs from its default, as ``section.key=value``; empty for none.
-    """
+    """A strategy, and an option that differs from its default, as ``section.key=value``; empty for none."""
 
     name: str
     setting: str = ""
 
     def config(self, base: Sequence[str] = ()) -> Config:
-        """Return the configuration, on top of some settings. The oracle fits as ``none`` does, with other images."""
-        strategy = NONE if self.name == ORACLE else self.name
-        return parse_config(None, [*base, f"trim.strategy={strategy}", *([self.setting] if self.setting else [])])
+        """Return the configuration, on top of some settings."""
+        return parse_config(None, [*base, f"trim.strategy={self.name}", *([self.setting] if self.setting else [])])
 
 
-def estimator(name: str) -> str:
-    """Return the covariance estimator of a strategy."""
-    return estimator_of(Method(name).config())
+@dataclass(frozen=True)
+class Sweep:
+    """A constant of a strategy, and values for it besides its default."""
+
+    strategy: str
+    option: str  # section.key
+    values: tuple[str, ...]
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The default, then the other values."""
+        return (Method(self.strategy), *(Method(self.strategy, f"{self.option}={value}") for value in self.values))
+
+    def value_of(self, setting: str) -> str:
+        """Return the value that a setting gives the constant: its default if the setting is empty."""
+        section, _, key = self.option.partition(".")
+        default = getattr(getattr(Method(self.strategy).config(), section), key)
+        return setting.partition("=")[2] or f"{default:g}"
 
 
-def with_estimator(name: str, estimator: str) -> Method:
-    """Return no trimming, or the oracle, with another strategy's estimator."""
-    is_own = estimator == estimator_of(Method(name).config())
-    return Method(name, "" if is_own else f"gaussian.estimator={estimator}")
+SWEEPS = (
+    Sweep("paire", "trim.eta", ("1.5", "4")),
+    Sweep("grow", "trim.target_false_reject", ("0.01", "0.05")),
+    Sweep("grow", "trim.smoothing", ("3", "5")),
+    Sweep("grow", "trim.near_duplicates", ("0", "0.5")),
+)
+"""The constants that are swept, unless others are asked for."""
 
 
-ESTIMATORS = tuple(dict.fromkeys(estimator(name) for name in STRATEGIES))
-"""The estimators that the strategies use."""
+def parse_sweep(text: str) -> Sweep:
+    """Parse a sweep, as ``grow:trim.smoothing=3,7``.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        When it has another form, or names a strategy, an option or a value that does not exist.
+    """
+    strategy, _, rest = text.partition(":")
+    option, _, values = rest.partition("=")
+    sweep = Sweep(strategy, option, tuple(values.split(",")))
+    if strategy not in STRATEGIES or not values:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a sweep. Give STRATEGY:trim.OPTION=VALUE,VALUE; strategies: {', '.join(STRATEGIES)}."
+        )
+    try:
+        for method in sweep.methods:
+            method.config()
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+    return sweep
 
 
-def methods_for(case: Case, swept_archive: str) -> list[Method]:
-    """Return the methods to compare on a dirty set; sweeps are limited to one archive, as they double the cost."""
-    compared = [Method(name) for name in STRATEGIES if name != NONE]
-    compared += [with_estimator(name, one) for name in (NONE, ORACLE) for one in ESTIMATORS]
-    if case.archive == swept_archive and case.protocol == OVERLAP and case.noise in SWEPT_NOISES:
-        compared += [Method(PAIRE, f"{ETA}={value:g}") for value in ETAS]
-        compared += [Method(GROW, f"{FALSE_REJECT}={value:g}") for value in FALSE_REJECTS]
-    return compared
+def methods_for(case: Case, strategies: Sequence[str], sweeps: Sequence[Sweep]) -> list[Method]:
+    """Return the methods to compare on a dirty set; ``sweeps`` are limited to some sets, as they double the cost."""
+    compared = [Method(name) for name in (NONE, *strategies)]
+    if case.protocol == NO_OVERLAP and case.noise in SWEPT_NOISES and case.seed == SWEPT_SEED:
+        compared += [method for sweep in sweeps for method in sweep.methods]
+    return list(dict.fromkeys(compared))

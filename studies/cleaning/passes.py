@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.judging.strategies.base import MIN_START, PassResult, Search, Trimming
+from pipeline.judging.strategies.base import PassResult, Search, Trimming
 from pipeline.judging.strategies.registry import estimator_of, strategy_of
 from schemas.arrays import Mask
 from schemas.config import Config
 from studies.cleaning.gram import Gram, Rows
 from workers.gaussian.fit import Fit
+from workers.gaussian.neighbours import choose_references
 from workers.passes.by_features import NORMAL_DEVIATION
 from workers.verdict.calibration import fit_score_law
 from workers.verdict.near_duplicates import Sketches, find_representatives
 from workers.verdict.selection import margins
-from workers.verdict.smoothing import smooth
+from workers.verdict.smoothing import SMALLEST, smooth
 from workers.verdict.threshold import position_threshold
 
 Array = NDArray[np.float64]
@@ -46,16 +47,27 @@ class Archive:
     grid: tuple[int, int]
     sketches: Sketches
 
-    def clean(self, config: Config) -> Trimming:
+    def clean(self, config: Config) -> "Cleaning":
         """Find the clean set by the configured strategy."""
-        passes = _Passes(self, config)
+        passes, own = _Passes(self, config), np.arange(len(self.rows))
+        first = find_representatives([self.sketches], config.trim.near_duplicates)
+        fitted_for = first if strategy_of(config).fits_distinct_images else own
         everything = np.ones(len(self.rows), dtype=bool)
-        fitted_for = np.arange(len(self.rows))
-        if strategy_of(config).fits_distinct_images:
-            fitted_for = find_representatives([self.sketches], config.trim.near_duplicates)
-        return strategy_of(config).find(passes, Search(everything, config.trim, self.grid, fitted_for))
+        trimming = strategy_of(config).find(passes, Search(everything, config.trim, self.grid, fitted_for))
+        distances = passes.distances  # a new array in every pass
+        thresholds = strategy_of(config).map_thresholds(passes, trimming)
+        return Cleaning(trimming, distances, fitted_for, int((first != own).sum()), thresholds)
 
-    def map_distances(self, clean: Mask, images: Rows, config: Config, *, nearest: float = 1.0) -> Array:
+    def scores(self, fitted: Mask, config: Config, *, estimator: str, smoothing: int) -> Array:
+        """Fit on some images, and score all (images,) as `grow` does, the fitted ones without themselves."""
+        fit = Fit(config.gaussian, estimator, leaves_one_out=True)
+        distances = self.gram.distances(self.rows[fitted], self.rows, fit)
+        distances *= self.gram.neighbour_distances(self.rows[choose_references(fitted)], self.rows)
+        distances = distances.reshape(len(self.rows), *self.grid)
+        scores: Array = np.log(smooth(distances, smoothing).max(axis=(1, 2)))
+        return scores
+
+    def map_distances(self, clean: Mask, images: Rows, config: Config, *, neighbours: bool | None = None) -> Array:
         """Return the distances (images, rows, columns) of images under the map published for a clean set.
 
         Parameters
@@ -66,28 +78,46 @@ class Archive:
             (m,) int64: rows of the images to measure.
         config
             Holds the covariance estimator.
-        nearest
-            Below 1, each position is fitted on this share of the images: those nearest there.
+        neighbours
+            Whether distances are multiplied by those to reference images; None does as the strategy's map does.
         """
-        fit, fitted = Fit(config.gaussian, estimator_of(config)), self.rows[clean]
-        if nearest < 1.0:
-            apart = self.gram.distances(fitted, fitted, fit._replace(leaves_one_out=True))
-            fitted = fitted[nearest_of(apart, nearest)]
-        return self.gram.distances(fitted, images, fit).reshape(len(images), *self.grid)
+        distances = self.gram.distances(self.rows[clean], images, Fit(config.gaussian, estimator_of(config)))
+        if strategy_of(config).measures_neighbours if neighbours is None else neighbours:
+            distances *= self.gram.neighbour_distances(self.rows[choose_references(clean)], images)
+        return distances.reshape(len(images), *self.grid)
 
 
-def nearest_of(distances: Array, share: float) -> Rows:
-    """Return the indices (n, positions) of the share of some images (images, positions) nearest at each position."""
-    count = min(len(distances), max(MIN_START, round(share * len(distances))))
-    return np.argsort(distances, axis=0, kind="stable")[:count]
+@dataclass(frozen=True)
+class Cleaning:
+    """The clean set that a strategy found in an archive.
+
+    Attributes
+    ----------
+    trimming
+        The clean set, and how it was found.
+    distances
+        (images, rows, columns) float64: those of the pass that decided.
+    fitted_for
+        (images,) int64: the image that was fitted for each, as in `Search`.
+    near_duplicates
+        How many images are near-duplicates of earlier ones, whether or not they count as one.
+    map_thresholds
+        (rows, columns) float64: those of the published map.
+    """
+
+    trimming: Trimming
+    distances: Array
+    fitted_for: Rows
+    near_duplicates: int
+    map_thresholds: Array
 
 
 class _Passes:
-    """The passes over one archive under one configuration; keeps the distances of the last pass."""
+    """The passes over one archive under one configuration; ``distances`` are those of the last pass."""
 
     def __init__(self, archive: Archive, config: Config) -> None:
         self._archive, self._config = archive, config
-        self._distances = np.empty((len(archive.rows), *archive.grid))
+        self.distances = np.empty((len(archive.rows), *archive.grid))
 
     def run_pass(self, fitted: Mask, number: int) -> PassResult:
         """Run one pass of the paper's strategy."""
@@ -98,29 +128,30 @@ class _Passes:
         )
         return PassResult(thresholds.reshape(self._archive.grid), margins(distances, thresholds).max(axis=1))
 
-    def score_pass(self, fitted: Mask, number: int, *, smoothing: int | None, nearest: float = 1.0) -> Array:
+    def score_pass(self, fitted: Mask, number: int, *, smoothing: int | None, neighbours: bool = False) -> Array:
         """Return each image's score, like `GroupStatistics.score_pass`."""
         distances = self._measure(fitted, leaves_one_out=True)
-        if nearest < 1.0:
-            self._measure_nearest(distances, np.flatnonzero(fitted), nearest)
+        if neighbours:
+            self.distances = (distances * self._neighbours(fitted)).reshape(self.distances.shape)
         if smoothing is None:
             median, spread = self._standardisation()
-            scores: Array = ((np.log(self._distances) - median) / spread).max(axis=(1, 2))
+            scores: Array = ((np.log(self.distances) - median) / spread).max(axis=(1, 2))
         else:
-            scores = np.log(smooth(self._distances, smoothing).max(axis=(1, 2)))
+            scores = np.log(smooth(self.distances, smoothing).max(axis=(1, 2)))
         return scores
 
-    def count_fitted(self, fitted: Mask, *, nearest: float) -> int:
-        """Return how many images each position of a map is fitted on; maps are `Archive.map_distances`'s."""
-        return int(fitted.sum()) if nearest >= 1.0 else len(nearest_of(np.empty((int(fitted.sum()), 1)), nearest))
+    def score_neighbours(self, fitted: Mask, number: int) -> Array:
+        """Return each image's score by the neighbour distance alone, like `GroupStatistics.score_neighbours`."""
+        scores: Array = np.log(np.maximum(self._neighbours(fitted), SMALLEST).max(axis=1))
+        return scores
 
     def calibrate(self, fitted: Mask) -> Array:
         """Return the paper's thresholds under a fit on some images."""
         return self.run_pass(fitted, 2).thresholds
 
-    def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float) -> Array:
+    def calibrate_law(self, fitted: Mask, *, smoothing: int, neighbours: bool) -> Array:
         """Return the thresholds that clean images exceed at the target rate, under a fit on some images."""
-        scores = self.score_pass(fitted, 2, smoothing=smoothing, nearest=nearest)
+        scores = self.score_pass(fitted, 2, smoothing=smoothing, neighbours=neighbours)
         threshold = fit_score_law(scores[fitted]).threshold(self._config.trim.target_false_reject)
         return np.full(self._archive.grid, np.exp(threshold))
 
@@ -132,22 +163,19 @@ class _Passes:
 
     def _measure(self, fitted: Mask, *, leaves_one_out: bool) -> Array:
         """Return the distances (images, positions)."""
-        return self._measure_rows(self._archive.rows[fitted], leaves_one_out=leaves_one_out)
-
-    def _measure_nearest(self, distances: Array, candidates: Rows, share: float) -> None:
-        """Measure again, each position fitted on the share of the candidates that are nearest there."""
-        nearest = candidates[nearest_of(distances[candidates], share)]
-        self._measure_rows(self._archive.rows[nearest], leaves_one_out=True)
-
-    def _measure_rows(self, fitted: Rows, *, leaves_one_out: bool) -> Array:
         fit = Fit(self._config.gaussian, estimator_of(self._config), leaves_one_out)
-        distances = self._archive.gram.distances(fitted, self._archive.rows, fit)
-        self._distances = distances.reshape(self._distances.shape)
+        distances = self._archive.gram.distances(self._archive.rows[fitted], self._archive.rows, fit)
+        self.distances = distances.reshape(self.distances.shape)
         return distances
+
+    def _neighbours(self, fitted: Mask) -> Array:
+        """Return the neighbour distances (images, positions)."""
+        archive = self._archive
+        return archive.gram.neighbour_distances(archive.rows[choose_references(fitted)], archive.rows)
 
     def _standardisation(self) -> tuple[Array, Array]:
         """Return the median and the robust deviation of the log distances at each position."""
-        logs = np.log(self._distances)
+        logs = np.log(self.distances)
         median = np.median(logs, axis=0)
         spread = NORMAL_DEVIATION * np.median(np.abs(logs - median), axis=0)
         return median, np.maximum(spread, np.finfo(np.float64).eps)

@@ -1,47 +1,51 @@
-"""The results of a study: one row for each dirty set and method, so that an interrupted study can go on.
+"""The results of a study: one row for each dirty set, backbone and method, so that an interrupted study can go on.
 
 A row has a digest of everything that it was computed from. A study keeps the rows whose digest is still the same, and
-computes the others again, such as those of a strategy whose code has changed.
+computes the others again, such as those of a strategy whose file has changed.
 """
 
 import ast
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
+from pipeline.judging.strategies.registry import strategy_of
 from schemas.config import Config
 from studies.cleaning.dirty_sets import Case
-from studies.cleaning.methods import CONCENTRATE, GROW, PAIRE, Method
+from studies.cleaning.methods import Method
 
 ROOT = Path(__file__).parents[2]
 
-_STRATEGIES = "pipeline/judging/strategies"
-_STRATEGY_FILES = {name: f"{_STRATEGIES}/{name}.py" for name in (PAIRE, CONCENTRATE, GROW)}
-# The oracle fits as `none` does.
-_ABLATIONS = f"{_STRATEGIES}/ablations.py"
-_OWN_FILES = (
-    *(f"studies/cleaning/{name}.py" for name in ("dirty_sets", "gram", "images", "judge", "passes")),
-    "workers/features/block.py",
+# What computes a row, besides the strategy's own file; folders with all their files. A change of the options changes
+# the resolved configuration, which is part of the digest too.
+CODE = (
+    "workers/features",
+    "workers/gaussian",
+    "workers/guard",
+    "workers/images",
+    "workers/passes",
+    "workers/trust",
+    "workers/verdict",
+    "pipeline/judging/examination.py",
+    "pipeline/judging/strategies/base.py",
+    *(f"studies/cleaning/{name}.py" for name in ("dirty_sets", "gram", "guard", "images", "judge", "passes")),
 )
-# The digest has the resolved configuration. The code that decides is in these packages.
-_DECIDING = ("pipeline", "workers")
 
 
-@dataclass(frozen=True)
-class Result:
-    """How one method cleaned one dirty set.
+class Result(NamedTuple):
+    """How one method cleaned one dirty set, seen by one backbone.
 
     Attributes
     ----------
-    archive, protocol, noise, seed, method, setting
-        The set and the method.
+    archive, backbone, protocol, noise, seed, method, setting
+        The set, the backbone and the method.
     made_of
         Digest of the images, the weights, the options and the code.
     images, anomalies
@@ -50,21 +54,27 @@ class Result:
         How many of them were kept.
     purity, kept_share
         Share of true normals among the kept images; share of the true normals that were kept.
-    passes, stop_reason, floor_applied
-        How the iteration ended.
-    history
-        Kept images and kept anomalies after each pass, as ``21:0 116:0``.
+    passes, stop_reason
+        How the search ended.
+    stops, said
+        Whether the guard stops the run; conditions of its findings, and beginnings of all warnings.
+    failed, silent
+        Whether purity is below .98; whether it is, and nothing is said.
+    contamination, lower, upper, covered
+        The guard's estimate, its 95 % interval, and 1 if that covers the truth, else 0.
     test_normals, test_anomalies
         Images of the test set.
-    auroc
-        By the largest distance of each test image, under the map fitted on the kept images.
-    auroc_smoothed
-        The same after averaging over neighbouring positions as `grow` does.
+    auroc, oracle_auroc
+        By the largest distance of each test image, under the published map, and under a map of the true normals with
+        the same estimator.
+    oracle_cut
+        Share of the true normals that the oracle's ranking of the training set keeps at purity .995.
     seconds
-        Of one core, for everything.
+        Of one core, for everything; what several sets share is divided between them.
     """
 
     archive: str
+    backbone: str
     protocol: str
     noise: float
     seed: int
@@ -79,21 +89,33 @@ class Result:
     kept_share: float
     passes: int
     stop_reason: str
-    floor_applied: bool
-    history: str
+    stops: bool
+    said: str
+    failed: bool
+    silent: bool
+    contamination: float
+    lower: float
+    upper: float
+    covered: float
     test_normals: int
     test_anomalies: int
     auroc: float
-    auroc_smoothed: float
+    oracle_auroc: float
+    oracle_cut: float
     seconds: float
 
 
-_NAMES = [field.name for field in fields(Result)]
-_KEY = ["archive", "protocol", "noise", "seed", "method", "setting"]
-_TEXTS = {"archive", "protocol", "method", "setting", "made_of", "stop_reason", "history"}
-_SHARES = ("purity", "kept_share", "auroc", "auroc_smoothed")
+Key = tuple[Case, str, Method]  # set, backbone, method
+
+_NAMES = list(Result._fields)
+_KEY = ["archive", "backbone", "protocol", "noise", "seed", "method", "setting"]
+_TEXTS = {"archive", "backbone", "protocol", "method", "setting", "made_of", "stop_reason", "said"}
+_SHARES = (
+    *("purity", "kept_share", "contamination", "lower", "upper", "covered"),
+    *("auroc", "oracle_auroc", "oracle_cut"),
+)
 # More decimals than N images can distinguish.
-_DECIMALS = dict.fromkeys((*_SHARES, "seconds"), 6)
+_DECIMALS = {**dict.fromkeys(_SHARES, 5), "seconds": 3}
 
 
 class ResultsFile:
@@ -103,14 +125,15 @@ class ResultsFile:
         self._path = path
         self.table = self._read()
 
-    def lacks(self, case: Case, method: Method, made_of: str) -> bool:
-        """Tell whether no row of this method on this set has this digest."""
-        rows = self.table
-        return not (_is_of(rows, case, method) & (rows["made_of"] == made_of)).any()
+    @property
+    def digests(self) -> dict[tuple[Any, ...], str]:
+        """The key of each row to the digest of what it was made of."""
+        keys = self.table[_KEY].itertuples(index=False, name=None)
+        return dict(zip(keys, self.table["made_of"], strict=True))
 
     def add(self, results: Iterable[Result]) -> None:
         """Add rows, and replace earlier rows of the same methods on the same sets."""
-        new = pd.DataFrame([asdict(result) for result in results], columns=_NAMES).round(_DECIMALS)
+        new = pd.DataFrame(list(results), columns=_NAMES).round(_DECIMALS)
         table = pd.concat([self.table, new]) if len(self.table) else new
         self.table = table.drop_duplicates(_KEY, keep="last").sort_values(_KEY, ignore_index=True)
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,12 +141,9 @@ class ResultsFile:
         self.table.to_csv(part, index=False)
         part.replace(self._path)
 
-    def rows_of(self, wanted: Iterable[tuple[Case, Method]]) -> pd.DataFrame:
+    def rows_of(self, wanted: Iterable[Key]) -> pd.DataFrame:
         """Return the rows of these methods on these sets."""
-        keys = pd.DataFrame(
-            [(*asdict(case).values(), method.name, method.setting) for case, method in wanted], columns=_KEY
-        )
-        return self.table.merge(keys, on=_KEY)
+        return self.table.merge(pd.DataFrame([key_of(*one) for one in wanted], columns=_KEY), on=_KEY)
 
     def _read(self) -> pd.DataFrame:
         if not self._path.is_file():
@@ -136,32 +156,28 @@ class ResultsFile:
         return table if list(table.columns) == _NAMES else pd.DataFrame(columns=_NAMES)
 
 
-def _is_of(rows: pd.DataFrame, case: Case, method: Method) -> pd.Series:
-    same: pd.Series = (
-        (rows["archive"] == case.archive)
-        & (rows["protocol"] == case.protocol)
-        & (rows["noise"] == case.noise)
-        & (rows["seed"] == case.seed)
-        & (rows["method"] == method.name)
-        & (rows["setting"] == method.setting)
-    )
-    return same
+def key_of(case: Case, backbone: str, method: Method) -> tuple[Any, ...]:
+    """Return what tells a row from others, in the order of its columns."""
+    archive, protocol, noise, seed = asdict(case).values()
+    return (archive, backbone, protocol, noise, seed, method.name, method.setting)
 
 
 def digest_of(images: str, weights: str, config: Config, method: Method) -> str:
-    """Return the digest of everything that a row is computed from, with the method's code through all packages.
+    """Return the digest of everything that a row is computed from.
 
     Parameters
     ----------
     images, weights
         Digests of the dirty set and of the backbone's weights.
     """
+    strategy = inspect.getsourcefile(type(strategy_of(config)))
+    assert strategy is not None
     made_of = {
         "images": images,
         "weights": weights,
         "options": {section: _options(config, section) for section in ("input", "features", "gaussian", "trim")},
         "method": method.name,
-        "code": code_digest((_STRATEGY_FILES.get(method.name, _ABLATIONS), *_OWN_FILES)),
+        "code": code_digest((strategy, *CODE)),
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -172,34 +188,14 @@ def _options(config: Config, section: str) -> dict[str, Any]:
 
 
 @cache
-def code_digest(files: tuple[str, ...]) -> str:
-    """Return the sha256 of the code of files, and of all that they import from the deciding packages.
-
-    Comments, docstrings and layout do not count.
-    """
-    code = "\n".join(_behaviour(path) for path in _closure(files))
-    return hashlib.sha256(code.encode()).hexdigest()
+def code_digest(places: tuple[str, ...]) -> str:
+    """Return the sha256 of the code of files and folders; comments, docstrings and layout do not count."""
+    files = sorted({path for place in places for path in _files(ROOT / place)})
+    return hashlib.sha256("\n".join(_behaviour(path) for path in files).encode()).hexdigest()
 
 
-def _closure(files: Iterable[str]) -> list[Path]:
-    """Return files and all that they import from the deciding packages, directly or not."""
-    known: set[Path] = set()
-    waiting = [ROOT / name for name in files]
-    while waiting:
-        path = waiting.pop()
-        if path not in known:
-            known.add(path)
-            waiting += _imported(path)
-    return sorted(known)
-
-
-def _imported(path: Path) -> list[Path]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    paths = [ROOT / f"{name.replace('.', '/')}.py" for name in names if name.partition(".")[0] in _DECIDING]
-    return [path for path in paths if path.is_file()]
+def _files(place: Path) -> list[Path]:
+    return list(place.rglob("*.py")) if place.is_dir() else [place]
 
 
 def _behaviour(path: Path) -> str:
@@ -212,8 +208,3 @@ def _behaviour(path: Path) -> str:
                 one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))
             ]
     return ast.dump(tree)
-
-
-def passes_of(history: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return (passes, 2) int64 of a ``history``: kept images and kept anomalies after each pass."""
-    return np.array([[int(part) for part in step.split(":")] for step in history.split()], np.int64).reshape(-1, 2)

@@ -24,12 +24,17 @@ def category(tmp_path: Path) -> Path:
 
 
 def test_without_noise_there_is_one_protocol_and_seeds_come_last() -> None:
-    cases = list(list_cases(["part"], [0.0, 0.1], 2))
+    cases = list(list_cases(["part"], [0.0, 0.1], 2, made=()))
     assert cases == [
         Case("part", protocol, noise, seed)
         for seed in (0, 1)
-        for protocol, noise in ((OVERLAP, 0.0), (OVERLAP, 0.1), (NO_OVERLAP, 0.1))
+        for protocol, noise in ((NO_OVERLAP, 0.0), (NO_OVERLAP, 0.1), (OVERLAP, 0.1))
     ]
+
+
+def test_overlap_is_not_studied_again_on_sets_that_are_made() -> None:
+    cases = list_cases(["part", "part-turned"], [0.1], 1, made={"part-turned"})
+    assert {case.archive for case in cases if case.protocol == OVERLAP} == {"part"}
 
 
 @pytest.mark.parametrize(("protocol", "tested"), [(OVERLAP, TEST_BAD), (NO_OVERLAP, TEST_BAD - 5)])
@@ -62,6 +67,13 @@ def test_the_first_of_identical_images_stays() -> None:
     images = LabelledImages(("a", "b", "a", "c"), np.array([False, True, True, False]))
     distinct = images.distinct()
     assert (distinct.digests, distinct.is_anomalous.tolist()) == (("a", "b", "c"), [False, True, False])
+
+
+def test_the_order_of_the_digests_does_not_depend_on_the_draw() -> None:
+    one = LabelledImages(("c", "a", "b"), np.array([True, False, False])).in_order()
+    other = LabelledImages(("b", "c", "a"), np.array([False, True, False])).in_order()
+    assert one.digests == other.digests == ("a", "b", "c")
+    assert one.is_anomalous.tolist() == other.is_anomalous.tolist() == [False, False, True]
 
 
 def test_a_set_is_drawn_again_as_it_was_and_another_seed_draws_another(category: Path, tmp_path: Path) -> None:

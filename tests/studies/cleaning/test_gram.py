@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from schemas.config import GaussianConfig
 from studies.cleaning.gram import Gram, products_of
 from workers.gaussian.fit import Fit, fit_dual
+from workers.guard import structure
 
 IMAGES, POSITIONS, CHANNELS, FITTED = 30, 3, 64, 18
 RELATIVE = 1e-6
@@ -55,3 +56,9 @@ def test_each_position_may_be_fitted_on_images_of_its_own() -> None:
     for position in range(POSITIONS):
         alone = gram.distances(fitted[:, position], measured, fit)
         np.testing.assert_array_equal(found[:, position], alone[:, position])
+
+
+def test_inner_products_over_all_positions_are_those_of_the_guard() -> None:
+    values, chosen = features(), np.array([3, 7, 8, 20])
+    found = gram_of(values).over_all_positions(chosen)
+    np.testing.assert_allclose(found, structure.gram(values[chosen]), rtol=RELATIVE)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.judging.strategies.registry import estimator_of
+from pipeline.judging.strategies.registry import STRATEGIES, estimator_of
 from schemas.config import GaussianConfig, parse_config
 from studies.cleaning.gram import Gram, products_of
-from studies.cleaning.methods import CONCENTRATE, GROW, NONE, PAIRE, STRATEGIES, TRIM_ONCE, Method
+from studies.cleaning.methods import NONE, Method
 from studies.cleaning.passes import Archive, _Passes
 from workers.gaussian.fit import fit_dual
+from workers.gaussian.neighbours import neighbour_distances
 from workers.verdict.near_duplicates import lattice, sketch
 
 NORMALS, OUTLIERS, GRID, CHANNELS = 60, 6, (3, 4), 96
@@ -36,53 +37,53 @@ def archive() -> Archive:
     return Archive(Gram(products, CHANNELS), np.arange(IMAGES), GRID, sketches)
 
 
-@pytest.mark.parametrize("strategy", [TRIM_ONCE, PAIRE, CONCENTRATE, GROW])
+@pytest.mark.parametrize("strategy", ["trim-once", "paire", "concentrate", "grow"])
 def test_a_strategy_leaves_out_what_was_planted(archive: Archive, strategy: str) -> None:
-    trimming = archive.clean(Method(strategy).config())
+    trimming = archive.clean(Method(strategy).config()).trimming
     assert not (trimming.clean & IS_OUTLIER).any()
     assert trimming.clean.sum() >= IMAGES // 10
     assert trimming.thresholds.shape == GRID
 
 
 def test_grow_keeps_most_of_what_is_clean(archive: Archive) -> None:
-    assert archive.clean(Method(GROW).config()).clean[~IS_OUTLIER].mean() > 0.8
+    assert archive.clean(Method("grow").config()).trimming.clean[~IS_OUTLIER].mean() > 0.8
 
 
 def test_without_trimming_everything_is_kept(archive: Archive) -> None:
-    assert archive.clean(Method(NONE).config()).clean.all()
+    assert archive.clean(Method(NONE).config()).trimming.clean.all()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_the_map_is_that_of_the_production_kernels(archive: Archive, strategy: str) -> None:
     config, clean, values = Method(strategy).config(), ~IS_OUTLIER, features()
     found = archive.map_distances(clean, TESTED, config)
     assert found.shape == (len(TESTED), *GRID)
     for position in range(values.shape[1]):
-        fit = fit_dual(values[:IMAGES][clean][:, position], GaussianConfig(), estimator_of(config))
-        expected = fit.gaussian.mahalanobis(values[TESTED, position])
-        row, column = divmod(position, GRID[1])
-        np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-6)
-
-
-def test_a_map_of_the_nearest_images_is_that_of_the_production_kernels(archive: Archive) -> None:
-    config, values = Method(GROW).config(), features()
-    found = archive.map_distances(np.ones(IMAGES, bool), TESTED, config, nearest=0.75)
-    for position in range(values.shape[1]):
-        here = values[:IMAGES, position]
-        everything = fit_dual(here, GaussianConfig(), estimator_of(config), leaves_one_out=True)
-        apart = everything.leave_one_out(here, np.ones(IMAGES, bool))
-        nearest = here[np.sort(np.argsort(apart)[: round(0.75 * IMAGES)])]
-        expected = fit_dual(nearest, GaussianConfig(), estimator_of(config)).gaussian.mahalanobis(
-            values[TESTED, position]
-        )
+        kept = values[:IMAGES][clean][:, position]
+        expected = fit_dual(kept, GaussianConfig(), estimator_of(config)).gaussian.mahalanobis(values[TESTED, position])
+        if strategy == "grow":
+            expected *= neighbour_distances(values[TESTED, position], kept)
         row, column = divmod(position, GRID[1])
         np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-6)
 
 
 def test_a_robust_score_and_its_distances_belong_together(archive: Archive) -> None:
-    passes = _Passes(archive, parse_config(None, [f"trim.strategy={CONCENTRATE}"]))
+    passes = _Passes(archive, parse_config(None, ["trim.strategy=concentrate"]))
     everything = np.ones(IMAGES, bool)
     scores = passes.score_pass(everything, 1, smoothing=None)
     limit = float(np.median(scores))
-    below = (passes._distances < passes.thresholds_at(limit)).all(axis=(1, 2))
+    below = (passes.distances < passes.thresholds_at(limit)).all(axis=(1, 2))
     assert (below == (scores < limit)).all()
+
+
+def test_the_distances_of_a_cleaning_are_those_that_decided(archive: Archive) -> None:
+    cleaning = archive.clean(Method("paire").config())
+    passing = (cleaning.distances < cleaning.trimming.thresholds).all(axis=(1, 2))
+    assert (passing == cleaning.trimming.clean).all()
+
+
+def test_scores_are_those_of_a_pass_that_leaves_one_out(archive: Archive) -> None:
+    config = Method("grow").config()
+    found = archive.scores(~IS_OUTLIER, config, estimator="relative-ridge", smoothing=3)
+    passes = _Passes(archive, config)
+    np.testing.assert_array_equal(found, passes.score_pass(~IS_OUTLIER, 1, smoothing=3, neighbours=True))
