@@ -223,6 +223,7 @@ def _judge(
             "cluster.workers=1",
             "cluster.threads_per_worker=1",
             "guard.accept_untrustworthy=true",
+            "guard.power_images=0",  # there are features only, no images to plant defects into
         ],
     )
     # As `paire clean` opens it: workers load the code that judges before judging starts.

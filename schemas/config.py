@@ -18,7 +18,7 @@ from schemas.credentials import redacted
 from schemas.errors import ConfigError
 from schemas.option_types import Colour, ColourScale, CommaList, OptionalCount, OptionalText, WebAddress, split_commas
 
-Condition = Literal["contamination", "positions", "kinds", "poses", "images"]
+Condition = Literal["contamination", "positions", "kinds", "poses", "images", "power", "purity"]
 
 
 class _Section(BaseModel):
@@ -149,12 +149,12 @@ class GaussianConfig(_Section):
 class TrimConfig(_Section):
     """The distance threshold at each position and the iteration (paper, sections 3.2 and 3.3)."""
 
-    strategy: Literal["paire", "trim-once", "none", "concentrate", "grow"] = Field(
-        "paire",
-        description="How to find the clean set. `paire`: the paper's method. `trim-once`, `none`: its ablations, one "
-        "pass, or keep all as in PaDiM. `concentrate`: a half sample that grows by robust deviations. `grow`: a half "
-        "sample that grows generously and is pruned at `target_false_reject`, or stays the half sample if no threshold "
-        "would be pure.",
+    strategy: Literal["grow", "paire", "trim-once", "none", "concentrate"] = Field(
+        "grow",
+        description="How to find the clean set. `grow`: a robust half that grows image by image, as far as the law of "
+        "clean scores goes, and measures neighbours besides the Gaussian. `paire`: the paper's method. `trim-once`, "
+        "`none`: its ablations, one pass, or keep all as in PaDiM. `concentrate`: a half sample that grows by robust "
+        "deviations.",
     )
     alpha: float = Field(0.05, gt=0, lt=1, description="Window length as a share of N (Eq. 8).")
     beta: float = Field(3.0, gt=0, description="Window length over window step (Eq. 9).")
@@ -171,18 +171,18 @@ class TrimConfig(_Section):
         0.02, gt=0, lt=0.5, description="`grow`: the share of clean images that may be rejected."
     )
     smoothing: int = Field(
-        5,
+        1,
         ge=1,
         description="`grow`: side, in positions, of the square that log distances are averaged over before the largest "
-        "is taken, because overlapping patches see the same defect; 1 turns it off.",
+        "is taken; 1 turns it off. It steadies large, faint defects and hides small ones.",
     )
     near_duplicates: float = Field(
-        0.5,
+        0.2,
         ge=0,
         lt=1,
         description="Two images are near-duplicates if they are closer together than this share of the distance to the "
-        "nearest quarter of the others; 0 turns it off. `grow` fits one of them and judges none better than that one; "
-        "the other strategies only count them.",
+        "nearest quarter of the others, and than a tenth of their own length; 0 turns it off. `grow` fits one of them "
+        "and judges none better than that one; the other strategies only count them.",
     )
     deviations: float = Field(
         2.0, gt=0, description="`concentrate`: k, in robust standard deviations; images within it are clean."
@@ -198,7 +198,14 @@ class GuardConfig(_Section):
     accept_conditions: Annotated[tuple[Condition, ...], BeforeValidator(split_commas)] = Field(
         (),
         description="Conditions that the breakdown guard only warns about and never stops the run for: "
-        "`contamination`, `positions`, `kinds`, `poses`, `images`.",
+        "`contamination`, `positions`, `kinds`, `poses`, `images`, `power`, `purity`.",
+    )
+    power_images: int = Field(
+        32,
+        ge=0,
+        description="Kept images of each group to plant a strong and a medium defect in, to measure how many the "
+        "published map sees; fewer if the run has many groups, so that at most a twentieth of its images is extracted "
+        "again; 0 measures nothing.",
     )
 
 

@@ -105,6 +105,7 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
             ("passes", duration(seconds.passes)),
             ("publish, examine", duration(seconds.rest)),
             ("small groups", duration(seconds.small_groups)),
+            ("power", duration(seconds.power)),
             ("total", duration(seconds.total)),
         ]
     return rows

@@ -26,7 +26,16 @@ def ledger_table(run: str, ledger: dict[str, Any]) -> Table:
         return [books[name] for name in ("inputs", *DECISIONS)]
 
     rows = {group: cells(books) for group, books in ledger["groups"].items()}
-    return _table_of_groups(run, ("inputs", *DECISIONS), rows, cells(ledger["total"]), more_in="ledger.json")
+    table = _table_of_groups(run, ("inputs", *DECISIONS), rows, cells(ledger["total"]), more_in="ledger.json")
+    judged = [books for books in ledger["groups"].values() if books.get("purity") and books["clean"]]
+    if judged:
+        kept = sum(books["clean"] for books in judged)
+        estimate, lower = (
+            sum(books["clean"] * books["purity"][name] for books in judged) / kept for name in ("estimate", "lower")
+        )
+        table.caption = f"purity of the clean images: an estimated {estimate:.1%}, at least {lower:.1%}"
+        table.caption_justify = "left"
+    return table
 
 
 def changes_table(run: str, ledger: dict[str, Any], changes: dict[str, Any]) -> Table:

@@ -109,8 +109,9 @@ def recut(
 def recut_config(base: FinishedRun, wanted: Config) -> Config:
     """Return the run's configuration with the options that ``wanted`` sets in ``gaussian``, ``trim`` and ``cluster``.
 
-    A recut reads no images, so it ignores the options of ``input`` and ``features`` that no result depends on. The
-    section ``guard`` comes from ``wanted`` alone: a person who accepted the run has not seen the version.
+    A recut extracts no features but those of planted defects, so it ignores the options of ``input`` and ``features``
+    that no result depends on. The section ``guard`` comes from ``wanted`` alone: a person who accepted the run has not
+    seen the version.
 
     Raises
     ------

@@ -13,15 +13,16 @@ import numpy as np
 
 from schemas.config import Config
 from schemas.stores.features import CHUNK_IMAGES, FeatureGeometry
+from schemas.stores.gaussian_map import DTYPES
 from workers.features.arrays import is_whole_row
 from workers.gaussian.fit import uses_dual
+from workers.gaussian.neighbours import REFERENCES
 from workers.guard.structure import MIN_SAMPLE, SAMPLE
-from workers.map.reader import byte_count_of
+from workers.map.reader import FLOAT64, byte_count_of
 from workers.map.writer import array_chunks, chunk_rows
 from workers.passes.by_products import SMALL_GROUP, band_rows, products_chunk, uses_products
 from workers.passes.kept_moments import kept_values, pays_to_keep
 from workers.verdict.near_duplicates import lattice
-from workers.verdict.selection import MIN_FITTED
 
 # Passes that the strategy `paire` usually makes over a group (the median of docs/study/results.csv).
 USUAL_PASSES = 3
@@ -55,21 +56,25 @@ class Layout:
     updates_moments
         Whether a large group's moments are kept from pass to pass. They are not where the estimator reads all images
         in every pass.
+    has_references
+        Whether the map has reference images.
     """
 
     geometry: FeatureGeometry
     itemsize: int
     segment_images: int
     updates_moments: bool = True
+    has_references: bool = False
 
     @classmethod
-    def of(cls, geometry: FeatureGeometry, config: Config) -> "Layout":
+    def of(cls, geometry: FeatureGeometry, config: Config, *, has_references: bool = False) -> "Layout":
         """Return the layout of a configuration."""
         return cls(
             geometry,
             itemsize=np.dtype(config.features.dtype).itemsize,
             segment_images=config.gaussian.segment_images,
             updates_moments=config.gaussian.estimator != "ledoit-wolf",
+            has_references=has_references,
         )
 
     @property
@@ -95,20 +100,22 @@ class PassKind:
     ----------
     scores
         The pass measures each fitted image without itself, and scores images. Otherwise it finds thresholds.
-    nearest
-        Below 1, the pass fits every position a second time, on this share of the fitted images: those nearest there.
+    fits
+        The pass fits every position and measures Mahalanobis distances.
+    neighbours
+        The pass measures distances to reference images.
     by_rows
         Scores are in robust deviations, found row by row.
     """
 
     scores: bool = False
-    nearest: float = 1.0
+    fits: bool = True
+    neighbours: bool = False
     by_rows: bool = False
 
-    @property
-    def fits(self) -> int:
-        """How many times the pass fits every position."""
-        return 2 if self.nearest < 1.0 else 1
+
+# What the breakdown guard's fits compute.
+GUARD_PASS = PassKind(scores=True, neighbours=True)
 
 
 @dataclass(frozen=True)
@@ -168,15 +175,27 @@ def moments_bytes(layout: Layout, fitted: int) -> int:
 
 def map_bytes(layout: Layout, measured: int, fitted: int) -> int:
     """Return the bytes of a group's Gaussians and thresholds: whole chunks."""
-    gaussians = sum(count * byte_count_of(chunk) for count, chunk in _map_chunks(layout, measured, fitted))
-    return gaussians + layout.positions * FLOAT64_BYTES
+    arrays = sum(count * size for count, size in _map_chunks(layout, measured, fitted))
+    return arrays + layout.positions * FLOAT64_BYTES
 
 
-def _map_chunks(layout: Layout, measured: int, fitted: int) -> list[tuple[int, tuple[int, ...]]]:
-    """Return the number of chunks of each array of a map's Gaussians, and their shape."""
+def count_references(layout: Layout, fitted: int) -> int:
+    """Return how many reference images a map has that is fitted on this number of images."""
+    return min(fitted, REFERENCES) if layout.has_references else 0
+
+
+def _map_chunks(layout: Layout, measured: int, fitted: int) -> list[tuple[int, int]]:
+    """Return the number of chunks of each array of a map, and the bytes of one."""
     together = chunk_rows(layout.geometry, measured=measured, fitted=fitted)
-    arrays = array_chunks(layout.geometry, fitted=fitted, rows_together=together).values()
-    return [(math.prod(-(-n // size) for n, size in zip(shape, chunk, strict=True)), chunk) for shape, chunk in arrays]
+    references = count_references(layout, fitted)
+    arrays = array_chunks(layout.geometry, fitted=fitted, references=references, rows_together=together)
+    return [
+        (
+            math.prod(-(-n // size) for n, size in zip(shape, chunk, strict=True)),
+            byte_count_of(chunk, DTYPES.get(name, FLOAT64)),
+        )
+        for name, (shape, chunk) in arrays.items()
+    ]
 
 
 def _map_bands(layout: Layout, measured: int, fitted: int) -> int:
@@ -200,12 +219,11 @@ def row_chunks(layout: Layout, images: int) -> int:
     return -(-rows // _rows_together(layout, images)) if by_products(layout, images) else rows
 
 
-def fit_tasks(layout: Layout, images: int, fitted: int, *, chosen: bool = False) -> int:
-    """Return the tasks that fit one row of positions to features; ``chosen``: each position to images of its own."""
+def fit_tasks(layout: Layout, images: int, fitted: int) -> int:
+    """Return the tasks that fit one row of positions to features."""
     if uses_dual(fitted, layout.geometry.channels):
         return 1
-    segments = layout.segments(images)
-    return 2 * segments + (segments if chosen else 0)  # accumulate, merge all but the first, factorise
+    return 2 * layout.segments(images)  # accumulate, merge all but the first, factorise
 
 
 def has_whole_rows(layout: Layout, images: int) -> bool:
@@ -234,22 +252,17 @@ def pass_tasks(
         return row_chunks(layout, images) * (2 if is_first else 1) + closing
     if has_whole_rows(layout, images):
         return rows + closing
-    row = (1 if updates else fit_tasks(layout, images, fitted)) + segments
-    if kind.fits > 1:
-        row += 1 + segments + fit_tasks(layout, images, count_nearest(kind.nearest, fitted), chosen=True) + segments
+    fit = (1 if updates else fit_tasks(layout, images, fitted)) if kind.fits else 0
+    row = fit + segments + (1 if kind.neighbours else 0)
     return rows * (row + (0 if kind.scores else 1)) + closing
-
-
-def count_nearest(share: float, fitted: int) -> int:
-    """Return how many of the fitted images a share of them is; leaving one out needs one image more than a fit."""
-    return min(fitted, max(MIN_FITTED + 1, round(share * fitted)))
 
 
 def publish_tasks(layout: Layout, images: int, fitted: int) -> int:
     """Return the tasks that fit the published Gaussians and write them."""
     if has_whole_rows(layout, images):
         return _map_bands(layout, images, fitted)
-    return layout.geometry.rows * fit_tasks(layout, images, fitted) + _map_bands(layout, images, fitted)
+    row = fit_tasks(layout, images, fitted) + (1 if layout.has_references else 0)
+    return layout.geometry.rows * row + _map_bands(layout, images, fitted)
 
 
 def near_duplicate_tasks(layout: Layout, images: int) -> int:
@@ -261,16 +274,19 @@ def examine_tasks(layout: Layout, images: int, fitted: int) -> int:
     """Return the tasks of the breakdown guard: its fits, the count of exclusions, and the sample's structure."""
     rows, segments = layout.geometry.rows, layout.segments(images)
     structure = 2 * rows - 1 if images >= MIN_SAMPLE else 0
-    return GUARD_FITS * pass_tasks(layout, images, fitted, PassKind(scores=True)) + segments + structure
+    return GUARD_FITS * pass_tasks(layout, images, fitted, GUARD_PASS) + segments + structure
 
 
 def pass_flop(layout: Layout, measured: int, fitted: int, kind: PassKind) -> float:
     """Return the operations of one pass over a group, without those of the products."""
-    channels, n, f, repeats = layout.geometry.channels, float(measured), float(fitted), float(kind.fits)
+    channels, n, f = layout.geometry.channels, float(measured), float(fitted)
+    near = 2.0 * n * min(fitted, REFERENCES) if kind.neighbours else 0.0
     if by_products(layout, measured):
         # Centring; the Cholesky factor and its inverse, f^3 / 3 each; a triangular solve for images not fitted.
-        return layout.positions * repeats * (3.0 * f**2 + 2.0 * f**3 / 3.0 + f**2 * (n - f))
-    return layout.positions * repeats * (fit_flop(channels, fitted) + measure_flop(channels, measured, fitted))
+        fit = 3.0 * f**2 + 2.0 * f**3 / 3.0 + f**2 * (n - f)
+        return layout.positions * (near + (fit if kind.fits else 0.0))
+    fit = fit_flop(channels, fitted) + measure_flop(channels, measured, fitted)
+    return layout.positions * (near * channels + (fit if kind.fits else 0.0))
 
 
 def products_flop(layout: Layout, measured: int) -> float:
@@ -320,11 +336,12 @@ def pass_requests(
         multiplied = Requests(get=features, put=count * wide) if is_first else Requests()
         scored = Requests(get=(rows if kind.by_rows else count) * segments if kind.scores else 0)
         return multiplied + Requests(get=count * wide, put=count * segments) + scored
-    # A fit reads all features. Its distances read them again, unless one task does both.
-    total = Requests(get=features if has_whole_rows(layout, images) else 2 * kind.fits * features)
-    # The pass reads distances to find the nearest images, and at its end.
-    total += Requests(get=rows * segments, put=rows * segments).times(kind.fits)
-    if keeps_moments(layout, fitted):
+    # A fit reads all features, references lie in some of their chunks, and distances read all of them again, unless one
+    # task does everything.
+    near = rows * min(chunks(images), REFERENCES) if kind.neighbours else 0
+    total = Requests(get=features if has_whole_rows(layout, images) else (1 + kind.fits) * features + near)
+    total += Requests(get=rows * segments, put=rows * segments)
+    if kind.fits and keeps_moments(layout, fitted):
         total += Requests(put=layout.positions)
     if changed is not None:
         total += Requests(get=layout.positions)
@@ -350,7 +367,9 @@ def verdict_requests(layout: Layout, images: int) -> Requests:
 def publish_requests(layout: Layout, images: int, fitted: int) -> Requests:
     """Return the requests of publishing a group's Gaussians, without its thresholds."""
     written = sum(count for count, _ in _map_chunks(layout, images, fitted))
-    return Requests(get=layout.geometry.rows * chunks(images), put=written)
+    # Even one task for a whole row reads the chunks of the references again.
+    near = min(chunks(images), REFERENCES) if layout.has_references else 0
+    return Requests(get=layout.geometry.rows * (chunks(images) + near), put=written)
 
 
 def near_duplicate_requests(layout: Layout, images: int) -> Requests:
@@ -363,7 +382,7 @@ def examine_requests(layout: Layout, images: int, fitted: int) -> Requests:
     rows, count = layout.geometry.rows, chunks(images)
     sampled = rows * min(count, SAMPLE) if images >= MIN_SAMPLE else 0
     excluded = layout.segments(images) * row_chunks(layout, images)
-    fits = pass_requests(layout, images, fitted, PassKind(scores=True)).times(GUARD_FITS)
+    fits = pass_requests(layout, images, fitted, GUARD_PASS).times(GUARD_FITS)
     return fits + Requests(get=excluded + sampled)
 
 

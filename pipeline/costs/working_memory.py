@@ -8,6 +8,7 @@ than a task that merges.
 from pipeline.costs.footprint import FLOAT64_BYTES, Layout, by_products, chunks, has_whole_rows
 from schemas.stores.features import CHUNK_IMAGES
 from workers.gaussian.fit import uses_dual
+from workers.gaussian.neighbours import REFERENCES
 from workers.map.writer import chunk_rows
 from workers.passes.by_products import products_chunk
 
@@ -35,18 +36,20 @@ def judging_memory(layout: Layout, measured: int, fitted: int, *, threads: int) 
     geometry = layout.geometry
     D, columns = geometry.channels, geometry.columns
     publish = _fit_memory(layout, measured, fitted, held=1, threads=threads)
+    # The reference images of a row, and each thread's two copies of one position's in float64.
+    near = min(measured, REFERENCES) * D * (columns * layout.itemsize + 2 * threads * FLOAT64_BYTES)
     if not by_products(layout, measured):
         # A task that does all of a row keeps what it reads.
         held = chunks(measured) if has_whole_rows(layout, measured) else 1
         passes = (_fit_memory(layout, measured, each, held=held, threads=threads) for each in (fitted, D + 1))
-        return max(publish, *passes)
+        return near + max(publish, *passes)
     size, wide, *_ = products_chunk(measured, geometry.rows, columns)
     row = size * measured * columns * layout.position_bytes
     chunk = size * wide * measured**2 * FLOAT64_BYTES
     multiplied = row + 2 * chunk + threads * (measured * D + measured**2) * FLOAT64_BYTES
     # Besides a chunk, each thread holds K, its factor and the inverse, and what an exact fit needs.
     passed = chunk + row + threads * (5 * measured**2 + 6 * measured * D) * FLOAT64_BYTES
-    return max(multiplied, passed, publish)
+    return near + max(multiplied, passed, publish)
 
 
 def _fit_memory(layout: Layout, measured: int, fitted: int, *, held: int, threads: int) -> int:

@@ -18,13 +18,26 @@ from pipeline.cluster.cluster import Cluster
 from pipeline.cluster.tasks import Window, open_window
 from pipeline.judging.group import Group
 from pipeline.judging.statistics import GroupStatistics
-from pipeline.judging.strategies.base import Trimming
+from pipeline.judging.strategies.base import GAP, Trimming
 from schemas.arrays import Floats, Mask
 from schemas.records.run import DISTANCE
 from workers.features.arrays import ArrayRef
-from workers.guard.contamination import Contamination, fit_and_estimate
-from workers.guard.findings import Exclusions, Finding, count_segment, examine, excuse_small_groups
+from workers.guard.contamination import Contamination, beyond_gap, fit_and_estimate, widen
+from workers.guard.findings import (
+    HALF,
+    Exclusions,
+    Finding,
+    count_segment,
+    examine,
+    excuse_small_groups,
+    is_blind,
+    misses_defects,
+    misses_medium,
+    with_finding,
+)
 from workers.guard.structure import MIN_SAMPLE, Structure, describe_structure, gram_row, sample_images
+from workers.trust.power import NOT_JUDGED, Power, add_up
+from workers.verdict.purity import Purity
 
 logger = logging.getLogger("paire")
 
@@ -45,13 +58,17 @@ class Examination:
 
     contamination: Contamination | None  # the estimate; None if too few images are clean for one
     findings: tuple[Finding, ...]  # those that stop a run first; empty for a group that can be trusted
+    power: Power = NOT_JUDGED  # what the published map sees of planted defects
+    purity: Purity | None = None  # of the clean set; None if the strategy does not estimate it
 
     def to_json(self) -> dict[str, Any]:
         """Return the group's part of the ledger, JSON-ready."""
-        found, shares = self.contamination, None
-        if found is not None:
-            shares = {name: round(getattr(found, name), SHARE_DIGITS) for name in ("share", "lower", "upper")}
-        return {"contamination": shares, "findings": [dataclasses.asdict(finding) for finding in self.findings]}
+        return {
+            "contamination": _rounded(self.contamination, "share", "lower", "upper"),
+            "purity": _rounded(self.purity, "estimate", "lower"),
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "power": self.power.to_json(),
+        }
 
 
 def examine_group(
@@ -61,20 +78,33 @@ def examine_group(
     smoothing, window = group.config.trim.smoothing, open_window(cluster)
 
     def score(fitted: Mask) -> Floats:
-        return statistics.score_aside(fitted, kind="examine", smoothing=smoothing, estimator=ESTIMATOR)
+        return statistics.score_aside(fitted, kind="examine", smoothing=smoothing, neighbours=True, estimator=ESTIMATOR)
 
-    contamination = fit_and_estimate(score, trimming.clean, false_reject=RATE)
+    purity, kept = trimming.purity, int(trimming.clean.sum())
+    if trimming.stop_reason == GAP:
+        contamination: Contamination | None = beyond_gap(group.count, kept)
+    else:
+        contamination = fit_and_estimate(score, trimming.clean, false_reject=RATE)
+    if contamination is not None and purity is not None:
+        # As if all that was rejected were bad, and what was kept no purer than its bound.
+        contamination = widen(contamination, 1.0 - purity.lower * kept / group.count)
     findings = examine(
         contamination,
         _count_exclusions(window, group, trimming, statistics.distances.array(DISTANCE)),
         _structure(window, group, trimming.clean),
-        kept=int(trimming.clean.sum()),
+        kept=kept,
         false_reject=RATE,
         min_clean_fraction=group.config.trim.min_clean_fraction,
+        purity=purity,
     )
     for finding in findings:
         logger.warning("%s: %s", group.name, finding.sentence, extra={"group": group.name})
-    return Examination(contamination, findings)
+    return Examination(contamination, findings, purity=purity)
+
+
+def _rounded(found: Contamination | Purity | None, *names: str) -> dict[str, float] | None:
+    """Return some shares, rounded for the ledger; None if there is no estimate."""
+    return None if found is None else {name: round(getattr(found, name), SHARE_DIGITS) for name in names}
 
 
 def _count_exclusions(window: Window, group: Group, trimming: Trimming, distances: ArrayRef) -> Exclusions:
@@ -109,3 +139,29 @@ def weigh_small_groups(examinations: Mapping[str, Examination], images: Mapping[
     return {
         group: dataclasses.replace(examination, findings=excused[group]) for group, examination in examinations.items()
     }
+
+
+def weigh_power(examinations: Mapping[str, Examination], powers: Mapping[str, Power]) -> dict[str, Examination]:
+    """Return the examinations of all groups of a run, with what their maps see of planted defects.
+
+    ``powers`` has the groups that were judged. A group that few defects were planted into stops the run only if all
+    groups together are blind. Where defects are missed, the contamination may be nothing or up to the breakdown point,
+    and so may the impurity of the clean set.
+    """
+    together = add_up(powers.values())
+    run_is_blind = is_blind(together.of, high=together.high)
+    weighed = dict(examinations)
+    for group, power in powers.items():
+        seen, examination = power.seen, examinations[group]
+        found = misses_defects(seen.of, seen.count, low=seen.low, high=seen.high, run_is_blind=run_is_blind)
+        found = found or misses_medium(power.medium_seen.of, power.medium_seen.count)
+        findings = with_finding(examination.findings, found)
+        contamination, purity = examination.contamination, examination.purity
+        if len(findings) > len(examination.findings) and found is not None:
+            logger.warning("%s: %s", group, found.sentence, extra={"group": group})
+            contamination = contamination and widen(contamination, HALF, lower=0.0)
+            purity = purity and dataclasses.replace(purity, lower=min(purity.lower, 1.0 - HALF))
+        weighed[group] = dataclasses.replace(
+            examination, findings=findings, contamination=contamination, purity=purity, power=power
+        )
+    return weighed

@@ -20,10 +20,11 @@ from pipeline.cluster.progress import Reporter
 from pipeline.cluster.tasks import open_window, results_in_order
 from pipeline.costs.footprint import Layout
 from pipeline.costs.schedule import apart_up_to
-from pipeline.judging.examination import Examination, examine_group, weigh_small_groups
+from pipeline.judging.examination import Examination, examine_group, weigh_power, weigh_small_groups
 from pipeline.judging.group import Group
 from pipeline.judging.manifest import build_manifest
 from pipeline.judging.near_duplicates import find_near_duplicates
+from pipeline.judging.power import KeptImages, measure_power, paths_by_group
 from pipeline.judging.result import GroupResult, digest_outcomes, take_census
 from pipeline.judging.statistics import GroupStatistics
 from pipeline.judging.strategies.base import AMBIGUOUS, CYCLE, MAX_ITERATIONS, Search, Trimming
@@ -93,12 +94,13 @@ class Judge:
         self._prepare()
         sizes = [len(images) for images in outcomes.values()]
         workers = 1 if self.cluster is None else self.cluster.workers
-        largest = apart_up_to(sizes, Layout.of(self.geometry, self.config), workers)
+        near = strategy_of(self.config).measures_neighbours
+        largest = apart_up_to(sizes, Layout.of(self.geometry, self.config, has_references=near), workers)
         found = self._judge_apart({group: images for group, images in outcomes.items() if len(images) <= largest})
         for group, images in outcomes.items():
             if group not in found:
                 found[group] = self._judge_group(group, images)
-        return self._publish(catalog, {group: found[group] for group in outcomes})
+        return self._publish(catalog, self._measure_power(catalog, {group: found[group] for group in outcomes}))
 
     def _prepare(self) -> None:
         """Create empty stores, unless the job goes on with those of an earlier command."""
@@ -167,19 +169,38 @@ class Judge:
             )
             evidence = statistics.distances.evidence(trimming.thresholds, fitted_for, smoothing=trimming.smoothing)
             thresholds = strategy.map_thresholds(statistics, trimming)
-            checksums = statistics.publish(trimming.published, self._model, nearest=trimming.nearest)
+            near = strategy.measures_neighbours
+            checksums = statistics.publish(trimming.published, self._model, neighbours=near)
             write_thresholds(
                 self._model,
                 name,
                 thresholds,
                 checksums=checksums,
                 smoothing=trimming.smoothing,
-                nearest=trimming.nearest,
             )
             examination = examine_group(self.cluster, group, trimming, statistics)
         return GroupResult(
             outcomes, census, examination, trimming, evidence, fitted_for, near_duplicates=int((~is_own).sum())
         )
+
+    def _measure_power(self, catalog: pd.DataFrame, results: Mapping[str, GroupResult]) -> dict[str, GroupResult]:
+        """Return the results with what the map of each group sees of planted defects, and what follows from it."""
+        paths = paths_by_group(catalog)
+        powers = measure_power(
+            self.cluster,
+            {
+                group: KeptImages(result.trimming.clean, result.outcomes, paths[group])
+                for group, result in results.items()
+                if result.trimming is not None
+            },
+            self._model,
+            self.config,
+            self.record.weights_digest,
+            self.reporter,
+            self.journal,
+        )
+        examined = weigh_power({group: result.examination for group, result in results.items()}, powers)
+        return {group: dataclasses.replace(result, examination=examined[group]) for group, result in results.items()}
 
     def _publish(self, catalog: pd.DataFrame, results: Mapping[str, GroupResult]) -> dict[str, Any]:
         """Complete the map and write the tables and the books."""
@@ -269,14 +290,14 @@ def _ledger_entry(result: GroupResult) -> dict[str, Any]:
         "floor_applied": trimming.floor_applied,
         "near_duplicates": result.near_duplicates,
         "warnings": [
-            *_warnings(result, trimming),
+            *warnings_about(result, trimming),
             *(finding.sentence for finding in result.examination.findings),
         ],
     }
 
 
-def _warnings(result: GroupResult, trimming: Trimming) -> list[str]:
-    """Say what makes a group's verdicts less trustworthy."""
+def warnings_about(result: GroupResult, trimming: Trimming) -> list[str]:
+    """Return sentences about what makes a group's verdicts less trustworthy."""
     last, measured, warnings = trimming.iterations[-1], int(result.census.measured.sum()), []
     if trimming.floor_applied:
         warnings.append(

@@ -53,11 +53,12 @@ class Passes(Protocol):
         """Measure all images and yield futures of `RowVerdict`, in the order of rows."""
 
     def submit_distances(
-        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None
+        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit | None, references: Mask | None
     ) -> Iterator[Rows]:
         """Measure all images and yield futures of receipts, in the order of rows.
 
-        With ``nearest``, each position is fitted a second time, on this number of the images that are nearest there.
+        ``references`` (images,) bool are those whose neighbour distance multiplies the distance from the fit; without a
+        fit it is the distance.
         """
 
     def replay(self, fitted: Mask, fit: Fit) -> None:
@@ -92,11 +93,11 @@ class PassesByProducts:
             yield Rows(band.stop - band.start, [verdict])
 
     def submit_distances(
-        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None
+        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit | None, references: Mask | None
     ) -> Iterator[Rows]:
         """Submit one task for each band."""
         for band, receipt in self._multiplied(window):
-            measured = window.submit(measure_rows, self._group, into, band, fitted, fit, nearest, receipt)
+            measured = window.submit(measure_rows, self._group, into, band, fitted, fit, references, receipt)
             yield Rows(band.stop - band.start, [measured])
 
     def replay(self, fitted: Mask, fit: Fit) -> None:
@@ -142,12 +143,12 @@ class PassesByFeatures:
             yield Rows(1, submit_row(window, RowTasks.submit_verdict, tasks, into, plan, self._trim, is_first))
 
     def submit_distances(
-        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit, nearest: int | None
+        self, window: Window, into: ArrayRef, fitted: Mask, fit: Fit | None, references: Mask | None
     ) -> Iterator[Rows]:
         """Submit the tasks of each row."""
-        plan = self._plan(fitted, fit)
+        plan = self._plan(fitted, fit) if fit else PassPlan(fitted, None, self._passes, None, None)
         for tasks in self._rows:
-            yield Rows(1, submit_row(window, RowTasks.submit_distances, tasks, into, plan, nearest))
+            yield Rows(1, submit_row(window, RowTasks.submit_distances, tasks, into, plan, references))
 
     def replay(self, fitted: Mask, fit: Fit) -> None:
         """Note what was kept."""

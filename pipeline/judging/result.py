@@ -18,6 +18,7 @@ from schemas.records.image import ImageOutcome
 from workers.guard.contamination import Contamination
 from workers.guard.findings import Finding
 from workers.verdict.calibration import ScoreLaw
+from workers.verdict.purity import Purity
 from workers.verdict.selection import Evidence
 
 # The array that holds, as JSON, all that is not an array.
@@ -69,10 +70,16 @@ class GroupResult:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return everything as arrays, except the outcomes of the images: extraction has those."""
+        contamination = self.examination.contamination
         facts: dict[str, Any] = {
             "not_judged": self.not_judged,
             "near_duplicates": self.near_duplicates,
-            "examination": dataclasses.asdict(self.examination),
+            # Without its power, which is measured once all groups are judged.
+            "examination": {
+                "contamination": contamination and dataclasses.asdict(contamination),
+                "findings": [dataclasses.asdict(finding) for finding in self.examination.findings],
+                "purity": self.examination.purity and dataclasses.asdict(self.examination.purity),
+            },
         }
         arrays: dict[str, NDArray[Any]] = {}
         trimming = self.trimming
@@ -83,7 +90,7 @@ class GroupResult:
                 "iterations": [dataclasses.asdict(step) for step in trimming.iterations],
                 "stop_reason": trimming.stop_reason,
                 "smoothing": trimming.smoothing,
-                "nearest": trimming.nearest,
+                "purity": None if trimming.purity is None else dataclasses.asdict(trimming.purity),
             }
         return arrays | {_FACTS: np.frombuffer(json.dumps(facts, default=_plain).encode(), np.uint8)}
 
@@ -102,8 +109,11 @@ class GroupResult:
             if "trimming" in facts:
                 said = facts["trimming"]
                 steps = tuple(Iteration(**step) for step in said.pop("iterations"))
+                purity = said.pop("purity")
                 found = {
-                    "trimming": Trimming(**_named(arrays, _TRIMMING), **said, iterations=steps),
+                    "trimming": Trimming(
+                        **_named(arrays, _TRIMMING), **said, iterations=steps, purity=purity and Purity(**purity)
+                    ),
                     "evidence": Evidence(**_named(arrays, _EVIDENCE)),
                     "fitted_for": arrays["fitted_for"],
                 }
@@ -138,9 +148,13 @@ def _named(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def _examination(contamination: dict[str, Any] | None, findings: list[dict[str, Any]]) -> Examination:
+def _examination(
+    contamination: dict[str, Any] | None, findings: list[dict[str, Any]], purity: dict[str, float] | None
+) -> Examination:
     found = None
     if contamination is not None:
         law = contamination.pop("law")
         found = Contamination(**contamination, law=None if law is None else ScoreLaw(**law))
-    return Examination(found, tuple(Finding(**finding) for finding in findings))
+    return Examination(
+        found, tuple(Finding(**finding) for finding in findings), purity=Purity(**purity) if purity else None
+    )

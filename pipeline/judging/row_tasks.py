@@ -25,8 +25,7 @@ from workers.passes.by_features import (
     judge_row,
     measure_segment,
     merge_rows,
-    nearest_images,
-    take_images,
+    read_references,
 )
 from workers.passes.kept_moments import Change, KeptMoments, fit_row_whitening, update_row
 from workers.storage.directory import Directory
@@ -36,7 +35,7 @@ class PassPlan(NamedTuple):
     """What a pass fits, and how it gets the moments."""
 
     fitted: Mask  # (images,)
-    fit: Fit
+    fit: Fit | None  # None measures neighbour distances alone
     number: int  # of the pass
     kept: KeptMoments | None  # where its moments are kept, if they are
     change: Change | None  # what to update there; None accumulates again
@@ -61,79 +60,63 @@ class RowTasks:
         self, window: Window, into: ArrayRef, plan: PassPlan, trim: TrimConfig, is_first: bool
     ) -> list[Any]:
         """Measure all images; one future, of a `RowVerdict`."""
-        receipts = self._measure(window, into, self._fit_planned(window, plan), None)
+        receipts = self._measure(window, into, self._fit_planned(window, plan), None, None)
         count = int(plan.fitted.sum())
         return [window.submit(judge_row, into, self.row, self.measured, trim, count, is_first, receipts)]
 
-    def submit_distances(self, window: Window, into: ArrayRef, plan: PassPlan, nearest: int | None) -> list[Any]:
+    def submit_distances(self, window: Window, into: ArrayRef, plan: PassPlan, references: Mask | None) -> list[Any]:
         """Measure all images; futures of receipts, one for each segment.
 
-        With ``nearest``, each position is fitted a second time, on this number of the images that are nearest there.
+        ``references`` (images,) bool are those whose neighbour distance multiplies the distance from the fit.
         """
-        leaves_one_out, segments = plan.fit.leaves_one_out, list(self._segments(plan.fitted))
-        own: list[Any] = [segment.mask if leaves_one_out else None for segment in segments]
-        receipts = self._measure(window, into, self._fit_planned(window, plan), own)
-        if nearest is None:
-            return receipts
-        chosen = window.submit(nearest_images, into, self.row, plan.fitted, nearest, receipts)
-        own = [
-            window.submit(take_images, chosen, segment.start, segment.stop) if leaves_one_out else None
-            for segment in segments
-        ]
-        # These moments are not kept: every position has images of its own, which no other pass fits.
-        further = self.row, None, plan.number
-        gaussians = self._fit(window, plan.fitted, plan.fit, chosen, nearest, fit_row_whitening, *further)
-        return self._measure(window, into, gaussians, own)
+        near = None if references is None else window.submit(read_references, self.features, self.row, references)
+        if plan.fit is None:
+            return self._measure(window, into, None, None, near)
+        own: list[Any] | None = None
+        if plan.fit.leaves_one_out:
+            own = [segment.mask for segment in self._segments(plan.fitted)]
+        return self._measure(window, into, self._fit_planned(window, plan), own, near)
 
-    def submit_fit(self, window: Window, fitted: Mask, fit: Fit, chosen: Any, count: int | None) -> Any:
+    def submit_fit(self, window: Window, fitted: Mask, fit: Fit) -> Any:
         """Fit what is published; a future of the Gaussians of the row.
 
-        Moments are accumulated again: what is published carries no drift of earlier passes. ``chosen`` (images,
-        columns) bool, or a future of it, has the ``count`` images that each column is fitted on; None fits all of
-        ``fitted``.
+        Moments are accumulated again: what is published carries no drift of earlier passes.
         """
-        return self._fit(window, fitted, fit, chosen, count, fit_row_primal)
+        return self._fit(window, fitted, fit, fit_row_primal)
 
-    def _measure(self, window: Window, into: ArrayRef, gaussians: Any, own: list[Any] | None) -> list[Any]:
+    def submit_references(self, window: Window, references: Mask) -> Any:
+        """Read the reference images ``references`` (images,) bool of what is published; a future of `References`."""
+        return window.submit(read_references, self.features, self.row, references)
+
+    def _measure(
+        self, window: Window, into: ArrayRef, gaussians: Any, own: list[Any] | None, references: Any
+    ) -> list[Any]:
         """Submit the distances of each segment; ``own`` has its fitted images if they are left out one by one."""
         segments = list(self._segments(self.measured))
         return [
-            window.submit(measure_segment, gaussians, self.features, into, self.row, segment, left_out)
+            window.submit(measure_segment, gaussians, self.features, into, self.row, segment, left_out, references)
             for segment, left_out in zip(segments, own or [None] * len(segments), strict=True)
         ]
 
     def _fit_planned(self, window: Window, plan: PassPlan) -> Any:
         """Submit the fit of a pass: update kept moments, or fit to the features."""
+        assert plan.fit is not None
         if plan.change is not None:
             return window.submit(update_row, self.features, plan.kept, self.row, plan.change, plan.fit)
-        further = self.row, plan.kept, plan.number
-        return self._fit(window, plan.fitted, plan.fit, None, None, fit_row_whitening, *further)
+        return self._fit(window, plan.fitted, plan.fit, fit_row_whitening, self.row, plan.kept, plan.number)
 
-    def _fit(
-        self,
-        window: Window,
-        fitted: Mask,
-        fit: Fit,
-        chosen: Any,
-        count: int | None,
-        primal: Callable[..., Any],
-        *further: object,
-    ) -> Any:
+    def _fit(self, window: Window, fitted: Mask, fit: Fit, primal: Callable[..., Any], *further: object) -> Any:
         """Submit the dual fit, or ``primal`` of moments that are accumulated segment by segment, and ``further``."""
-        if uses_dual(count or int(fitted.sum()), self.channels):
-            return window.submit(fit_row_dual, self.features, self.row, Segment(0, len(fitted), fitted), fit, chosen)
+        if uses_dual(int(fitted.sum()), self.channels):
+            return window.submit(fit_row_dual, self.features, self.row, Segment(0, len(fitted), fitted), fit)
         segments = list(self._segments(fitted))
-        parts = [
-            None if chosen is None else window.submit(take_images, chosen, segment.start, segment.stop)
-            for segment in segments
-        ]
         moments = None
-        for segment, part in zip(segments, parts, strict=True):
-            more = window.submit(accumulate_segment, self.features, self.row, segment, part)
+        for segment in segments:
+            more = window.submit(accumulate_segment, self.features, self.row, segment)
             moments = more if moments is None else window.submit(merge_rows, moments, more)
         fourth = [
-            window.submit(accumulate_fourth, self.features, self.row, segment, moments, part)
-            for segment, part in zip(segments, parts, strict=True)
+            window.submit(accumulate_fourth, self.features, self.row, segment, moments)
+            for segment in segments
             if fit.estimator == "ledoit-wolf"
         ]
         return window.submit(primal, moments, fit, fourth, *further)
@@ -179,17 +162,15 @@ def publish_rows(
     group: str,
     fitted: Mask,
     fit: Fit,
-    chosen: list[Any],
-    count: int | None,
+    references: Mask | None,
 ) -> Any:
     """Submit the fit and the writing of rows that share chunks of the map; a future of their checksums.
 
-    The arguments are those of `RowTasks.submit_fit`, with one element of ``chosen`` for each row.
+    ``references`` (images,) bool are the reference images that the map has, if it has any.
     """
-    gaussians = [
-        tasks.submit_fit(window, fitted, fit, images, count) for tasks, images in zip(rows, chosen, strict=True)
-    ]
-    return window.submit(write_rows, model, group, rows[0].row, gaussians)
+    gaussians = [tasks.submit_fit(window, fitted, fit) for tasks in rows]
+    near = [] if references is None else [tasks.submit_references(window, references) for tasks in rows]
+    return window.submit(write_rows, model, group, rows[0].row, gaussians, near)
 
 
 def _publish_here(rows: Sequence[RowTasks], *asked: Any) -> list[int]:

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.cluster.cluster import Cluster
 from pipeline.cluster.progress import Phase, Reporter
-from pipeline.cluster.tasks import Window, open_window
-from pipeline.costs.footprint import count_nearest
+from pipeline.cluster.tasks import open_window
 from pipeline.judging.distances import GroupDistances
 from pipeline.judging.group import Group
 from pipeline.judging.passes import plan_passes
@@ -28,8 +27,9 @@ from schemas.names import storage_name
 from schemas.records.run import DISTANCE
 from schemas.stores.gaussian_map import CHECKSUMS
 from workers.gaussian.fit import Fit
+from workers.gaussian.neighbours import choose_references
 from workers.map.writer import chunk_rows, create_group_map
-from workers.passes.by_features import RowVerdict, nearest_images, row_thresholds, score_row, score_segment
+from workers.passes.by_features import RowVerdict, row_thresholds, score_row, score_segment
 from workers.storage.directory import Directory
 from workers.verdict.calibration import fit_score_law
 
@@ -94,7 +94,7 @@ class GroupStatistics:
         outcome = self._once(compute, "measure", fitted, fit, is_first=is_first, into=into)
         return PassResult(outcome["thresholds"], outcome["margin"])
 
-    def score_pass(self, fitted: Mask, number: int, *, smoothing: int | None, nearest: float = 1.0) -> Floats:
+    def score_pass(self, fitted: Mask, number: int, *, smoothing: int | None, neighbours: bool = False) -> Floats:
         """Fit on some images, measure all, the fitted ones without themselves, and score each image.
 
         Parameters
@@ -102,8 +102,9 @@ class GroupStatistics:
         smoothing
             Score by the largest log distance averaged over squares of this side, in positions; None scores by the
             largest log distance in robust deviations at its position.
-        nearest
-            Below 1, fit a second time, each position on this share of the images: those nearest there.
+        neighbours
+            Multiply each distance by the distance to the second nearest reference image, see
+            `workers.gaussian.neighbours`.
 
         Returns
         -------
@@ -111,35 +112,33 @@ class GroupStatistics:
             (images,) float64; NaN for an image that does not take part.
         """
         with self._phase(f"pass {number}", "pass") as phase:
-            return self._find_scores(fitted, phase, smoothing=smoothing, nearest=nearest, into=DISTANCE)
+            fit = self._fit()
+            return self._find_scores(fitted, phase, fit, smoothing=smoothing, neighbours=neighbours, into=DISTANCE)
 
     def score_aside(
-        self, fitted: Mask, *, kind: str, smoothing: int, nearest: float = 1.0, estimator: str | None = None
+        self, fitted: Mask, *, kind: str, smoothing: int, neighbours: bool = False, estimator: str | None = None
     ) -> Floats:
         """Return scores as `score_pass` does, and leave the stored distances as they are."""
         with self._phase(kind, kind) as phase, self.distances.scratch() as into:
-            return self._find_scores(
-                fitted, phase, smoothing=smoothing, nearest=nearest, estimator=estimator, into=into
-            )
+            fit = self._fit(estimator)
+            return self._find_scores(fitted, phase, fit, smoothing=smoothing, neighbours=neighbours, into=into)
+
+    def score_neighbours(self, fitted: Mask, number: int) -> Floats:
+        """Score each image by its largest log distance to its neighbours alone, and keep the stored distances."""
+        with self._phase(f"neighbours {number}", "pass") as phase, self.distances.scratch() as into:
+            return self._find_scores(fitted, phase, None, smoothing=1, neighbours=True, into=into)
 
     def _find_scores(
-        self,
-        fitted: Mask,
-        phase: Phase,
-        *,
-        smoothing: int | None,
-        nearest: float,
-        into: str,
-        estimator: str | None = None,
+        self, fitted: Mask, phase: Phase, fit: Fit | None, *, smoothing: int | None, neighbours: bool, into: str
     ) -> Floats:
-        fit = self._fit(estimator)._replace(leaves_one_out=True)
-        asked = {"smoothing": smoothing, "nearest": nearest, "estimator": fit.estimator, "into": into}
+        fit = None if fit is None else fit._replace(leaves_one_out=True)
+        asked = {"smoothing": smoothing, "neighbours": neighbours, "into": into}
+        references = choose_references(fitted) if neighbours else None
 
         def compute() -> Arrays:
             window, distances = open_window(self._cluster), self.distances.array(into)
             receipts: list[list[Any]] = []
-            again = self._count_fitted_again(fitted, nearest)
-            for rows in self._passes.submit_distances(window, distances, fitted, fit, again):
+            for rows in self._passes.submit_distances(window, distances, fitted, fit, references):
                 _advance(phase, rows.futures[-1], rows.number)
                 receipts += [rows.futures] * rows.number
             scores: list[Any] = []
@@ -153,7 +152,8 @@ class GroupStatistics:
                 scores.append(window.submit(score_segment, distances, segment, smoothing, measured))
             return {"scores": np.concatenate(window.gather(scores))}
 
-        return np.asarray(self._once(compute, "score", fitted, fit, **asked)["scores"])
+        estimator = None if fit is None else fit.estimator
+        return np.asarray(self._once(compute, "score", fitted, fit, estimator=estimator, **asked)["scores"])
 
     def thresholds_at(self, score: float) -> Floats:
         """Return the distances (rows, columns) that a score in robust deviations means in the stored distances."""
@@ -167,9 +167,9 @@ class GroupStatistics:
         with self._phase("calibrate", "calibrate") as phase, self.distances.scratch() as into:
             return self._find_thresholds(fitted, phase, is_first=False, into=into).thresholds
 
-    def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float) -> Floats:
+    def calibrate_law(self, fitted: Mask, *, smoothing: int, neighbours: bool) -> Floats:
         """Like `calibrate`, but return the thresholds that clean images exceed at ``trim.target_false_reject``."""
-        scores = self.score_aside(fitted, kind="calibrate", smoothing=smoothing, nearest=nearest)
+        scores = self.score_aside(fitted, kind="calibrate", smoothing=smoothing, neighbours=neighbours)
         threshold = fit_score_law(scores[fitted]).threshold(self._group.config.trim.target_false_reject)
         return np.full(self._group.grid, np.exp(threshold))
 
@@ -187,53 +187,28 @@ class GroupStatistics:
         self._journal.note(computed := compute())
         return computed
 
-    def count_fitted(self, fitted: Mask, *, nearest: float) -> int:
-        """Return how many images `publish` fits each position on."""
-        count = int(fitted.sum())
-        return count if nearest >= 1.0 else count_nearest(nearest, count)
-
-    def _count_fitted_again(self, fitted: Mask, nearest: float) -> int | None:
-        """Return how many images each position is fitted on a second time; None if that is all of them."""
-        count = self.count_fitted(fitted, nearest=nearest)
-        return count if count < int(fitted.sum()) else None
-
-    def publish(self, fitted: Mask, model: Directory, *, nearest: float) -> list[int]:
+    def publish(self, fitted: Mask, model: Directory, *, neighbours: bool) -> list[int]:
         """Fit once more, write the Gaussians into the map, and return the checksum of each row of the map.
 
-        With ``nearest`` below 1, each position is fitted on this share of the images: those nearest there under a fit
-        on all of them.
+        With ``neighbours``, the map also has reference images.
         """
-        group, fit, count = self._group, self._fit(), self._count_fitted_again(fitted, nearest)
-        number = count or int(fitted.sum())
+        group, fit, number = self._group, self._fit(), int(fitted.sum())
+        references = choose_references(fitted) if neighbours else None
         together = chunk_rows(group.geometry, measured=group.count, fitted=number)
-        if self._journal is None or not self._journal.expects(PUBLISH, fitted, nearest=nearest):
-            create_group_map(model, group.name, group.geometry, number, rows_together=together)
+        if self._journal is None or not self._journal.expects(PUBLISH, fitted, neighbours=neighbours):
+            count = 0 if references is None else int(references.sum())
+            create_group_map(model, group.name, group.geometry, number, references=count, rows_together=together)
 
-        def write(window: Window, phase: Phase, chosen: list[Any]) -> Arrays:
-            rows, receipts = rows_of(group), []
+        def compute(phase: Phase) -> Arrays:
+            window, rows, receipts = open_window(self._cluster), rows_of(group), []
             for start in range(0, len(rows), together):
-                band, images = rows[start : start + together], chosen[start : start + together]
-                receipts.append(submit_publication(window, band, model, group.name, fitted, fit, images, count))
+                band = rows[start : start + together]
+                receipts.append(submit_publication(window, band, model, group.name, fitted, fit, references))
                 _advance(phase, receipts[-1], len(band))
             return {CHECKSUMS: np.concatenate(window.gather(receipts)).astype(np.int64)}
 
-        def compute(phase: Phase) -> Arrays:
-            window = open_window(self._cluster)
-            if count is None:
-                return write(window, phase, [None] * group.geometry.rows)
-            with self.distances.scratch() as into:
-                distances = self.distances.array(into)
-                chosen: list[Any] = []
-                for rows in self._passes.submit_distances(window, distances, fitted, left_out, None):
-                    for _ in range(rows.number):
-                        place = len(chosen)
-                        chosen.append(window.submit(nearest_images, distances, place, fitted, count, rows.futures))
-                return write(window, phase, chosen)
-
-        left_out = fit._replace(leaves_one_out=True)
         with self._phase("publish", "publish") as phase:
-            pass_fit = None if count is None else left_out
-            outcome = self._once(lambda: compute(phase), PUBLISH, fitted, pass_fit, nearest=nearest)
+            outcome = self._once(lambda: compute(phase), PUBLISH, fitted, None, neighbours=neighbours)
         checksums: list[int] = outcome[CHECKSUMS].tolist()
         return checksums
 

@@ -7,6 +7,13 @@ The entry of each group also says how its judging ended and whether the result c
 - ``warnings``: sentences about what makes the verdicts less trustworthy.
 - ``contamination``: ``share``, the estimated share of images that do not follow the law of the clean ones, with its
   95 % interval ``lower`` to ``upper``; null if there is no estimate.
+- ``purity``: the share of clean images among those that are kept, its ``estimate`` and a ``lower`` bound; null if the
+  strategy does not estimate it.
+- ``power``: what the published map sees of strong defects that were planted into kept images: ``planted``, ``seen``,
+  its 95 % interval ``low`` to ``high``, the counts ``by_kind`` and ``by_size``, ``smallest_seen``, and the counts of
+  ``medium`` defects in the same places; images that do not
+  count: ``rejected_untouched``, ``too_faint``, ``left_out``; and a ``note`` why nothing was planted, or why an image
+  was left out.
 - ``findings``: those of the breakdown guard, each with its ``condition``, its ``sentence`` and whether it ``stops`` the
   publication, because the result is untrustworthy.
 """

@@ -24,7 +24,7 @@ COLUMNS = (
     Column("height", pa.int32(), "pixels, after EXIF orientation"),
     Column("decision", pa.string(), "`clean`, `anomalous`, `duplicate`, `unreadable` or `skipped`"),
     Column("reason", pa.string(), "the decision in words"),
-    Column("anomaly_score", pa.float64(), "largest Mahalanobis distance over all positions; **higher is worse**"),
+    Column("anomaly_score", pa.float64(), "largest distance over all positions, see `distance`; **higher is worse**"),
     Column("margin", pa.float64(), "largest distance / threshold over all positions; 1 or more is beyond a threshold"),
     Column(
         "worst_row", pa.int16(), "row of the position with the largest margin (largest distance if all margins are 0)"
@@ -33,7 +33,7 @@ COLUMNS = (
     Column(
         "distance",
         pa.float64(),
-        "Mahalanobis distance at that position; with strategy `grow`, the geometric mean over its neighbourhood",
+        "Mahalanobis distance at that position; with strategy `grow`, times the neighbour distance there",
     ),
     Column("threshold", pa.float64(), "threshold at that position; infinite if no image was trimmed there"),
     Column("bbox_x", pa.int32(), "left edge of that patch in pixels of the original image"),

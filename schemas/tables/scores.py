@@ -21,7 +21,7 @@ HEAT_MAPS: Final = "maps"
 COLUMNS = (
     Column("image_path", pa.string(), "absolute path or URL of the image"),
     Column("group", pa.string(), "product group whose map gave the score"),
-    Column("anomaly_score", pa.float64(), "largest Mahalanobis distance over all positions; higher is worse"),
+    Column("anomaly_score", pa.float64(), "largest distance over all positions, as in the manifest; higher is worse"),
     Column(
         "worst_row", pa.int16(), "row of the position with the largest margin (largest distance if all margins are 0)"
     ),

@@ -60,7 +60,7 @@ def all_of(location: Path) -> list[Any]:
     """Return all that a map scores with and by."""
     opened = GaussianMap.open(location)
     scores = [(opened.distances(group, FEATURES[:3]).tolist(), opened.thresholds(group).tolist()) for group in GROUPS]
-    said = [(opened.smoothing(group), opened.nearest(group)) for group in GROUPS]
+    said = [(opened.smoothing(group), opened.measures_neighbours(group)) for group in GROUPS]
     return [opened.groups, opened.description, scores, said]
 
 
@@ -69,7 +69,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = Directory.at(tmp_path_factory.mktemp("map") / "run")
     model = new_map(run, describe(GEOMETRY))
     for group, count in zip(GROUPS, (5, 40), strict=True):
-        write_group(model, group, GEOMETRY, FEATURES[:count], THRESHOLDS)
+        write_group(model, group, GEOMETRY, FEATURES[:count], THRESHOLDS, references=4)
     finish(run)
     return Path(run.url)
 

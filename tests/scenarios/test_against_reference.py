@@ -50,6 +50,11 @@ def cluster() -> Iterator[Cluster]:
         yield opened
 
 
+def paper_config(*settings: str) -> Config:
+    """Return a configuration of the paper's rule."""
+    return tiny_config("trim.strategy=paire", *settings)
+
+
 @dataclass
 class Recorded:
     """A group's passes as the pipeline made them: distances, thresholds and the set each was fitted on."""
@@ -143,7 +148,7 @@ def test_every_pass_equals_the_literal_algorithm(
     cluster: Cluster, tmp_path: Path, images: int, anomalies: int, channels: int, seed: int
 ) -> None:
     features = planted(images, anomalies, channels, seed)
-    config = tiny_config()
+    config = paper_config()
     recorded = run_passes(cluster, tmp_path, features, config)
     assert_same(recorded, reference.trim(features, parameters(config)))
 
@@ -165,7 +170,7 @@ def test_every_option_means_the_same_in_both(
     cluster: Cluster, tmp_path: Path, channels: int, settings: tuple[str, ...]
 ) -> None:
     features = planted(50, 5, channels, seed=7)
-    config = tiny_config(*settings)
+    config = paper_config(*settings)
     recorded = run_passes(cluster, tmp_path, features, config)
     assert_same(recorded, reference.trim(features, parameters(config)))
 
@@ -176,7 +181,7 @@ def test_images_that_take_no_part_change_nothing(cluster: Cluster, tmp_path: Pat
     measured = np.random.default_rng(3).random(40) < 0.8
     with_strangers = features.copy()
     with_strangers[~measured] = 1e4
-    config = tiny_config("trim.stop_fraction=1")
+    config = paper_config("trim.stop_fraction=1")
     recorded = run_passes(cluster, tmp_path, with_strangers, config, measured)
     assert_same(recorded, reference.trim(features[measured], parameters(config)), measured)
     assert all(np.isnan(distances[~measured]).all() for distances in recorded.distances)
@@ -184,14 +189,14 @@ def test_images_that_take_no_part_change_nothing(cluster: Cluster, tmp_path: Pat
 
 def test_half_precision_features_are_measured_as_they_are_stored(cluster: Cluster, tmp_path: Path) -> None:
     features = planted(30, 3, 40, seed=1).astype(np.float16)
-    config = tiny_config()
+    config = paper_config()
     recorded = run_passes(cluster, tmp_path, features, config)
     assert_same(recorded, reference.trim(features, parameters(config)))
 
 
 def test_more_images_than_a_chunk_holds_equal_the_literal_algorithm(cluster: Cluster, tmp_path: Path) -> None:
     features = planted(CHUNK_IMAGES + 30, 20, 3, seed=5, grid=(2, 1))
-    config = tiny_config("gaussian.segment_images=100", "trim.stop_fraction=0.9")
+    config = paper_config("gaussian.segment_images=100", "trim.stop_fraction=0.9")
     recorded = run_passes(cluster, tmp_path, features, config)
     assert_same(recorded, reference.trim(features, parameters(config)))
 
@@ -202,7 +207,7 @@ def test_a_position_where_all_features_are_equal_is_not_trimmed(
 ) -> None:
     features = planted(30, 3, channels, seed=11)
     features[:, 0, 1] = np.float32(0.1)
-    config = tiny_config()
+    config = paper_config()
     recorded = run_passes(cluster, tmp_path, features, config)
     assert all(np.isposinf(thresholds[0, 1]) for thresholds in recorded.thresholds)
     expected = reference.trim(features, parameters(config))

@@ -12,12 +12,20 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.cluster.cluster import Cluster, open_cluster
+from pipeline.cluster.progress import Reporter
 from pipeline.commands.clean import clean
 from pipeline.commands.recut import recut
+from pipeline.judging.group import Group
+from pipeline.judging.statistics import GroupStatistics
+from pipeline.judging.strategies.base import Search, Trimming
+from pipeline.judging.strategies.grow import Grow
 from schemas.config import parse_config
-from schemas.records.run import DISTANCES, FEATURES, ITERATIONS, LEDGER, MANIFEST, MODEL
-from tests.scenarios.test_against_reference import Recorded, planted, run_passes
+from schemas.names import storage_name
+from schemas.records.run import DISTANCE, DISTANCES, FEATURES, ITERATIONS, LEDGER, MANIFEST, MODEL
+from schemas.stores.features import FeatureGeometry
+from tests.scenarios.test_against_reference import GROUP, Recorded, paper_config, planted, run_passes
 from tests.support.archives import tiny_config, write_parts
+from workers.storage.directory import Directory
 
 SETTINGS = ("trim.stop_fraction=1", "trim.max_iterations=3")
 
@@ -35,7 +43,7 @@ def passes(cluster: Cluster, folder: Path, channels: int, *settings: str) -> Rec
     """Run the iteration over the same features, wherever and however."""
     # Two clusters are open side by side here; a command has one.
     with cluster.client.as_current():
-        return run_passes(cluster, folder, planted(41, 5, channels, seed=2), tiny_config(*SETTINGS, *settings))
+        return run_passes(cluster, folder, planted(41, 5, channels, seed=2), paper_config(*SETTINGS, *settings))
 
 
 def decisions(recorded: Recorded) -> tuple[Any, ...]:
@@ -70,6 +78,53 @@ def test_other_segments_decide_the_same_at_the_same_distances(
         assert decisions(cut) == decisions(whole)
         np.testing.assert_allclose(np.stack(cut.distances), np.stack(whole.distances), rtol=1e-9)
         np.testing.assert_allclose(np.stack(cut.thresholds), np.stack(whole.thresholds), rtol=1e-9)
+
+
+# More images than there are references; in the dual form by inner products.
+GROWN = [pytest.param(4, id="primal"), pytest.param(310, id="dual")]
+
+
+def grow_in(cluster: Cluster, folder: Path, channels: int, segment: int) -> tuple[Trimming, NDArray[np.float64]]:
+    """Find the clean set of 300 images by `grow`, and return it with the stored distances."""
+    features, config = planted(300, 20, channels, seed=4), tiny_config(f"gaussian.segment_images={segment}")
+    geometry = FeatureGeometry(2, 3, channels, 2, 3, 1, 1)
+    store, distances = Directory.at(folder / "features"), Directory.at(folder / "distances")
+    store.zarr_group("", "w").create_array(
+        storage_name(GROUP), data=features, chunks=geometry.chunk_shape(len(features))
+    )
+    distances.zarr_group("", "w")
+    group = Group(GROUP, np.ones(300, bool), store, geometry, config)
+    search = Search(group.measured, config.trim, group.grid, np.arange(300), GROUP)
+    with cluster.client.as_current(), GroupStatistics(cluster, group, distances, Reporter()) as statistics:
+        trimming = Grow().find(statistics, search)
+    stored: Any = (distances / storage_name(GROUP)).zarr_group("")[DISTANCE]
+    return trimming, np.asarray(stored[:])
+
+
+@pytest.mark.parametrize("segment", [100, 4096])
+@pytest.mark.parametrize("channels", GROWN)
+def test_two_worker_processes_grow_bitwise_what_one_grows(
+    one_process: Cluster, two_processes: Cluster, tmp_path: Path, channels: int, segment: int
+) -> None:
+    one, one_distances = grow_in(one_process, tmp_path / "one", channels, segment)
+    two, two_distances = grow_in(two_processes, tmp_path / "two", channels, segment)
+    np.testing.assert_array_equal(two.history, one.history)
+    np.testing.assert_array_equal(two.thresholds, one.thresholds, strict=True)
+    np.testing.assert_array_equal(two_distances, one_distances, strict=True)
+    assert two.purity == one.purity
+
+
+@pytest.mark.parametrize("channels", GROWN)
+def test_other_segments_grow_the_same_at_the_same_distances(
+    one_process: Cluster, tmp_path: Path, channels: int
+) -> None:
+    whole, whole_distances = grow_in(one_process, tmp_path / "whole", channels, 4096)
+    assert len(whole.iterations) > 4
+    for segment in (90, 256):
+        cut, distances = grow_in(one_process, tmp_path / f"cut {segment}", channels, segment)
+        np.testing.assert_array_equal(cut.history, whole.history)
+        np.testing.assert_allclose(distances, whole_distances, rtol=1e-9)
+        np.testing.assert_allclose(cut.thresholds, whole.thresholds, rtol=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -39,11 +39,11 @@ def trusted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run_on(folder / "archive", folder / "run", GUARDED, "input.group_by={line}/*")
 
 
-@pytest.mark.parametrize("strategy", ["paire", "grow", "concentrate", "none"])
+@pytest.mark.parametrize("strategy", ["grow", "paire", "concentrate", "none"])
 def test_a_good_archive_is_published_and_a_small_group_beside_a_large_one_is_a_warning(
     trusted: Run, tmp_path: Path, strategy: str
 ) -> None:
-    if strategy == "paire":
+    if strategy == "grow":
         path, ledger, everything = trusted.path, trusted.result.ledger, ALL_OF_A_RUN
     else:
         # Decides what a whole run decides, to the last bit: see test_recut.
@@ -53,7 +53,10 @@ def test_a_good_archive_is_published_and_a_small_group_beside_a_large_one_is_a_w
     assert state_of(path) == ("done", False)
     assert {entry.name for entry in path.iterdir()} == everything
     groups = ledger["groups"]
-    assert groups["large"]["findings"] == []
+    # The untrained backbone misses medium defects in so small images; nothing else is found.
+    found = groups["large"]["findings"]
+    assert all(" medium defects " in one["sentence"] and not one["stops"] for one in found)
+    assert len(found) == (strategy != "none")
     assert groups["large"]["contamination"]["lower"] <= 5 / 115 <= groups["large"]["contamination"]["upper"]
     for name in ("small", "tiny"):
         assert [(found["condition"], found["stops"]) for found in groups[name]["findings"]] == [("images", False)]

@@ -1,5 +1,7 @@
 """Odd archives through the whole job: whatever an archive holds, every input is a row of the manifest."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from pipeline.commands.recut import recut
 from pipeline.commands.score import score
 from schemas.config import parse_config
 from schemas.names import sample_id, storage_name
@@ -82,6 +85,14 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return quick_run_on(folder / "archive", folder / "run", *settings)
 
 
+@pytest.fixture(scope="module")
+def by_the_paper(cases: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a run over all cases by the paper's rule."""
+    run = shutil.copytree(cases.path, tmp_path_factory.mktemp("paper") / "run")
+    version = recut(str(run), parse_config(None, ["trim.strategy=paire", "guard.accept_untrustworthy=true"]))
+    return dataclasses.replace(cases, path=Path(version.run))
+
+
 def rows_of(run: Run, case: str) -> pd.DataFrame:
     """Return a case's rows of the manifest, by the name of the file."""
     rows = run.manifest[run.manifest["group"] == f"{case}/cam"]
@@ -140,7 +151,14 @@ def test_images_of_equal_pixels_are_all_clean(cases: Run, name: str) -> None:
     rows = rows_of(cases, name)
     assert rows["decision"].tolist() == ["clean"] * 12
     assert np.isfinite(rows["anomaly_score"]).all()
-    assert np.isinf(cases.array(f"distances/{storage_name(f'{name}/cam')}/threshold")).all()
+    stored = f"distances/{storage_name(f'{name}/cam')}"
+    assert (cases.array(f"{stored}/distance") < cases.array(f"{stored}/threshold")).all()
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_the_papers_rule_finds_no_threshold_in_equal_pixels(by_the_paper: Run, name: str) -> None:
+    assert rows_of(by_the_paper, name)["decision"].tolist() == ["clean"] * 12
+    assert np.isinf(by_the_paper.array(f"distances/{storage_name(f'{name}/cam')}/threshold")).all()
 
 
 def test_one_image_unlike_many_equal_ones_is_found(cases: Run) -> None:
@@ -189,7 +207,7 @@ def test_strange_names_come_through_to_manifest_list_and_scores(tmp_path: Path) 
     ]
     for number, name in enumerate(strange):
         (source / name).write_bytes(png(part_pixels(number)))
-    finished = quick_run_on(source, tmp_path / "run ::1", "trim.tau=1e9")
+    finished = quick_run_on(source, tmp_path / "run ::1", "trim.strategy=none")
     assert_balanced(finished)
     assert finished.decisions == dict.fromkeys(sorted(strange), "clean")
     listed = pd.read_csv(finished.path / "clean.csv", keep_default_na=False, lineterminator="\n")

@@ -28,7 +28,7 @@ ACCEPT = "guard.accept_untrustworthy=true"
 # No slope ratio reaches this tau, so that nothing is trimmed and the map is fitted on everything.
 NO_TRIMMING = "trim.tau=1e12"
 
-GROW = "trim.strategy=grow"
+PAIRE, GROW = "trim.strategy=paire", "trim.strategy=grow"
 
 # The lists lie in the tests' own folders, the images beside the checkout.
 ELSEWHERE = ("input.roots=any",)
@@ -79,7 +79,7 @@ def dirty(features: tuple[str, ...], bottles: Bottles, tmp_path_factory: pytest.
     """Return a run over good bottles with six defective ones among them, by the paper's rule."""
     folder = tmp_path_factory.mktemp("dirty")
     archive = index(folder / "archive.csv", [*bottles.good, *bottles.planted])
-    return clean(archive, str(folder / "run"), parse_config(None, (*features, *CLUSTER, *ELSEWHERE, ACCEPT)))
+    return clean(archive, str(folder / "run"), parse_config(None, (*features, *CLUSTER, *ELSEWHERE, PAIRE, ACCEPT)))
 
 
 def auroc(run: CleanResult | RecutResult, source: str, defective: Sequence[Path], out: Path) -> float:
@@ -101,7 +101,7 @@ def test_planted_defects_are_found_and_the_map_is_better_for_it(
     assert np.isfinite(manifest["anomaly_score"]).all()
     assert total["clean"] >= 7
 
-    untrimmed = recut(dirty.run, parse_config(None, (NO_TRIMMING, ACCEPT)))
+    untrimmed = recut(dirty.run, parse_config(None, (PAIRE, NO_TRIMMING, ACCEPT)))
     assert untrimmed.ledger["total"]["clean"] + untrimmed.ledger["total"]["duplicate"] == 66
     new = index(tmp_path / "new.csv", [*bottles.test_good, *bottles.test_defective])
     with_trimming = auroc(dirty, new, bottles.test_defective, tmp_path / "trimmed scores")

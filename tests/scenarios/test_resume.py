@@ -108,7 +108,10 @@ def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(workers.passes.kept_moments, "STORAGE_IMAGES", 0)
     strategy = getattr(request, "param", "grow")
     made = Job(
-        tmp_path, tiny_config(f"trim.strategy={strategy}", "gaussian.segment_images=32", "trim.max_iterations=3")
+        tmp_path,
+        tiny_config(
+            f"trim.strategy={strategy}", "gaussian.segment_images=32", "trim.max_iterations=3", "guard.power_images=0"
+        ),
     )
     monkeypatch.setattr(Here, "submit", lambda here, *args, **kwargs: made.submit(here, *args, **kwargs))
     return made

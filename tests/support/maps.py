@@ -10,6 +10,7 @@ from workers.gaussian.fit import FittedGaussian, Gaussian, fit_dual, fit_primal,
 from workers.gaussian.moments import accumulate
 from workers.map.reader import MapDescription
 from workers.map.writer import complete_map, create_group_map, create_map, write_rows, write_thresholds
+from workers.passes.by_features import References
 from workers.storage.directory import Directory
 
 ESTIMATOR = "ridge"
@@ -31,6 +32,12 @@ def fit_row(samples: NDArray[np.floating]) -> tuple[FittedGaussian, ...]:
     return fit_primal(accumulate(samples), GAUSSIAN, ESTIMATOR)
 
 
+def reference_rows(samples: NDArray[np.floating], references: int) -> list[References]:
+    """Return each row's reference images: the first of samples (images, rows, columns, channels); [] for none."""
+    chosen = np.arange(len(samples)) < references
+    return [References(chosen, samples[chosen, row]) for row in range(samples.shape[1]) if references]
+
+
 def write_group(
     model: Directory,
     group: str,
@@ -40,13 +47,19 @@ def write_group(
     *,
     smoothing: int = 1,
     rows_together: int = 1,
+    references: int = 0,
 ) -> list[tuple[Gaussian, ...]]:
-    """Fit a product group on samples (images, rows, columns, channels) and write it; returns its Gaussians by row."""
-    create_group_map(model, group, geometry, len(samples), rows_together=rows_together)
+    """Fit a product group on samples (images, rows, columns, channels) and write it; returns its Gaussians by row.
+
+    The first ``references`` samples are its reference images.
+    """
+    create_group_map(model, group, geometry, len(samples), references=references, rows_together=rows_together)
     rows = [fit_row(samples[:, row]) for row in range(geometry.rows)]
+    near = reference_rows(samples, references)
     checksums = []
     for start in range(0, len(rows), rows_together):
-        checksums += write_rows(model, group, start, rows[start : start + rows_together])
+        stop = start + rows_together
+        checksums += write_rows(model, group, start, rows[start:stop], near[start:stop])
     write_thresholds(model, group, thresholds, checksums=checksums, smoothing=smoothing)
     return [tuple(fitted.gaussian for fitted in row) for row in rows]
 

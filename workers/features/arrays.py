@@ -96,7 +96,7 @@ def read_row(features: ArrayRef, row: int, segment: Segment) -> NDArray[Any]:
     """Return the features (taking part, columns, channels) of a segment's masked images at one row of positions."""
     parts = [
         values[segment.mask[start - segment.start : start - segment.start + len(values)]]
-        for start, values in read_chunks(features, row, segment)
+        for start, values in read_chunks(features, row, segment, segment.mask)
     ]
     return np.concatenate(parts)
 
@@ -106,7 +106,7 @@ def read_chunks(
 ) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield (first image, values (images, columns, channels)) for each chunk of a segment at one row of positions.
 
-    Skips the chunks without an image of ``wanted``, a mask (images,) or (images, columns) over the segment.
+    Skips the chunks without an image of ``wanted``, a mask (images,) over the segment.
     """
     read = features.reader()
     for start in range(segment.start, segment.stop, CHUNK_IMAGES):

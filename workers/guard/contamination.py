@@ -7,7 +7,7 @@ p-values of the scores under the law and lambda the rate of false rejects).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -137,6 +137,20 @@ def estimate_contamination(
     lower, upper = _clip(1.0 - most / (1.0 - TAIL_FACTOR * false_reject)), _clip(1.0 - fewest)
     share = _clip(1.0 - float(below[0]) / count / (1.0 - false_reject))
     return Contamination(share, min(lower, share), max(upper, share), count, law)
+
+
+def beyond_gap(images: int, kept: int) -> Contamination:
+    """Return the contamination of images that a clear gap divides: what lies beyond it, whatever the law of the others.
+
+    Beyond the gap may be good images of another kind.
+    """
+    share = 1.0 - kept / images
+    return Contamination(share, 0.0, share, images, None)
+
+
+def widen(found: Contamination, upper: float, *, lower: float = 1.0) -> Contamination:
+    """Return the contamination with an interval that reaches up and down to some shares, if it does not yet."""
+    return replace(found, lower=_clip(min(found.lower, lower)), upper=_clip(max(found.upper, upper)))
 
 
 def _quantiles(ordered: Floats) -> Floats:

@@ -16,6 +16,7 @@ from workers.features.arrays import ArrayRef, Segment, read_distances
 from workers.guard.contamination import Contamination
 from workers.guard.structure import LEADING_SHARE, Structure
 from workers.verdict.calibration import gumbel_quantile
+from workers.verdict.purity import Purity
 from workers.verdict.smoothing import smooth
 
 # The breakdown point: the strategies start from the better half. If half is bad, they may take the bad half for normal.
@@ -43,6 +44,15 @@ RATE_FACTOR = 10.0
 # Two-sided 95 % of the normal law.
 NORMAL_95 = 1.96
 
+# Of what models train on, one image in fifty may be bad before the owner must hear of it.
+PURE = 0.98
+
+# A map that misses a fifth of strong defects is worth a warning; one that misses most of them is blind.
+SEES_ENOUGH = 0.8
+
+# The recall of fewer planted defects says nothing; that of fewer than sixteen is too wide to stop a run for.
+MIN_PLANTED, MIN_PLANTED_TO_STOP = 5, 16
+
 # Some archives simply have small groups, as some have unreadable images: both have the same budget, a tenth of the
 # run's images.
 SMALL_GROUPS = 0.1
@@ -52,7 +62,7 @@ SMALL_GROUPS = 0.1
 class Finding:
     """One reason for doubt."""
 
-    condition: str  # for programs: "contamination", "positions", "kinds", "poses" or "images"
+    condition: str  # for programs: "contamination", "positions", "kinds", "poses", "images", "power" or "purity"
     sentence: str  # for people: what was seen, its value, what was expected, what to do
     stops: bool = True  # False for a warning
 
@@ -89,6 +99,19 @@ def count_exclusions(distances: Floats, thresholds: Floats, *, smoothing: int) -
 def count_segment(distances: ArrayRef, segment: Segment, thresholds: Floats, *, smoothing: int) -> Exclusions:
     """Count the images of a segment that each position excludes in the stored distances of a pass: one task."""
     return count_exclusions(read_distances(distances, segment), thresholds, smoothing=smoothing)
+
+
+def impure(purity: Purity | None) -> Finding | None:
+    """Find (a warning) that more than two of a hundred kept images may be anomalies."""
+    if purity is None or purity.lower >= PURE:
+        return None
+    return Finding(
+        "purity",
+        f"kept images and anomalies lie close together: an estimated {purity.estimate:.1%} of the kept images are "
+        f"clean, and perhaps only {purity.lower:.1%}, expected at least {PURE:.0%}. Look at the kept images with the "
+        "largest margins, or reject more with a larger trim.target_false_reject.",
+        stops=False,
+    )
 
 
 def near_half(contamination: Contamination) -> Finding | None:
@@ -203,6 +226,55 @@ def _images_for(factor: float, false_reject: float) -> int:
     return math.floor((math.log(false_reject_range(1, false_reject)) / math.log(factor)) ** 2) + 1
 
 
+def misses_medium(planted: int, seen: int) -> Finding | None:
+    """Find (a warning) that the map of a group misses medium defects that were planted into kept images."""
+    if planted < MIN_PLANTED_TO_STOP or seen >= SEES_ENOUGH * planted:
+        return None
+    return Finding(
+        "power",
+        f"of {planted} medium defects (8 or 15 % of the image's side, a fifth of its contrast) that were planted into "
+        f"kept images, the published map sees {seen}, expected at least {SEES_ENOUGH:.0%}: images with such defects "
+        "may be kept and then hide one another. Look at a sample of the kept images, or see more with a larger "
+        "features.image_size or another features.backbone.",
+        stops=False,
+    )
+
+
+def misses_defects(planted: int, seen: int, *, low: float, high: float, run_is_blind: bool = False) -> Finding | None:
+    """Find that the map of a group misses strong defects that were planted into kept images.
+
+    Stops if it surely misses most of them (the interval lies below a half) and at least sixteen were planted. A few
+    planted defects only warn, unless all groups of the run together miss most.
+
+    Parameters
+    ----------
+    planted, seen
+        How many defects were planted, and how many of them the map sees.
+    low, high
+        The 95 % interval of the share that it sees.
+    run_is_blind
+        Whether `is_blind` holds for the defects of all groups together.
+    """
+    if planted < MIN_PLANTED:
+        return None
+    misses_most = high < HALF
+    if not misses_most and (planted < MIN_PLANTED_TO_STOP or seen >= SEES_ENOUGH * planted):
+        return None
+    return Finding(
+        "power",
+        f"of {planted} strong defects that were planted into kept images, the published map sees {seen} (95 % interval "
+        f"{low:.0%} to {high:.0%}), expected at least {SEES_ENOUGH:.0%}: images may be kept because their defects "
+        "cannot be seen, not because they are clean. Try a larger features.image_size, another features.backbone or "
+        "trim.strategy; give each product, pose or camera its own group with --group-by; align the images.",
+        stops=misses_most and (planted >= MIN_PLANTED_TO_STOP or run_is_blind),
+    )
+
+
+def is_blind(planted: int, *, high: float) -> bool:
+    """Tell whether at least sixteen planted defects show that most are missed: the interval ends below a half."""
+    return planted >= MIN_PLANTED_TO_STOP and high < HALF
+
+
 def examine(
     contamination: Contamination | None,
     exclusions: Exclusions,
@@ -211,6 +283,7 @@ def examine(
     kept: int,
     false_reject: float,
     min_clean_fraction: float,
+    purity: Purity | None = None,
 ) -> tuple[Finding, ...]:
     """Return all findings on a group, those that stop first; none if the group can be trusted.
 
@@ -224,6 +297,8 @@ def examine(
         Size of the clean set.
     false_reject, min_clean_fraction
         The options ``trim.target_false_reject`` and ``trim.min_clean_fraction``.
+    purity
+        Of the clean set, if the strategy estimates it.
     """
     few = too_few(kept, false_reject=false_reject)
     if few is not None:
@@ -237,6 +312,7 @@ def examine(
     candidates = (
         few,
         near_half(contamination) if contamination is not None else None,
+        impure(purity),
         positions_disagree(exclusions, min_clean_fraction=min_clean_fraction),
         # Two even kinds also lie at one distance from their mean: report them once, under the better name.
         several_kinds(structure) or unaligned(structure),
@@ -276,6 +352,15 @@ def excuse_small_groups(
         )
         for group, found in findings.items()
     }
+
+
+def with_finding(findings: Sequence[Finding], finding: Finding | None) -> tuple[Finding, ...]:
+    """Return the findings on a group and one more, unless it is None or the group is too small to be judged at all.
+
+    What a few images say about anything else is chance: that is one reason, not several.
+    """
+    is_small = any(one.condition == "images" and one.stops for one in findings)
+    return _stopping_first([*findings, *([finding] if finding and not is_small else [])])
 
 
 def _stopping_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -25,13 +25,15 @@ from schemas.stores.gaussian_map import (
     CHECKSUM,
     CHECKSUMS,
     CHUNK_ROWS,
+    DTYPES,
     FACTOR,
     FORMAT,
     FORMAT_VERSION,
     GROUPS,
     MEAN,
-    NEAREST,
     PRIMAL,
+    REFERENCE,
+    REFERENCES,
     RIDGE,
     ROWS,
     SMOOTHING,
@@ -41,10 +43,25 @@ from schemas.stores.gaussian_map import (
     checksum,
 )
 from workers.gaussian.fit import DualGaussian, Gaussian, PrimalGaussian
+from workers.gaussian.neighbours import neighbour_distances
 from workers.storage.directory import Directory, damage_as
+
+FLOAT64 = "float64"
 
 # The largest map of a group that a scorer keeps in memory; it streams larger maps row by row.
 CACHED_BYTES = 2 * 1024**3
+
+
+class Position(NamedTuple):
+    """What a map knows of one position."""
+
+    gaussian: Gaussian
+    references: NDArray[np.float32] | None  # (references, channels)
+
+    def distances(self, samples: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the distances (images,) of features (images, channels)."""
+        distances = self.gaussian.mahalanobis(samples)
+        return distances if self.references is None else distances * neighbour_distances(samples, self.references)
 
 
 @dataclass(frozen=True)
@@ -88,12 +105,15 @@ class GaussianMap:
         directory: Directory,
         description: MapDescription,
         groups: Mapping[str, Mapping[str, Any]],
+        *,
+        cached_bytes: int = CACHED_BYTES,
     ) -> None:
         self.url = directory.url
         self.description = description
         self.groups = tuple(sorted(groups))
         self._attributes = groups
         self._directory = directory
+        self._cached_bytes = cached_bytes
         # Holds the rows of one group, because blocks arrive sorted by group.
         self._cached_rows = lru_cache(maxsize=description.geometry.rows)(self._read_rows)
 
@@ -140,6 +160,23 @@ class GaussianMap:
         with damage_as(lambda _: _damaged(directory, "its groups")):
             return cls(directory, description, _groups(root, attributes))
 
+    @classmethod
+    def of_group(cls, directory: Directory, group: str) -> "GaussianMap":
+        """Open one finished group of a map that is still being written: for the run itself, which knows how far it is.
+
+        Only this group is read, whatever the number of groups, and no row is kept in memory.
+
+        Raises
+        ------
+        GaussianMapError
+            When there is no such group, or it is not as the run wrote it.
+        """
+        with damage_as(lambda _: _damaged(directory, f"group {group!r}")):
+            description = MapDescription.from_attributes(directory.zarr_group("").attrs.asdict())
+            attributes = directory.zarr_group(storage_name(group)).attrs.asdict()
+            _compare(attributes["group"], group)
+            return cls(directory, description, {group: attributes}, cached_bytes=0)
+
     def require_group(self, group: str | None) -> str:
         """Return the group to score under, by default the only one; raises `GaussianMapError` without such a group."""
         if group in self.groups:
@@ -166,29 +203,31 @@ class GaussianMap:
         """Return the side of the square of positions to average a group's log distances over before thresholds."""
         return int(self._attributes[group][SMOOTHING])
 
-    def nearest(self, group: str) -> float:
-        """Return the share of the images, those nearest to a position, that its Gaussian was fitted on."""
-        return float(self._attributes[group][NEAREST])
+    def measures_neighbours(self, group: str) -> bool:
+        """Tell whether a group's distances are multiplied by those to its reference images."""
+        return bool(self._attributes[group][REFERENCES])
 
     def distances(self, group: str, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Return Mahalanobis distances (images, rows, columns) float64 of features (images, rows, columns, channels).
+        """Return distances (images, rows, columns) float64 of features (images, rows, columns, channels).
 
-        Raises `GaussianMapError` if the map is not as its run wrote it.
+        They are Mahalanobis distances, times the neighbour distance where the map has reference images. Raises
+        `GaussianMapError` if the map is not as its run wrote it.
         """
         distances = np.empty(features.shape[:3])
-        for row, gaussians in enumerate(self._rows(group)):
-            for column, gaussian in enumerate(gaussians):
-                distances[:, row, column] = gaussian.mahalanobis(features[:, row, column])
+        for row, positions in enumerate(self._rows(group)):
+            for column, position in enumerate(positions):
+                distances[:, row, column] = position.distances(features[:, row, column])
         return distances
 
-    def _rows(self, group: str) -> Iterator[tuple[Gaussian, ...]]:
+    def _rows(self, group: str) -> Iterator[tuple[Position, ...]]:
         geometry, together = self.description.geometry, int(self._attributes[group].get(CHUNK_ROWS, 1))
-        byte_count = geometry.rows * geometry.columns * byte_count_of(self._shapes(group)[FACTOR])
-        read = self._cached_rows if byte_count <= CACHED_BYTES else self._read_rows
+        each = sum(byte_count_of(shape, DTYPES.get(name, FLOAT64)) for name, shape in self._shapes(group).items())
+        byte_count = geometry.rows * geometry.columns * each
+        read = self._cached_rows if byte_count <= self._cached_bytes else self._read_rows
         for start in range(0, geometry.rows, together):
             yield from read(group, start, min(start + together, geometry.rows))
 
-    def _read_rows(self, group: str, start: int, stop: int) -> list[tuple[Gaussian, ...]]:
+    def _read_rows(self, group: str, start: int, stop: int) -> list[tuple[Position, ...]]:
         numbers = f"row {start}" if stop - start == 1 else f"rows {start} to {stop - 1}"
         geometry = self.description.geometry
         with damage_as(lambda _: _damaged(self._directory, f"{numbers} of group {group!r}")):
@@ -199,35 +238,44 @@ class GaussianMap:
             }
             found = [checksum(values[row] for values in arrays.values()) for row in range(stop - start)]
             _compare(found, self._attributes[group][CHECKSUMS][ROWS][start:stop])
-        return [_gaussians({name: values[row] for name, values in arrays.items()}) for row in range(stop - start)]
+        return [_positions({name: values[row] for name, values in arrays.items()}) for row in range(stop - start)]
 
     def _shapes(self, group: str) -> dict[str, tuple[int, ...]]:
         attributes = self._attributes[group]
-        return position_shapes(self.description.geometry, attributes["form"], attributes["fitted"])
+        geometry, references = self.description.geometry, attributes[REFERENCES]
+        return position_shapes(geometry, attributes["form"], attributes["fitted"], references)
 
     def _node(self, group: str) -> zarr.Group:
         return self._directory.zarr_group(storage_name(group))
 
 
-def _gaussians(arrays: Mapping[str, NDArray[np.float64]]) -> tuple[Gaussian, ...]:
-    """Return the Gaussians of a row of positions from arrays whose first axis is the column."""
+def _positions(arrays: Mapping[str, NDArray[Any]]) -> tuple[Position, ...]:
+    """Return the positions of a row from arrays whose first axis is the column."""
+    gaussians: list[Gaussian]
     if VARIANCE not in arrays:
-        return tuple(PrimalGaussian(*pair) for pair in zip(arrays[MEAN], arrays[FACTOR], strict=True))
-    parts = (arrays[MEAN], arrays[FACTOR], arrays[VARIANCE], arrays[RIDGE].tolist())
-    return tuple(DualGaussian(*each) for each in zip(*parts, strict=True))
+        gaussians = [PrimalGaussian(*pair) for pair in zip(arrays[MEAN], arrays[FACTOR], strict=True)]
+    else:
+        parts = (arrays[MEAN], arrays[FACTOR], arrays[VARIANCE], arrays[RIDGE].tolist())
+        gaussians = [DualGaussian(*each) for each in zip(*parts, strict=True)]
+    references = arrays.get(REFERENCE, [None] * len(gaussians))
+    return tuple(Position(*pair) for pair in zip(gaussians, references, strict=True))
 
 
-def position_shapes(geometry: FeatureGeometry, form: str, fitted: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape that each array of the Gaussians has at one position."""
+def position_shapes(
+    geometry: FeatureGeometry, form: str, fitted: int, references: int = 0
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape that each array of the Gaussians, and of ``references`` reference images, has at a position."""
+    channels = geometry.channels
+    near = {REFERENCE: (references, channels)} if references else {}
     if form == PRIMAL:
-        return {MEAN: (geometry.channels,), FACTOR: (geometry.channels, geometry.channels)}
+        return {MEAN: (channels,), FACTOR: (channels, channels), **near}
     rank = max(fitted - 1, 1)
-    return {MEAN: (geometry.channels,), FACTOR: (rank, geometry.channels), VARIANCE: (rank,), RIDGE: ()}
+    return {MEAN: (channels,), FACTOR: (rank, channels), VARIANCE: (rank,), RIDGE: (), **near}
 
 
-def byte_count_of(shape: tuple[int, ...]) -> int:
-    """Return the bytes of a float64 array of a shape."""
-    return math.prod(shape) * np.dtype(np.float64).itemsize
+def byte_count_of(shape: tuple[int, ...], dtype: str = FLOAT64) -> int:
+    """Return the bytes of an array of a shape."""
+    return math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def _groups(root: zarr.Group, attributes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -250,8 +298,8 @@ def _compare(found: object, expected: object) -> None:
 
 
 def array_of(node: zarr.Group, name: str, shape: tuple[int, ...] | None = None) -> zarr.Array[Any]:
-    """Return an array of a group; raises ValueError unless it is float64 and has the shape, if one is given."""
-    array = node[name]
-    if not isinstance(array, zarr.Array) or array.dtype != np.float64 or array.shape != (shape or array.shape):
-        raise ValueError(f"{name} is not an array of float64 {shape or ''}")
+    """Return an array of a group; raises ValueError unless it has its type, and the shape, if one is given."""
+    array, dtype = node[name], DTYPES.get(name, FLOAT64)
+    if not isinstance(array, zarr.Array) or array.dtype != np.dtype(dtype) or array.shape != (shape or array.shape):
+        raise ValueError(f"{name} is not an array of {dtype} {shape or ''}")
     return array

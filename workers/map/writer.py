@@ -16,12 +16,14 @@ from schemas.stores.gaussian_map import (
     CHECKSUM,
     CHECKSUMS,
     CHUNK_ROWS,
+    DTYPES,
     DUAL,
     FACTOR,
     GROUPS,
     MEAN,
-    NEAREST,
     PRIMAL,
+    REFERENCE,
+    REFERENCES,
     RIDGE,
     ROWS,
     SMOOTHING,
@@ -31,7 +33,8 @@ from schemas.stores.gaussian_map import (
     checksum,
 )
 from workers.gaussian.fit import DualGaussian, FittedGaussian, uses_dual
-from workers.map.reader import MapDescription, array_of, byte_count_of, position_shapes
+from workers.map.reader import FLOAT64, MapDescription, array_of, byte_count_of, position_shapes
+from workers.passes.by_features import References
 from workers.passes.by_products import SMALL_GROUP
 from workers.storage.directory import Directory
 
@@ -62,35 +65,52 @@ def chunk_rows(geometry: FeatureGeometry, *, measured: int, fitted: int) -> int:
 
 
 def array_chunks(
-    geometry: FeatureGeometry, *, fitted: int, rows_together: int
+    geometry: FeatureGeometry, *, fitted: int, references: int, rows_together: int
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return the shape and the chunk shape of each array of a product group's Gaussians."""
+    """Return the shape and the chunk shape of each array of a product group's Gaussians and reference images."""
     found = {}
-    for name, position in position_shapes(geometry, _form(geometry, fitted), fitted).items():
+    for name, position in position_shapes(geometry, _form(geometry, fitted), fitted, references).items():
         # Different tasks write the rows, and scorers stream them.
-        columns = min(geometry.columns, max(1, CHUNK_BYTES // byte_count_of(position)))
+        columns = min(geometry.columns, max(1, CHUNK_BYTES // byte_count_of(position, DTYPES.get(name, FLOAT64))))
         found[name] = ((geometry.rows, geometry.columns, *position), (rows_together, columns, *position))
     return found
 
 
 def create_group_map(
-    directory: Directory, group: str, geometry: FeatureGeometry, fitted: int, *, rows_together: int = 1
+    directory: Directory,
+    group: str,
+    geometry: FeatureGeometry,
+    fitted: int,
+    *,
+    references: int = 0,
+    rows_together: int = 1,
 ) -> None:
     """Create the arrays of one product group; `write_rows` then fills ``rows_together`` rows of positions at a time."""
     form = _form(geometry, fitted)
     node = directory.zarr_group("", "r+").create_group(storage_name(group), overwrite=True)
-    node.attrs.update({"group": group, "form": form, "fitted": fitted, CHUNK_ROWS: rows_together})
-    for name, (shape, chunks) in array_chunks(geometry, fitted=fitted, rows_together=rows_together).items():
+    counts = {"fitted": fitted, REFERENCES: references, CHUNK_ROWS: rows_together}
+    node.attrs.update({"group": group, "form": form, **counts})
+    arrays = array_chunks(geometry, fitted=fitted, references=references, rows_together=rows_together)
+    for name, (shape, chunks) in arrays.items():
         _create(node, name, shape, chunks)
     _create(node, THRESHOLDS, (geometry.rows, geometry.columns), (geometry.rows, geometry.columns))
 
 
-def write_rows(directory: Directory, group: str, first: int, rows: Sequence[Sequence[FittedGaussian]]) -> list[int]:
-    """Write the Gaussians of rows of positions that share chunks; returns the checksum of each row."""
+def write_rows(
+    directory: Directory,
+    group: str,
+    first: int,
+    rows: Sequence[Sequence[FittedGaussian]],
+    references: Sequence[References] = (),
+) -> list[int]:
+    """Write the Gaussians and reference images of rows of positions that share chunks; the checksum of each row."""
     node = directory.zarr_group(storage_name(group), "r+")
     is_dual = isinstance(rows[0][0].gaussian, DualGaussian)
-    arrays = {name: array_of(node, name) for name in (MEAN, FACTOR, *((VARIANCE, RIDGE) if is_dual else ()))}
-    values = {name: np.zeros((len(rows), *array.shape[1:])) for name, array in arrays.items()}
+    names = (MEAN, FACTOR, *((VARIANCE, RIDGE) if is_dual else ()), *((REFERENCE,) if references else ()))
+    arrays = {name: array_of(node, name) for name in names}
+    values = {name: np.zeros((len(rows), *array.shape[1:]), array.dtype) for name, array in arrays.items()}
+    for row, near in enumerate(references):
+        values[REFERENCE][row] = np.moveaxis(near.values, 1, 0) + np.float32(0.0)
     for place in np.ndindex(values[MEAN].shape[:2]):
         gaussian = rows[place[0]][place[1]].gaussian
         # Adding 0 turns -0 into 0: Zarr does not store a chunk of zeros, and reads it back as 0.
@@ -113,17 +133,15 @@ def write_thresholds(
     *,
     checksums: Sequence[int],
     smoothing: int,
-    nearest: float = 1.0,
 ) -> None:
     """Write a product group's thresholds (rows, columns), which completes its part of the map.
 
-    ``checksums`` are those that `write_rows` returned; ``schemas.stores.gaussian_map`` explains ``smoothing`` and
-    ``nearest``.
+    ``checksums`` are those that `write_rows` returned; ``schemas.stores.gaussian_map`` explains ``smoothing``.
     """
     node = directory.zarr_group(storage_name(group), "r+")
     array_of(node, THRESHOLDS)[:] = thresholds
     kept: dict[str, Any] = {ROWS: list(checksums), THRESHOLDS: checksum([np.ascontiguousarray(thresholds)])}
-    node.attrs.update({SMOOTHING: smoothing, NEAREST: nearest, CHECKSUMS: kept})
+    node.attrs.update({SMOOTHING: smoothing, CHECKSUMS: kept})
 
 
 def complete_map(directory: Directory) -> None:
@@ -139,4 +157,5 @@ def _form(geometry: FeatureGeometry, fitted: int) -> str:
 
 
 def _create(node: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
-    node.create_array(name, shape=shape, chunks=chunks, dtype="float64", compressors=None, fill_value=0.0)
+    dtype = DTYPES.get(name, FLOAT64)
+    node.create_array(name, shape=shape, chunks=chunks, dtype=dtype, compressors=None, fill_value=0.0)

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.arrays import Floats, Mask
+from schemas.arrays import Floats, Indices, Mask
 from schemas.config import TrimConfig
 from workers.compute import map_in_threads
-from workers.features.arrays import ArrayRef, Segment, read_chunks, read_distances
+from workers.features.arrays import ArrayRef, Segment, read_chunks, read_distances, read_row
 from workers.gaussian.fit import Fit, FittedGaussian, FittedWhitening, fit_dual, fit_primal
 from workers.gaussian.moments import Accumulator, Moments, merge
-from workers.verdict.selection import margins, smallest
+from workers.gaussian.neighbours import neighbour_distances
+from workers.verdict.selection import margins
 from workers.verdict.smoothing import SMALLEST, smooth
 from workers.verdict.threshold import position_threshold
 
@@ -40,23 +41,20 @@ def accumulate_segment(
     features: ArrayRef,
     row: int,
     segment: Segment,
-    chosen: Mask | None = None,
     columns: Sequence[int] | None = None,
 ) -> RowMoments:
     """Return the moments of a segment's fitted images at one row of positions, chunk by chunk in order.
 
-    ``chosen`` (segment's images, columns) bool has the images fitted at each column; None takes the segment's mask.
     ``columns`` are the columns to accumulate, by default all.
     """
     array = features.open()
-    used = segment.mask if chosen is None else chosen
     places = range(array.shape[2]) if columns is None else columns
     accumulators = [Accumulator(array.shape[3]) for _ in places]
-    for start, values in read_chunks(features, row, segment, used):
-        mask = used[start - segment.start : start - segment.start + len(values)]
+    for start, values in read_chunks(features, row, segment, segment.mask):
+        fitted = values[segment.mask[start - segment.start : start - segment.start + len(values)]]
 
-        def add(pair: tuple[int, Accumulator], values: Any = values, mask: Mask = mask) -> None:
-            pair[1].add(fitted_at(values, mask, pair[0]))
+        def add(pair: tuple[int, Accumulator], fitted: NDArray[Any] = fitted) -> None:
+            pair[1].add(fitted[:, pair[0]])
 
         map_in_threads(add, zip(places, accumulators, strict=True))
     return tuple(map_in_threads(Accumulator.result, accumulators))
@@ -67,26 +65,14 @@ def merge_rows(left: RowMoments, right: RowMoments) -> RowMoments:
     return tuple(merge(*pair) for pair in zip(left, right, strict=True))
 
 
-def fit_row_dual(features: ArrayRef, row: int, segment: Segment, fit: Fit, chosen: Mask | None = None) -> RowGaussians:
-    """Fit one row of positions on the masked or chosen images (see `accumulate_segment`), at most one a channel."""
-    used = segment.mask if chosen is None else chosen
-    parts: list[list[NDArray[Any]]] = [[] for _ in range(features.open().shape[2])]
-    for start, values in read_chunks(features, row, segment, used):
-        mask = used[start - segment.start : start - segment.start + len(values)]
-        for column, part in enumerate(parts):
-            part.append(fitted_at(values, mask, column))
+def fit_row_dual(features: ArrayRef, row: int, segment: Segment, fit: Fit) -> RowGaussians:
+    """Fit one row of positions on the masked images, at most one a channel."""
+    fitted = np.moveaxis(read_row(features, row, segment), 1, 0)
     return tuple(
         map_in_threads(
-            lambda part: fit_dual(np.concatenate(part), fit.config, fit.estimator, leaves_one_out=fit.leaves_one_out),
-            parts,
+            lambda part: fit_dual(part, fit.config, fit.estimator, leaves_one_out=fit.leaves_one_out), fitted
         )
     )
-
-
-def fitted_at(values: NDArray[Any], mask: Mask, column: int) -> NDArray[Any]:
-    """Return the features (fitted, channels) at a column; ``mask`` is (images,) or (images, columns)."""
-    fitted: NDArray[Any] = values[mask if mask.ndim == 1 else mask[:, column], column]
-    return fitted
 
 
 def fit_row_primal(moments: RowMoments, fit: Fit, fourth_moments: list[Floats]) -> RowGaussians:
@@ -106,67 +92,44 @@ def fit_moments(moments: Moments, fit: Fit, fourth_moment: float | None = None) 
     return fitted
 
 
-def accumulate_fourth(
-    features: ArrayRef, row: int, segment: Segment, moments: RowMoments, chosen: Mask | None = None
-) -> Floats:
+def accumulate_fourth(features: ArrayRef, row: int, segment: Segment, moments: RowMoments) -> Floats:
     """Return the sum of |x - mean|^4 (columns,) over a segment's fitted images."""
-    used = segment.mask if chosen is None else chosen
     total = np.zeros(len(moments))
-    for start, values in read_chunks(features, row, segment, used):
-        mask = used[start - segment.start : start - segment.start + len(values)]
+    for start, values in read_chunks(features, row, segment, segment.mask):
+        fitted = values[segment.mask[start - segment.start : start - segment.start + len(values)]]
         for column, part in enumerate(moments):
-            centred = fitted_at(values, mask, column).astype(np.float64) - part.mean[0]
+            centred = fitted[:, column].astype(np.float64) - part.mean[0]
             total[column] += (np.einsum("ij,ij->i", centred, centred) ** 2).sum()
     return total
 
 
-def nearest_images(distances: ArrayRef, row: int, candidates: Mask, count: int, receipts: list[int]) -> Mask:
-    """Return which images are nearest at each column of a row, earlier ones first among equals.
+class References(NamedTuple):
+    """The features of the reference images at one row of positions."""
 
-    Parameters
-    ----------
-    distances
-        The stored distances, written by the tasks whose receipts are awaited.
-    row
-        The row of positions.
-    candidates
-        (images,) bool: the images to choose among.
-    count
-        How many of them to choose at each column.
-    receipts
-        What `measure_segment` returned for every segment of the row.
-
-    Returns
-    -------
-    ndarray
-        (images, columns) bool.
-    """
-    assert sum(receipts) >= int(candidates.sum())
-    stored = read_distances(distances, Segment(0, len(candidates), candidates), row)
-    values = np.full((len(candidates), stored.shape[1]), np.nan)
-    values[candidates] = stored
-    return np.stack([smallest(column, candidates, count) for column in values.T], axis=1)
+    chosen: Mask  # (images,)
+    values: NDArray[Any]  # (references, columns, channels)
 
 
-def take_images(chosen: Mask, start: int, stop: int) -> Mask:
-    """Return a segment's part (stop - start, columns) of the chosen images (images, columns)."""
-    return chosen[start:stop]
+def read_references(features: ArrayRef, row: int, chosen: Mask) -> References:
+    """Return the reference images ``chosen`` (images,) at one row of positions."""
+    return References(chosen, read_row(features, row, Segment(0, len(chosen), chosen)))
 
 
 def measure_segment(
-    gaussians: RowGaussians | RowWhitenings,
+    gaussians: RowGaussians | RowWhitenings | None,
     features: ArrayRef,
     distances: ArrayRef,
     row: int,
     segment: Segment,
     left_out: Mask | None = None,
+    references: References | None = None,
 ) -> int:
     """Write a segment's distances at one row of positions; NaN where an image does not take part.
 
     Parameters
     ----------
     gaussians
-        Of the row.
+        Of the row; None measures the neighbour distance alone.
     features, distances
         The arrays to read and to write.
     row
@@ -174,37 +137,48 @@ def measure_segment(
     segment
         The images, masked to those that take part.
     left_out
-        (segment's images,) or (segment's images, columns) bool: fitted images, to be measured without themselves; None
-        measures all as they are.
+        (segment's images,) bool: fitted images, to be measured without themselves; None measures all as they are.
+    references
+        With these, the distance is multiplied by the neighbour distance.
 
     Returns
     -------
     int
         Images measured: the receipt that the row's verdict waits for.
     """
-    result = np.full((segment.stop - segment.start, len(gaussians)), np.nan)
+    result = np.full((segment.stop - segment.start, features.open().shape[2]), np.nan)
+    place = None if references is None else np.where(references.chosen, np.cumsum(references.chosen) - 1, -1)
     for start, values in read_chunks(features, row, segment, segment.mask):
-        place = slice(start - segment.start, start - segment.start + len(values))
-        mask = segment.mask[place]
-        out = None if left_out is None else left_out[place][mask]
-        measured = _measure_columns(gaussians, values[mask], out)
-        result[place][mask] = np.stack(measured, axis=1)
+        here = slice(start - segment.start, start - segment.start + len(values))
+        mask = segment.mask[here]
+        measured = np.ones((int(mask.sum()), result.shape[1]))
+        if gaussians is not None:
+            measured *= _measure_columns(gaussians, values[mask], None if left_out is None else left_out[here][mask])
+        if references is not None and place is not None:
+            own = place[start : start + len(values)][mask]
+            measured *= _neighbour_columns(references.values, values[mask], own)
+        result[here][mask] = measured
     distances.open("r+")[segment.start : segment.stop, row] = result
     return int(segment.mask.sum())
 
 
-def _measure_columns(
-    gaussians: RowGaussians | RowWhitenings, samples: NDArray[Any], left_out: Mask | None
-) -> list[Floats]:
-    """Return the distances (images,) of samples (images, columns, channels) at each column, the columns at once."""
+def _measure_columns(gaussians: RowGaussians | RowWhitenings, samples: NDArray[Any], left_out: Mask | None) -> Floats:
+    """Return the distances (images, columns) of samples (images, columns, channels), the columns at once."""
 
     def measure(column: int) -> Floats:
         fitted, values = gaussians[column], samples[:, column]
-        if left_out is None:
-            return fitted.gaussian.mahalanobis(values)
-        return fitted.leave_one_out(values, left_out if left_out.ndim == 1 else left_out[:, column])
+        return fitted.gaussian.mahalanobis(values) if left_out is None else fitted.leave_one_out(values, left_out)
 
-    return map_in_threads(measure, range(len(gaussians)))
+    return np.stack(map_in_threads(measure, range(len(gaussians))), axis=1)
+
+
+def _neighbour_columns(references: NDArray[Any], samples: NDArray[Any], own: Indices) -> Floats:
+    """Return the neighbour distances (images, columns) of samples (images, columns, channels)."""
+
+    def measure(column: int) -> Floats:
+        return neighbour_distances(samples[:, column], references[:, column], own)
+
+    return np.stack(map_in_threads(measure, range(samples.shape[1])), axis=1)
 
 
 def judge_row(

@@ -18,9 +18,9 @@ from schemas.config import TrimConfig
 from workers.compute import map_in_threads
 from workers.features.arrays import ArrayRef, OpenedFeatures, Segment, read_row
 from workers.gaussian.fit import Fit, fit_dual, uses_dual
+from workers.gaussian.neighbours import neighbour_distances_of_products
 from workers.gaussian.products import TOLERANCE, inner_products, measure
 from workers.passes.by_features import RowVerdict, judge_values
-from workers.verdict.selection import smallest
 
 # A group of up to this many images is judged in one task, all rows of positions at once: a pass over 14 x 14 positions
 # takes a tenth of a second then, and its products have 6 MB.
@@ -97,15 +97,22 @@ def multiply_rows(group: GramGroup, band: Band) -> int:
 
 
 def measure_rows(
-    group: GramGroup, distances: ArrayRef, band: Band, fitted: Mask, fit: Fit, nearest: int | None, receipt: int
+    group: GramGroup,
+    distances: ArrayRef,
+    band: Band,
+    fitted: Mask,
+    fit: Fit | None,
+    references: Mask | None,
+    receipt: int,
 ) -> int:
     """Write all images' distances at a band, NaN where an image does not take part; returns the images measured.
 
-    ``fitted`` (images,) bool are the images to fit on. With ``nearest``, each position is fitted a second time, on this
-    number of the images nearest there. ``receipt`` is that of the task that wrote the band's products.
+    ``fitted`` (images,) bool are the images to fit on, and ``references`` (images,) bool those whose neighbour distance
+    multiplies the distance from the fit; without a fit it is the distance. ``receipt`` is that of the task that wrote
+    the band's products.
     """
     assert receipt
-    _store(group, distances, band, _measure(group, band, fitted, fit, nearest))
+    _store(group, distances, band, _measure(group, band, fitted, fit, references))
     return int(group.measured.sum())
 
 
@@ -140,14 +147,13 @@ class _Position:
     features: Callable[[], NDArray[Any]]
     channels: int
 
-    def measure(self, fitted: Indices, fit: Fit, nearest: int | None) -> Floats:
-        """Return all distances (taking part,), after a second fit where one is asked for."""
-        distances = self._measure(fitted, fit)
-        if nearest is None:
-            return distances
-        candidates = np.zeros(len(distances), bool)
-        candidates[fitted] = True
-        return self._measure(np.flatnonzero(smallest(distances, candidates, nearest)), fit)
+    def measure(self, fitted: Indices, fit: Fit | None, references: Indices | None) -> Floats:
+        """Return all distances (taking part,): from the fit, to the neighbours, or their product."""
+        if references is None:
+            assert fit is not None
+            return self._measure(fitted, fit)
+        distances = neighbour_distances_of_products(self.products, references, np.arange(len(self.products)))
+        return distances if fit is None else distances * self._measure(fitted, fit)
 
     def _measure(self, fitted: Indices, fit: Fit) -> Floats:
         found = measure(self.products, self.channels, fitted, np.arange(len(self.products)), fit)
@@ -162,13 +168,14 @@ class _Position:
         return one.leave_one_out(samples, is_fitted)
 
 
-def _measure(group: GramGroup, band: Band, fitted: Mask, fit: Fit, nearest: int | None) -> Floats:
+def _measure(group: GramGroup, band: Band, fitted: Mask, fit: Fit | None, references: Mask | None) -> Floats:
     """Return the distances (taking part, rows, columns) at a band."""
     products, rows = group.products.open(), np.flatnonzero(fitted[group.measured])
+    near = None if references is None else np.flatnonzero(references[group.measured])
     parts = []
     for columns in _column_chunks(products):
         positions = _positions(group, band, columns, np.asarray(products[band.start : band.stop, columns]))
-        found = map_in_threads(lambda position: position.measure(rows, fit, nearest), positions)
+        found = map_in_threads(lambda position: position.measure(rows, fit, near), positions)
         parts.append(np.stack(found, axis=1).reshape(len(found[0]), band.stop - band.start, -1))
     return np.concatenate(parts, axis=2)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pipeline.commands.plan.rehearsal import Rehearsal
 from pipeline.costs.footprint import (
     GUARD_FITS,
+    GUARD_PASS,
     Layout,
-    PassKind,
     by_products,
     chunks,
     is_small,
@@ -26,9 +26,11 @@ from pipeline.costs.footprint import (
     row_chunks,
 )
 from pipeline.costs.schedule import apart_up_to, schedule_seconds
+from pipeline.judging.power import VIEWS, measures_power, share_out
 from pipeline.judging.strategies.registry import strategy_of
 from schemas.config import Config
 from schemas.stores.features import CHUNK_IMAGES
+from workers.trust.power import TASK_IMAGES
 
 # What one task costs the driver and the scheduler, measured by benchmarks.scaling. It matters only where tasks are
 # quick or workers are many.
@@ -48,7 +50,8 @@ class PassCounts:
 class Seconds:
     """How long each phase takes.
 
-    ``rest`` is publishing and examining groups; ``small_groups`` is all judging of groups that are one task each.
+    ``rest`` is publishing and examining groups; ``power`` is planting defects into kept images, to measure how many are
+    seen; ``small_groups`` is all judging of groups that are one task each.
     """
 
     start: float
@@ -56,11 +59,12 @@ class Seconds:
     passes: float
     rest: float
     small_groups: float
+    power: float
 
     @property
     def total(self) -> float:
         """Seconds of all phases."""
-        return self.start + self.extract + self.passes + self.rest + self.small_groups
+        return self.start + self.extract + self.passes + self.rest + self.small_groups + self.power
 
 
 @dataclass(frozen=True)
@@ -89,14 +93,21 @@ class Measured:
 def expected_passes(config: Config) -> PassCounts:
     """Return how many passes the configured strategy makes."""
     known, most = strategy_of(config).forecast, config.trim.max_iterations
-    # One that iterates twice makes a pass before and one after.
-    bound = most if known.iterates == 1 else known.iterates * most + 2
+    bound = known.iterates * most + known.besides
     return PassCounts(*(min(number, bound) for number in (known.usual, known.fewest, known.most)))
 
 
 def kept_images(images: int, config: Config) -> int:
     """Return how many of a group's images the configured strategy usually keeps."""
     return max(1, round(strategy_of(config).forecast.kept * images))
+
+
+def count_power_tasks(sizes: Sequence[int], config: Config) -> int:
+    """Return how many tasks plant defects into kept images of groups of these sizes."""
+    if not measures_power(config):
+        return 0
+    kept = {str(number): kept_images(size, config) for number, size in enumerate(sizes)}
+    return sum(-(-count // TASK_IMAGES) for count in share_out(kept, sum(sizes), config).values())
 
 
 def mean_block(sizes: Sequence[int]) -> int:
@@ -146,7 +157,10 @@ def forecast(
         each = small[0].first_pass * small[0].workers / small[0].groups
         alone += schedule_seconds(len(sizes) - len(large), each, workers, submit_seconds=SUBMIT_SECONDS)
     extracting = extraction_seconds(sizes, measured.images_per_second, workers)
-    return Seconds(measured.start, extracting, passing + measured.first_tasks, rest, alone)
+    planting = schedule_seconds(
+        count_power_tasks(sizes, config), TASK_IMAGES * VIEWS / measured.images_per_second, workers
+    )
+    return Seconds(measured.start, extracting, passing + measured.first_tasks, rest, alone, planting)
 
 
 def _group_seconds(
@@ -204,5 +218,5 @@ def _operations(layout: Layout, config: Config, images: int) -> tuple[float, flo
         pass_flop(layout, images, fitted, later),
         publish_flop(layout, fitted)
         + sum(pass_flop(layout, images, fitted, kind) for kind in usual.publishing)
-        + GUARD_FITS * pass_flop(layout, images, fitted, PassKind(scores=True)),
+        + GUARD_FITS * pass_flop(layout, images, fitted, GUARD_PASS),
     )

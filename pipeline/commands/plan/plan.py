@@ -22,6 +22,7 @@ from pipeline.cluster.cluster import CORES_PER_WORKER, Cluster, open_cluster
 from pipeline.commands.plan.forecast import (
     PassCounts,
     Seconds,
+    count_power_tasks,
     expected_passes,
     forecast,
     kept_images,
@@ -169,7 +170,8 @@ def plan(
     candidates = catalog[catalog["row"].notna()].reset_index(drop=True)
     chosen = draw(candidates, sample, seed)
     extractor = PatchExtractor(config.features.model_copy(update={"device": "cpu"}))
-    layout = Layout.of(extractor.geometry, config)
+    near = strategy_of(config).measures_neighbours
+    layout = Layout.of(extractor.geometry, config, has_references=near)
     sizes = [int(size) for size in candidates.groupby("group").size()]
     tried = None
     if len(chosen):
@@ -250,8 +252,9 @@ def _tasks(sizes: list[int], layout: Layout, config: Config, passes: int, worker
     """Return the tasks of each stage, for a number of passes over every group."""
     usual, largest = strategy_of(config).forecast, apart_up_to(sizes, layout, workers)
     first, later = usual.first, usual.later
-    stages = ("extract", "near-duplicates", "passes", "publish", "examine", "small groups")
+    stages = ("extract", "near-duplicates", "passes", "publish", "examine", "small groups", "power")
     counts: Counter[str] = Counter(dict.fromkeys(stages, 0))
+    counts["power"] = count_power_tasks(sizes, config)
     for size, number in Counter(sizes).items():
         counts["extract"] += number * chunks(size)
         if size <= largest:

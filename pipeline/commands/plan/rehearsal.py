@@ -228,9 +228,10 @@ def judge_groups(
     }
     for number, name in enumerate(names):
         _write_drawn(directory / FEATURES, name, features, images, np.random.default_rng((seed, number)))
-    bounded = config
+    # The images do not exist, so nothing can be planted into them.
+    bounded = config.model_copy(update={"guard": config.guard.model_copy(update={"power_images": 0})})
     if not is_small(images):
-        bounded = config.model_copy(
+        bounded = bounded.model_copy(
             update={"trim": config.trim.model_copy(update={"max_iterations": REHEARSED_PASSES})}
         )
     record = RunRecord("", RUNNING, "", {}, "", "", "")

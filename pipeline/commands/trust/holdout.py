@@ -5,15 +5,13 @@ under the paper's ridge all fitted images lie at one distance, whatever they sho
 planted into are left out of a fit of the same kind, on all others that were kept, and its thresholds are found by the
 rule of the run's strategy, from the distances under that very fit:
 
-- ``grow``: the law of the scores of the fitted images, each measured without itself, at ``target_false_reject``. Each
-  position is fitted on the images nearest there, as the run's map is.
+- ``grow``: the law of the scores of the fitted images, each measured without itself, at ``target_false_reject``.
 - ``concentrate``: robust deviations above the median of such scores.
 - ``paire`` and ``trim-once``: the slopes of the sorted distances beyond the fitted images, as the run finds the
   thresholds of the map that it publishes.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -80,15 +78,14 @@ def fit_holdout(
     published
         The run's own map.
     """
-    how: dict[str, Any] = {"smoothing": published.smoothing(group.name), "nearest": published.nearest(group.name)}
-    nearest, model, rule = published.nearest(group.name), scratch / layout.MODEL, strategy_of(group.config)
+    smoothing, near = published.smoothing(group.name), published.measures_neighbours(group.name)
+    model, rule = scratch / layout.MODEL, strategy_of(group.config)
     scratch.remove(layout.DISTANCES)
     with GroupStatistics(cluster, group, scratch / layout.DISTANCES, reporter) as statistics:
-        thresholds = rule.holdout_thresholds(statistics, fitted, group.config.trim, **how)
+        thresholds = rule.holdout_thresholds(statistics, fitted, group.config.trim, smoothing=smoothing)
         create_map(model, published.description)
-        count = statistics.count_fitted(fitted, nearest=nearest)
-        checksums = statistics.publish(fitted, model, nearest=nearest)
-    write_thresholds(model, group.name, thresholds, checksums=checksums, **how)
+        checksums = statistics.publish(fitted, model, neighbours=near)
+    write_thresholds(model, group.name, thresholds, checksums=checksums, smoothing=smoothing)
     complete_map(model)
     scratch.write(layout.SUCCESS, b"")  # for whoever opens the map
-    return Holdout(model.url, count, int(np.isfinite(thresholds).sum()))
+    return Holdout(model.url, int(fitted.sum()), int(np.isfinite(thresholds).sum()))

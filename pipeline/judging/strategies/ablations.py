@@ -22,6 +22,7 @@ class KeepAll:
     estimator: str = "ridge"
     fits_distinct_images: bool = False
     keeps_fitted: bool = False
+    measures_neighbours: bool = False
     rejects: bool = False
 
     def find(self, passes: GroupPasses, group: Search) -> Trimming:
@@ -35,8 +36,6 @@ class KeepAll:
         """Return thresholds that nothing exceeds."""
         return trimming.thresholds
 
-    def holdout_thresholds(
-        self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int, nearest: float
-    ) -> Floats:
+    def holdout_thresholds(self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int) -> Floats:
         """Refuse: this strategy has no rule to try."""
         raise NotImplementedError(f"trim.strategy = {self.name!r} has no rule that rejects images")

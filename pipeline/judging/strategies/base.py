@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.costs.footprint import PassKind
 from schemas.arrays import Floats, Indices, Mask
 from schemas.config import TrimConfig
+from workers.verdict.purity import Purity
 from workers.verdict.selection import MIN_FITTED, smallest
 
 logger = logging.getLogger("paire")
@@ -23,6 +24,7 @@ MAX_ITERATIONS = "maximum of iterations"
 SINGLE = "single pass"
 NO_TRIMMING = "no trimming"
 AMBIGUOUS = "no clear boundary"
+GAP = "clear gap"
 
 # A fit that leaves one out needs one sample more.
 MIN_START = MIN_FITTED + 1
@@ -41,24 +43,23 @@ class GroupPasses(Protocol):
     def run_pass(self, fitted: Mask, number: int) -> PassResult:
         """Fit on some images, measure all, find the thresholds; passes are numbered from 1."""
 
-    def score_pass(self, fitted: Mask, number: int, *, smoothing: int | None, nearest: float = 1.0) -> Floats:
+    def score_pass(self, fitted: Mask, number: int, *, smoothing: int | None, neighbours: bool = False) -> Floats:
         """Fit on some images, measure all, the fitted ones without themselves, and return the scores (images,).
 
         ``smoothing`` is the side of the square of positions over which log distances are averaged; None scores by
-        robust deviations at each position. ``nearest`` below 1 fits a second time, each position on this share of the
-        images: those nearest there.
+        robust deviations at each position. ``neighbours`` multiplies distances by those to reference images.
         """
+
+    def score_neighbours(self, fitted: Mask, number: int) -> Floats:
+        """Return the scores (images,) by the distance to reference images alone, taken from the fitted ones."""
 
     def thresholds_at(self, score: float) -> Floats:
         """Return the distances (rows, columns) that a score in robust deviations means after the last pass."""
 
-    def count_fitted(self, fitted: Mask, *, nearest: float) -> int:
-        """Return how many images each position of a map is fitted on."""
-
     def calibrate(self, fitted: Mask) -> Floats:
         """Return the thresholds (rows, columns) of a pass that leaves the stored distances as they are."""
 
-    def calibrate_law(self, fitted: Mask, *, smoothing: int, nearest: float) -> Floats:
+    def calibrate_law(self, fitted: Mask, *, smoothing: int, neighbours: bool) -> Floats:
         """Like `calibrate`, but return the thresholds that clean images exceed at ``trim.target_false_reject``."""
 
 
@@ -89,7 +90,7 @@ class Trimming:
     iterations: tuple[Iteration, ...]
     stop_reason: str
     smoothing: int = 1  # side of the square of positions over which log distances are averaged before they are compared
-    nearest: float = 1.0  # share of ``published`` that each position of the map is fitted on: those nearest there
+    purity: Purity | None = None  # of the clean set, as the strategy estimates it; None if it cannot
 
     @property
     def floor_applied(self) -> bool:
@@ -167,7 +168,7 @@ class PassLog:
         *,
         published: Mask | None = None,
         smoothing: int = 1,
-        nearest: float = 1.0,
+        purity: Purity | None = None,
     ) -> Trimming:
         """Return the clean set and how it was found; ``published`` defaults to the clean set."""
         return Trimming(
@@ -180,7 +181,7 @@ class PassLog:
             iterations=tuple(self._iterations),
             stop_reason=stop_reason,
             smoothing=smoothing,
-            nearest=nearest,
+            purity=purity,
         )
 
 
@@ -194,7 +195,8 @@ class Forecast(NamedTuple):
     first: PassKind = PassKind()  # what the first pass computes,
     later: PassKind = PassKind()  # and each later one
     publishing: tuple[PassKind, ...] = ()  # passes that publishing makes besides the fit of the map
-    iterates: int = 1  # how often it iterates up to ``trim.max_iterations``
+    iterates: int = 1  # how often it iterates up to ``trim.max_iterations``,
+    besides: int = 0  # and the most passes that it makes besides
 
 
 class Search(NamedTuple):
@@ -231,6 +233,10 @@ class Strategy(Protocol):
         """Whether it has a rule that rejects images."""
 
     @property
+    def measures_neighbours(self) -> bool:
+        """Whether its distances, and those of its map, are multiplied by those to reference images."""
+
+    @property
     def forecast(self) -> Forecast:
         """Its usual costs."""
 
@@ -240,9 +246,7 @@ class Strategy(Protocol):
     def map_thresholds(self, passes: GroupPasses, trimming: Trimming) -> Floats:
         """Return the thresholds (rows, columns) of the published map, for images that were not fitted."""
 
-    def holdout_thresholds(
-        self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int, nearest: float
-    ) -> Floats:
+    def holdout_thresholds(self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int) -> Floats:
         """Return the thresholds (rows, columns) of this rule after a fit on some of the images that it kept."""
 
 

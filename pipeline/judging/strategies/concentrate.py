@@ -35,6 +35,7 @@ class Concentrate:
     estimator: str = "oas"
     fits_distinct_images: bool = False
     keeps_fitted: bool = False
+    measures_neighbours: bool = False
     rejects: bool = True
 
     def find(self, passes: GroupPasses, group: Search) -> Trimming:
@@ -46,9 +47,7 @@ class Concentrate:
         """Return the thresholds that decided."""
         return trimming.thresholds
 
-    def holdout_thresholds(
-        self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int, nearest: float
-    ) -> Floats:
+    def holdout_thresholds(self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int) -> Floats:
         """Place the thresholds some robust deviations above the median of the fitted images' scores."""
         scores = passes.score_pass(fitted, 1, smoothing=None)
         return passes.thresholds_at(robust_limit(scores[fitted], config.deviations))

@@ -35,6 +35,7 @@ class Paire:
     estimator: str = "ridge"
     fits_distinct_images: bool = False
     keeps_fitted: bool = True
+    measures_neighbours: bool = False
     rejects: bool = True
 
     def find(self, passes: GroupPasses, group: Search) -> Trimming:
@@ -47,9 +48,7 @@ class Paire:
             return trimming.thresholds
         return passes.calibrate(trimming.published)
 
-    def holdout_thresholds(
-        self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int, nearest: float
-    ) -> Floats:
+    def holdout_thresholds(self, passes: GroupPasses, fitted: Mask, config: TrimConfig, *, smoothing: int) -> Floats:
         """Find the thresholds by the slopes of the sorted distances beyond the fitted images."""
         return passes.calibrate(fitted)
 

@@ -17,6 +17,7 @@ from pipeline.costs.footprint import (
     Requests,
     by_products,
     chunks,
+    count_references,
     distance_bytes,
     feature_bytes,
     fit_flop,
@@ -37,6 +38,7 @@ from schemas.stores.features import CHUNK_IMAGES, FeatureGeometry
 from tests.support.archives import tiny_config
 from tests.support.maps import describe
 from workers.features.arrays import WHOLE_ROW_IMAGES
+from workers.gaussian.neighbours import REFERENCES, choose_references
 from workers.map.writer import chunk_rows, create_group_map, create_map
 from workers.passes.by_products import products_chunk
 from workers.passes.kept_moments import kept_values
@@ -73,16 +75,22 @@ def test_distance_bytes_are_those_of_the_chunks_on_disk(images: int, tmp_path: P
     assert distance_bytes(LAYOUT, images) == written(tmp_path)
 
 
-@pytest.mark.parametrize(("measured", "fitted"), [(3, 3), (16, 16), (40, 17), (64, 40), (65, 40), (65, 16)])
-def test_map_bytes_are_those_of_the_published_arrays(measured: int, fitted: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_references", [False, True])
+@pytest.mark.parametrize(("measured", "fitted"), [(3, 3), (16, 16), (40, 17), (64, 40), (65, 40), (65, 16), (300, 290)])
+def test_map_bytes_are_those_of_the_published_arrays(
+    measured: int, fitted: int, has_references: bool, tmp_path: Path
+) -> None:
     directory = Directory.at(tmp_path)
     create_map(directory, describe(GEOMETRY))
     together = chunk_rows(GEOMETRY, measured=measured, fitted=fitted)
-    create_group_map(directory, "all", GEOMETRY, fitted, rows_together=together)
+    layout = replace(LAYOUT, has_references=has_references)
+    references = int(choose_references(np.ones(fitted, bool)).sum()) if has_references else 0
+    assert count_references(layout, fitted) == references
+    create_group_map(directory, "all", GEOMETRY, fitted, references=references, rows_together=together)
     node = zarr.open_group(tmp_path / "all", mode="r+")
     for _, array in node.arrays():
         array[...] = np.ones(array.shape)
-    assert map_bytes(LAYOUT, measured, fitted) == written(tmp_path)
+    assert map_bytes(layout, measured, fitted) == written(tmp_path)
     assert (together > 1) == (measured <= 64)
 
 
@@ -135,6 +143,7 @@ def test_more_images_never_cost_less(one: int, other: int) -> None:
         lambda n: chunks(n),
         lambda n: distance_bytes(LAYOUT, n),
         lambda n: map_bytes(LAYOUT, n, n),
+        lambda n: map_bytes(replace(LAYOUT, has_references=True), n, n),
         lambda n: products_flop(LAYOUT, n),
     ]
     assert all(cost(fewer) <= cost(more) for cost in costs)
@@ -154,6 +163,17 @@ def test_operations_are_those_of_the_kernels_leading_terms() -> None:
     assert measure_flop(D, n, n) == n * D**2
     assert measure_flop(D, n, 50) == 4 * n * 50 * D
     assert products_flop(LAYOUT, 10) == 15 * 10**2 * 16
+    # A distance to each reference image: of features a product of D channels, of inner products a sum.
+    plain, near, alone = (
+        PassKind(scores=True),
+        PassKind(scores=True, neighbours=True),
+        PassKind(scores=True, neighbours=True, fits=False),
+    )
+    for images, each in ((700, 16), (10, 1)):
+        references = min(images, REFERENCES)
+        assert pass_flop(LAYOUT, images, images, alone) == 15 * 2 * images * references * each
+        both = pass_flop(LAYOUT, images, images, plain) + pass_flop(LAYOUT, images, images, alone)
+        assert pass_flop(LAYOUT, images, images, near) == pytest.approx(both)
 
 
 @pytest.mark.parametrize(
@@ -166,9 +186,11 @@ def test_operations_are_those_of_the_kernels_leading_terms() -> None:
         (700, 700, PassKind(), True, 3 * (3 + 2 + 1 + 3 + 1)),  # moments, their merges, the fit, distances, verdict
         (700, 10, PassKind(), False, 3 * (1 + 3 + 1)),
         (700, 700, PassKind(scores=True), False, 3 * (6 + 3) + 3),
-        (700, 700, PassKind(scores=True, nearest=0.75), True, 3 * (6 + 3 + 1 + 3 + 9 + 3) + 3),
+        (700, 700, PassKind(scores=True, neighbours=True), True, 3 * (6 + 3 + 1) + 3),  # and the references
+        (700, 700, PassKind(scores=True, neighbours=True, fits=False), False, 3 * (3 + 1) + 3),
+        (16, 8, PassKind(scores=True, neighbours=True, fits=False), False, 2),
         (300, 300, PassKind(), True, 3),  # one segment: all of a row
-        (300, 10, PassKind(scores=True, nearest=0.75), True, 3 + 1),
+        (300, 10, PassKind(scores=True, neighbours=True), True, 3 + 1),
     ],
 )
 def test_tasks_of_a_pass(images: int, fitted: int, kind: PassKind, is_first: bool, tasks: int) -> None:
@@ -180,6 +202,9 @@ def test_tasks_of_publishing_are_a_fit_and_a_write_of_each_row_or_both_as_one() 
     assert publish_tasks(LAYOUT, 700, 700) == 3 * (fit_tasks(LAYOUT, 700, 700) + 1)
     assert publish_tasks(LAYOUT, 300, 300) == 3
     assert publish_tasks(LAYOUT, 16, 8) == 1  # of a small group all rows share chunks
+    near = replace(LAYOUT, has_references=True)
+    assert publish_tasks(near, 700, 700) == 3 * (fit_tasks(LAYOUT, 700, 700) + 2)
+    assert publish_tasks(near, 300, 300) == 3
 
 
 def test_a_large_row_is_many_tasks_whatever_the_segment() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.cluster.progress import Reporter
-from pipeline.judging.examination import Examination, examine_group, weigh_small_groups
+from pipeline.judging.examination import Examination, examine_group, weigh_power, weigh_small_groups
 from pipeline.judging.group import Group
 from pipeline.judging.statistics import GroupStatistics
 from pipeline.judging.strategies.base import UNCHANGED, Trimming
@@ -22,6 +22,8 @@ from tests.support.archives import tiny_config
 from workers.guard.contamination import Contamination
 from workers.guard.findings import Finding
 from workers.storage.directory import Directory
+from workers.trust.power import NOT_JUDGED, Power
+from workers.verdict.purity import Purity
 
 GEOMETRY = FeatureGeometry(3, 4, 24, 3, 4, 1, 1)
 GROUP = "line 1"
@@ -189,8 +191,45 @@ def test_the_smallness_of_a_group_stops_a_run_only_if_such_groups_matter(large: 
 
 
 def test_the_ledger_gets_the_estimate_with_four_digits_and_the_findings_in_full() -> None:
-    examination = Examination(Contamination(0.12345678, 0.1, 0.2, 50, None), (Finding("kinds", "two.", stops=False),))
+    examination = Examination(
+        Contamination(0.12345678, 0.1, 0.2, 50, None),
+        (Finding("kinds", "two.", stops=False),),
+        purity=Purity(0.98765432, 0.9),
+    )
     assert examination.to_json() == {
         "contamination": {"share": 0.1235, "lower": 0.1, "upper": 0.2},
+        "purity": {"estimate": 0.9877, "lower": 0.9},
         "findings": [{"condition": "kinds", "sentence": "two.", "stops": False}],
+        "power": NOT_JUDGED.to_json(),
     }
+
+
+# --- what is seen of planted defects
+
+
+def power_of(planted: int, seen: int) -> Power:
+    return Power((("blob", 0.08, planted, seen),))
+
+
+def test_a_blind_group_stops_and_a_group_of_few_defects_only_if_the_whole_run_is_blind() -> None:
+    good = Examination(None, ())
+    groups = {"large": good, "small": good}
+    one = weigh_power(groups, {"large": power_of(24, 24), "small": power_of(8, 0)})
+    assert conditions(one["large"]) == []
+    assert conditions(one["small"]) == [("power", False)]
+    both = weigh_power(groups, {"large": power_of(24, 2), "small": power_of(8, 0)})
+    assert conditions(both["large"]) == conditions(both["small"]) == [("power", True)]
+    assert both["small"].power == power_of(8, 0)
+
+
+def test_a_group_that_has_no_map_keeps_its_examination() -> None:
+    small = Examination(None, (Finding("images", "too few."),))
+    assert weigh_power({"small": small}, {}) == {"small": small}
+
+
+def test_findings_that_stop_come_before_a_warning_of_power(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "paire")  # an open cluster silences handlers
+    found = Examination(None, (Finding("kinds", "two.", stops=False),))
+    weighed = weigh_power({"all": found}, {"all": power_of(32, 1)})["all"]
+    assert conditions(weighed) == [("power", True), ("kinds", False)]
+    assert any("sees 1 (95 % interval" in message for message in caplog.messages)

@@ -37,8 +37,8 @@ def the_first_of(is_copy: Mask) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 def test_copies_of_a_defect_support_one_another_only_where_each_is_fitted() -> None:
     group, is_copy = with_copies(0.05)
     everything, config = np.ones(IMAGES, bool), TrimConfig(strategy="grow")
-    alone = grow(group.score, everything, config, grid=GRID)
-    together = grow(group.score, everything, config, grid=GRID, fitted_for=the_first_of(is_copy))
+    alone = grow(group, everything, config, grid=GRID)
+    together = grow(group, everything, config, grid=GRID, fitted_for=the_first_of(is_copy))
     assert alone.clean[is_copy].all()
     assert not together.clean[group.is_bad].any()
     assert together.clean[~group.is_bad].mean() >= 0.95
@@ -50,7 +50,7 @@ def test_copies_of_a_clean_image_are_kept() -> None:
     group.features[is_copy] = group.features[np.flatnonzero(~group.is_bad)[0]]
     group.is_bad[is_copy] = False
     trimming = grow(
-        group.score,
+        group,
         np.ones(IMAGES, bool),
         TrimConfig(strategy="grow"),
         grid=GRID,

@@ -1,17 +1,21 @@
 """Results of groups: made into arrays and back, or not believed."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pipeline.judging.examination import Examination
 from pipeline.judging.result import GroupResult, digest_outcomes, take_census
+from pipeline.judging.strategies.base import UNCHANGED, Trimming
 from pipeline.run_directory.journal import StaleJournalError
 from schemas.records.image import ImageOutcome
 from workers.guard.contamination import Contamination
 from workers.guard.findings import Finding
 from workers.verdict.calibration import ScoreLaw
+from workers.verdict.purity import Purity
+from workers.verdict.selection import Evidence
 
 OUTCOMES = [ImageOutcome(0, "ab", 10, 30, 20), ImageOutcome(1, reason="it is empty")]
 FOUND = Examination(
@@ -27,6 +31,20 @@ def test_a_group_that_was_not_judged_is_read_back() -> None:
     assert again.examination == FOUND
     assert again.near_duplicates == 3
     np.testing.assert_array_equal(again.census.measured, [True, False])
+
+
+@pytest.mark.parametrize("purity", [None, Purity(0.995, 0.97)])
+def test_a_trimming_is_read_back_with_its_purity(purity: Purity | None) -> None:
+    clean, row = np.array([True, False]), np.zeros(2, np.int16)
+    trimming = Trimming(
+        clean, clean, clean, row, np.ones((1, 1)), clean[np.newaxis], (), UNCHANGED, smoothing=3, purity=purity
+    )
+    evidence = Evidence.empty(np.ones(2))
+    result = replace(NOT_JUDGED, not_judged="", trimming=trimming, evidence=evidence, fitted_for=np.arange(2))
+    again = GroupResult.from_arrays(result.to_arrays(), OUTCOMES).trimming
+    assert again is not None
+    assert (again.purity, again.smoothing, again.stop_reason) == (purity, 3, UNCHANGED)
+    np.testing.assert_array_equal(again.published, clean)
 
 
 @pytest.mark.parametrize("facts", [b"", b"[]", b"{}", b'{"trimming": {}}', json.dumps({"not_judged": ""}).encode()])

@@ -19,6 +19,7 @@ from schemas.stores.features import CHUNK_IMAGES, FeatureGeometry
 from tests.support.watched import chunks_read, peak_bytes
 from workers.features.arrays import ArrayRef
 from workers.gaussian.fit import Fit
+from workers.gaussian.neighbours import choose_references
 from workers.passes.kept_moments import Change, KeptMoments, kept_values
 from workers.storage.directory import Directory
 
@@ -58,7 +59,9 @@ def stored(store: Directory) -> dict[str, NDArray[Any]]:
     return {name: np.asarray(root[name]) for name in ARRAYS}
 
 
-def plan(fitted: NDArray[np.bool_], estimator: str = "ridge", *, leaves_one_out: bool = False) -> PassPlan:
+def plan(fitted: NDArray[np.bool_], estimator: str | None = "ridge", *, leaves_one_out: bool = False) -> PassPlan:
+    if estimator is None:
+        return PassPlan(fitted, None, 1, None, None)
     return PassPlan(fitted, Fit(GaussianConfig(), estimator, leaves_one_out=leaves_one_out), 1, None, None)
 
 
@@ -67,18 +70,19 @@ def kept(store: Directory) -> KeptMoments:
 
 
 @pytest.mark.parametrize("fitted", [FITTED, FEW], ids=["primal", "dual"])
-@pytest.mark.parametrize("nearest", [None, 12, 100])
+@pytest.mark.parametrize("references", [None, 5, 100])
 @pytest.mark.parametrize("leaves_one_out", [False, True])
-@pytest.mark.parametrize("estimator", ["relative-ridge", "ledoit-wolf"])
+@pytest.mark.parametrize("estimator", ["relative-ridge", "ledoit-wolf", None])
 def test_one_task_measures_what_the_tasks_of_segments_measure(
-    store: Directory, fitted: NDArray[np.bool_], nearest: int | None, leaves_one_out: bool, estimator: str
+    store: Directory,
+    fitted: NDArray[np.bool_],
+    references: int | None,
+    leaves_one_out: bool,
+    estimator: str | None,
 ) -> None:
     into, here = ArrayRef(store, "", "distances"), Here()
-    asked = (
-        into,
-        plan(fitted, estimator, leaves_one_out=leaves_one_out),
-        min(nearest, int(fitted.sum())) if nearest else None,
-    )
+    near = None if references is None and estimator else choose_references(fitted, references or 30)
+    asked = (into, plan(fitted, estimator, leaves_one_out=leaves_one_out), near)
     found = []
     for segment_images in (CHUNK_IMAGES, IMAGES):
         receipts = here.gather(submit_row(here, RowTasks.submit_distances, row_tasks(store, segment_images), *asked))
@@ -106,13 +110,16 @@ def test_one_task_judges_and_keeps_what_the_tasks_of_segments_judge_and_keep(sto
             np.testing.assert_allclose(values, expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("nearest", [None, 100])
+@pytest.mark.parametrize("estimator", ["ridge", None])
+@pytest.mark.parametrize("references", [None, 100])
 def test_one_task_reads_every_chunk_once(
-    store: Directory, nearest: int | None, monkeypatch: pytest.MonkeyPatch
+    store: Directory, references: int | None, estimator: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = chunks_read(monkeypatch)
     into = ArrayRef(store, "", "distances")
-    compute_row(RowTasks.submit_distances, row_tasks(store, IMAGES), into, plan(FITTED, leaves_one_out=True), nearest)
+    near = None if references is None else choose_references(FITTED, references)
+    asked = into, plan(FITTED, estimator, leaves_one_out=True), near
+    compute_row(RowTasks.submit_distances, row_tasks(store, IMAGES), *asked)
     assert sorted(key for key in read if key.startswith("features/")) == [
         f"features/c/{chunk}/{ROW}/0/0" for chunk in range(3)
     ]
@@ -142,4 +149,6 @@ def test_a_row_is_judged_in_the_memory_that_is_said(tmp_path: Path) -> None:
     for each in (first, second):
         assert row < peak_bytes(partial(compute_row, RowTasks.submit_distances, tasks, into, each, None)) <= said
     left_out = plan(everything, leaves_one_out=True)
-    assert row < peak_bytes(partial(compute_row, RowTasks.submit_distances, tasks, into, left_out, 2000)) <= said
+    near = choose_references(everything)
+    for each in (left_out, plan(everything, None)):
+        assert row < peak_bytes(partial(compute_row, RowTasks.submit_distances, tasks, into, each, near)) <= said

@@ -10,6 +10,7 @@ from workers.storage.directory import Directory
 
 FITTED = np.array([True, False, True])
 SCORES = np.array([0.1, np.nan, 2.0])
+ASKED = {"smoothing": 3, "neighbours": True}
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def directory(tmp_path: Path) -> Directory:
     journal = Journal(Directory.at(tmp_path / "journal"), "group")
     assert not journal.is_begun
     for scores in (SCORES, SCORES + 1):
-        assert journal.recall("score", FITTED, smoothing=3) is None
+        assert journal.recall("score", FITTED, **ASKED) is None
         journal.note({"scores": scores})
     return Directory.at(tmp_path / "journal")
 
@@ -27,28 +28,30 @@ def test_repeated_passes_over_the_same_images_are_different_passes(directory: Di
     journal = Journal(directory, "group")
     assert journal.is_begun
     for expected in (SCORES, SCORES + 1):
-        assert journal.expects("score", FITTED, smoothing=3)
-        found = journal.recall("score", FITTED, smoothing=3)
+        assert journal.expects("score", FITTED, **ASKED)
+        found = journal.recall("score", FITTED, **ASKED)
         assert found is not None
         np.testing.assert_array_equal(found["scores"], expected, strict=True)
-    assert not journal.expects("score", FITTED, smoothing=3)
-    assert journal.recall("score", FITTED, smoothing=3) is None
+    assert not journal.expects("score", FITTED, **ASKED)
+    assert journal.recall("score", FITTED, **ASKED) is None
 
 
 @pytest.mark.parametrize(
-    ("group", "kind", "fitted", "smoothing"),
+    ("group", "kind", "fitted", "asked"),
     [
-        ("other", "score", FITTED, 3),
-        ("group", "measure", FITTED, 3),
-        ("group", "score", ~FITTED, 3),
-        ("group", "score", FITTED, 1),
+        ("other", "score", FITTED, ASKED),
+        ("group", "measure", FITTED, ASKED),
+        ("group", "score", ~FITTED, ASKED),
+        ("group", "score", FITTED, ASKED | {"smoothing": 1}),
+        ("group", "score", FITTED, ASKED | {"neighbours": False}),
+        ("group", "score", FITTED, ASKED | {"estimator": None}),
     ],
 )
 def test_another_pass_is_not_believed(
-    directory: Directory, group: str, kind: str, fitted: np.ndarray, smoothing: int
+    directory: Directory, group: str, kind: str, fitted: np.ndarray, asked: dict[str, object]
 ) -> None:
     with pytest.raises(StaleJournalError, match="another pass"):
-        Journal(directory, group).recall(kind, fitted, smoothing=smoothing)
+        Journal(directory, group).recall(kind, fitted, **asked)
 
 
 def test_an_entry_is_torn_at_any_byte_or_flipped(directory: Directory) -> None:
@@ -56,24 +59,24 @@ def test_an_entry_is_torn_at_any_byte_or_flipped(directory: Directory) -> None:
     for cut in range(0, len(content), 7):
         directory.write("0001.npz", content[:cut])
         with pytest.raises(StaleJournalError):
-            Journal(directory, "group").recall("score", FITTED, smoothing=3)
+            Journal(directory, "group").recall("score", FITTED, **ASKED)
     place = content.index(SCORES.tobytes())
     directory.write("0001.npz", content[:place] + b"\xff" + content[place + 1 :])
     with pytest.raises(StaleJournalError, match="cannot be read"):
-        Journal(directory, "group").recall("score", FITTED, smoothing=3)
+        Journal(directory, "group").recall("score", FITTED, **ASKED)
 
 
 def test_an_object_array_is_never_loaded(directory: Directory, tmp_path: Path) -> None:
     np.savez(tmp_path / "evil.npz", key=np.array([print], dtype=object))
     directory.write("0001.npz", (tmp_path / "evil.npz").read_bytes())
     with pytest.raises(StaleJournalError, match="cannot be read"):
-        Journal(directory, "group").recall("score", FITTED, smoothing=3)
+        Journal(directory, "group").recall("score", FITTED, **ASKED)
 
 
 def test_the_ending_takes_the_place_of_the_passes(directory: Directory) -> None:
     journal = Journal(directory, "group")
     for _ in range(2):
-        journal.recall("score", FITTED, smoothing=3)
+        journal.recall("score", FITTED, **ASKED)
     assert journal.ending() is None
     journal.note_ending({"clean": FITTED})
     again = Journal(directory, "group")

@@ -53,4 +53,4 @@ def test_every_other_attribute_counts(attributes: dict[str, Any], name: str, val
 
 @pytest.mark.parametrize("other", ["1", 1.0, True, [1], None])
 def test_the_type_of_an_attribute_counts(other: object) -> None:
-    assert attributes_checksum({"nearest": other}) != attributes_checksum({"nearest": 1})
+    assert attributes_checksum({"smoothing": other}) != attributes_checksum({"smoothing": 1})

@@ -1,6 +1,7 @@
 """The breakdown guard: every condition on a constructed case, silence on groups that can be trusted."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,19 @@ from workers.guard.findings import (
     examine,
     excuse_small_groups,
     false_reject_range,
+    is_blind,
+    misses_defects,
     near_half,
     not_judged,
     positions_disagree,
     several_kinds,
     too_few,
     unaligned,
+    with_finding,
 )
 from workers.guard.structure import Structure, describe_structure, gram
 from workers.storage.directory import Directory
+from workers.trust.recall import Share
 from workers.verdict.calibration import ScoreLaw, laws_of_quartiles
 from workers.verdict.threshold import position_threshold
 
@@ -264,6 +269,64 @@ def test_without_an_estimate_the_other_conditions_remain() -> None:
     everywhere = Exclusions(200, np.ones((4, 4), np.int64), 197)
     found = examine(None, everywhere, None, kept=3, false_reject=0.02, min_clean_fraction=0.1)
     assert [(finding.condition, finding.stops) for finding in found] == [("positions", True), ("images", False)]
+
+
+# --- what is seen of planted defects
+
+
+def missed(planted: int, seen: int, *, run_is_blind: bool = False) -> bool | None:
+    """Return whether missed defects stop the run; None if nothing is found."""
+    share = Share.counted(seen, planted)
+    found = misses_defects(planted, seen, low=share.low, high=share.high, run_is_blind=run_is_blind)
+    return None if found is None else found.stops
+
+
+@pytest.mark.parametrize(
+    ("planted", "seen", "stops"),
+    [
+        pytest.param(32, 26, None, id="enough are seen"),
+        pytest.param(32, 25, False, id="fewer than four of five"),
+        pytest.param(32, 11, False, id="a half cannot be ruled out"),
+        pytest.param(32, 10, True, id="surely most are missed"),
+        pytest.param(16, 4, True, id="sixteen are enough to stop"),
+        pytest.param(15, 0, False, id="fewer only warn"),
+        pytest.param(8, 5, None, id="of few, chance misses some"),
+        pytest.param(5, 0, False, id="five say something"),
+        pytest.param(4, 0, None, id="four say nothing"),
+        pytest.param(0, 0, None, id="nothing planted"),
+    ],
+)
+def test_missed_defects_warn_and_a_blind_map_stops(planted: int, seen: int, stops: bool | None) -> None:
+    assert missed(planted, seen) is stops
+
+
+def test_few_missed_defects_stop_a_run_that_is_blind_as_a_whole() -> None:
+    assert missed(8, 0, run_is_blind=True) is True
+    assert missed(8, 7, run_is_blind=True) is None
+
+
+def test_a_run_is_blind_if_enough_defects_show_it() -> None:
+    assert is_blind(16, high=Share.counted(4, 16).high)
+    assert not is_blind(16, high=Share.counted(5, 16).high)
+    assert not is_blind(15, high=0.1)
+
+
+def test_a_blind_map_is_described_with_what_to_do() -> None:
+    found = misses_defects(32, 3, low=0.03, high=0.24)
+    assert found is not None
+    assert found.sentence.startswith(
+        "of 32 strong defects that were planted into kept images, the published map sees 3 (95 % interval 3% to 24%), "
+        "expected at least 80%: "
+    )
+    assert all(name in found.sentence for name in ("features.image_size", "backbone", "--group-by", "align"))
+
+
+def test_a_group_too_small_to_judge_has_one_reason() -> None:
+    power, few = Finding("power", "blind."), Finding("images", "too few.")
+    assert with_finding([few], power) == (few,)
+    warned = replace(few, stops=False)
+    assert with_finding([warned], power) == (power, warned)
+    assert with_finding([warned], None) == (warned,)
 
 
 # --- small groups of a run

@@ -20,6 +20,7 @@ from schemas.stores.features import FeatureGeometry
 from tests.support.maps import ESTIMATOR, RIDGE, describe, finish, new_map, write_group
 from tests.support.watched import chunks_read
 from workers.gaussian.fit import Gaussian
+from workers.gaussian.neighbours import neighbour_distances
 from workers.map import reader as module
 from workers.map.reader import GaussianMap, MapDescription
 from workers.map.writer import chunk_rows, complete_map
@@ -37,9 +38,11 @@ def samples(count: int, seed: int = 0) -> NDArray[np.float16]:
     return values
 
 
-def in_memory(rows: list[tuple[Gaussian, ...]], features: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the distances (images, rows, columns) to Gaussians that were never written."""
-    return np.stack(
+def in_memory(
+    rows: list[tuple[Gaussian, ...]], features: NDArray[Any], references: NDArray[Any] | None = None
+) -> NDArray[np.float64]:
+    """Return the distances (images, rows, columns) to Gaussians that were never written, and to references."""
+    distances = np.stack(
         [
             np.stack(
                 [gaussian.mahalanobis(features[:, row, column]) for column, gaussian in enumerate(gaussians)], axis=1
@@ -48,12 +51,16 @@ def in_memory(rows: list[tuple[Gaussian, ...]], features: NDArray[Any]) -> NDArr
         ],
         axis=1,
     )
+    if references is not None:
+        for row, column in np.ndindex(distances.shape[1:]):
+            distances[:, row, column] *= neighbour_distances(features[:, row, column], references[:, row, column])
+    return distances
 
 
-def published(run: Directory, *groups: str, fitted: int = 6) -> Directory:
+def published(run: Directory, *groups: str, fitted: int = 6, references: int = 0) -> Directory:
     model = new_map(run, describe(GEOMETRY))
     for group in groups:
-        write_group(model, group, GEOMETRY, samples(fitted), THRESHOLDS)
+        write_group(model, group, GEOMETRY, samples(fitted), THRESHOLDS, references=references)
     finish(run)
     return model
 
@@ -64,35 +71,61 @@ def refusal(location: str | Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("references", [0, 1, 3])
 @pytest.mark.parametrize("fitted", [3, 6, 8, 9, 40], ids=["dual 3", "dual 6", "dual 8", "primal 9", "primal 40"])
-def test_a_map_read_back_gives_exactly_the_distances_of_its_gaussians(tmp_path: Path, fitted: int) -> None:
+def test_a_map_read_back_gives_exactly_the_distances_of_its_gaussians_and_to_its_references(
+    tmp_path: Path, fitted: int, references: int
+) -> None:
     run = Directory.at(tmp_path / "run")
     model = new_map(run, describe(GEOMETRY))
-    rows = write_group(model, GROUP, GEOMETRY, samples(fitted), THRESHOLDS)
+    rows = write_group(model, GROUP, GEOMETRY, samples(fitted), THRESHOLDS, references=references)
     finish(run)
     features = np.concatenate([samples(fitted), samples(20, seed=1)])
     features.flags.writeable = False
-    distances = GaussianMap.open(model.url).distances(GROUP, features)
+    opened = GaussianMap.open(model.url)
+    assert opened.measures_neighbours(GROUP) == bool(references)
+    distances = opened.distances(GROUP, features)
     assert distances.dtype == np.float64
-    np.testing.assert_array_equal(distances, in_memory(rows, features))
+    near = samples(fitted)[:references] if references else None
+    np.testing.assert_array_equal(distances, in_memory(rows, features, near))
 
 
 @pytest.mark.parametrize("together", [1, 2, 3, 5])
+@pytest.mark.parametrize("references", [0, 4])
 @pytest.mark.parametrize("fitted", [6, 9], ids=["dual", "primal"])
 def test_rows_that_share_chunks_are_read_together_and_once(
-    tmp_path: Path, together: int, fitted: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, together: int, references: int, fitted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     geometry, run = replace(GEOMETRY, rows=5), Directory.at(tmp_path / "run")
     values = np.random.default_rng(0).normal(size=(fitted + 20, 5, GEOMETRY.columns, GEOMETRY.channels))
+    values = values.astype(np.float16)
     model = new_map(run, describe(geometry))
     thresholds = np.ones((5, GEOMETRY.columns))
-    rows = write_group(model, GROUP, geometry, values[:fitted], thresholds, rows_together=together)
+    shared = {"rows_together": together, "references": references}
+    rows = write_group(model, GROUP, geometry, values[:fitted], thresholds, **shared)
     finish(run)
     read = chunks_read(monkeypatch)
     opened = GaussianMap.open(model.url)
-    np.testing.assert_array_equal(opened.distances(GROUP, values), in_memory(rows, values))
-    assert len(read) == len(set(read)) == (4 if fitted == 6 else 2) * -(-5 // together)
+    near = values[:references] if references else None
+    np.testing.assert_array_equal(opened.distances(GROUP, values), in_memory(rows, values, near))
+    arrays = (4 if fitted == 6 else 2) + bool(references)
+    assert len(read) == len(set(read)) == arrays * -(-5 // together)
     np.testing.assert_array_equal(opened.thresholds(GROUP), thresholds)
+
+
+@pytest.mark.parametrize("spoil", ["shape", "type", "group"])
+def test_an_array_of_references_of_another_shape_or_type_does_not_score(tmp_path: Path, spoil: str) -> None:
+    model = published(Directory.at(tmp_path), GROUP, references=4)
+    node = model.zarr_group(storage_name(GROUP), "r+")
+    if spoil == "group":
+        node.create_group("reference", overwrite=True)
+    else:
+        shape = (2, 3, 4 if spoil == "type" else 5, 8)
+        node.create_array(
+            "reference", shape=shape, dtype="float64" if spoil == "type" else "float32", overwrite=True, fill_value=0.0
+        )
+    with pytest.raises(GaussianMapError, match="row 0 of group"):
+        GaussianMap.open(model.url).distances(GROUP, samples(2))
 
 
 def test_rows_of_small_groups_share_chunks_up_to_a_size() -> None:
@@ -129,15 +162,22 @@ def test_gaussians_of_lower_rank_than_their_samples_are_read_back_whole(tmp_path
     )
 
 
+@pytest.mark.parametrize("references", [0, 4])
 @pytest.mark.parametrize(("fitted", "form"), [(6, "dual"), (8, "dual"), (9, "primal")])
-def test_the_arrays_are_enough_to_score_with_numpy_alone(tmp_path: Path, fitted: int, form: str) -> None:
-    model = published(Directory.at(tmp_path), GROUP, fitted=fitted)
+def test_the_arrays_are_enough_to_score_with_numpy_alone(
+    tmp_path: Path, fitted: int, form: str, references: int
+) -> None:
+    model = published(Directory.at(tmp_path), GROUP, fitted=fitted, references=references)
     root = model.zarr_group("")
     (_, node), *others = root.groups()
     assert not others
     assert node.attrs["form"] == form
-    arrays: dict[str, NDArray[np.float64]] = {name: np.asarray(array) for name, array in node.arrays()}
-    assert {name: array.dtype for name, array in arrays.items()} == dict.fromkeys(arrays, np.dtype(np.float64))
+    arrays: dict[str, NDArray[Any]] = {name: np.asarray(array) for name, array in node.arrays()}
+    types = dict.fromkeys(arrays, np.dtype(np.float64))
+    assert ("reference" in arrays) == bool(references)
+    assert {name: array.dtype for name, array in arrays.items()} == types | (
+        {"reference": np.dtype(np.float32)} if references else {}
+    )
     features = samples(5, seed=2).astype(np.float64)
     expected = GaussianMap.open(model.url).distances(GROUP, features)
     assert root.attrs["estimator"] == ESTIMATOR
@@ -150,7 +190,11 @@ def test_the_arrays_are_enough_to_score_with_numpy_alone(tmp_path: Path, fitted:
             squares += ((offset - along @ factor) ** 2).sum(axis=1) / RIDGE
         else:
             squares = (offset @ np.linalg.inv(factor @ factor.T) * offset).sum(axis=1)
-        np.testing.assert_allclose(np.sqrt(squares), expected[:, row, column], rtol=1e-6)
+        distances = np.sqrt(squares)
+        if references:
+            near = arrays["reference"][row, column]
+            distances *= np.sort(np.linalg.norm(features[:, row, column, np.newaxis] - near, axis=2), axis=1)[:, 1]
+        np.testing.assert_allclose(distances, expected[:, row, column], rtol=1e-6)
 
 
 def test_an_open_map_says_what_it_was_fitted_on(tmp_path: Path) -> None:
@@ -191,10 +235,11 @@ def test_each_group_has_its_own_gaussians_and_thresholds(tmp_path: Path) -> None
     np.testing.assert_array_equal(opened.thresholds("two"), THRESHOLDS + 1)
 
 
+@pytest.mark.parametrize("references", [0, 4])
 def test_a_map_too_large_for_memory_is_streamed_to_the_same_distances(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, references: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, features = published(Directory.at(tmp_path), GROUP), samples(5, seed=2)
+    model, features = published(Directory.at(tmp_path), GROUP, references=references), samples(5, seed=2)
     expected = GaussianMap.open(model.url).distances(GROUP, features)
     monkeypatch.setattr(module, "CACHED_BYTES", 0)
     np.testing.assert_array_equal(GaussianMap.open(model.url).distances(GROUP, features), expected)
@@ -283,7 +328,7 @@ def test_the_map_of_an_unfinished_run_is_an_error_that_says_what_to_do(tmp_path:
     "change",
     [
         {"format": "other"},
-        {"format_version": 1},
+        {"format_version": 2},
         {"format_version": None},
         {"geometry": {"rows": 1}},
         {"geometry": None},
@@ -297,7 +342,7 @@ def test_a_map_of_a_foreign_format_is_an_error_that_says_what_was_expected(
 ) -> None:
     model = published(Directory.at(tmp_path), GROUP)
     model.zarr_group("", "r+").attrs.update(change)
-    assert "expected paire-gaussian-map version 2" in refusal(model.url)
+    assert "expected paire-gaussian-map version 3" in refusal(model.url)
 
 
 def test_a_map_that_was_not_completed_is_an_error(tmp_path: Path) -> None:
@@ -307,7 +352,7 @@ def test_a_map_that_was_not_completed_is_an_error(tmp_path: Path) -> None:
     assert "its attributes in the Gaussian map" in refusal(model.url)
 
 
-@pytest.mark.parametrize("name", ["smoothing", "nearest", "fitted", "form", "checksums", "group"])
+@pytest.mark.parametrize("name", ["smoothing", "references", "fitted", "form", "checksums", "group"])
 def test_an_altered_attribute_of_a_group_is_an_error(tmp_path: Path, name: str) -> None:
     model = published(Directory.at(tmp_path), GROUP)
     model.zarr_group(storage_name(GROUP), "r+").attrs[name] = 3
@@ -326,11 +371,13 @@ def test_a_lost_group_is_an_error_and_not_a_map_of_the_others(tmp_path: Path) ->
     assert "its groups in the Gaussian map" in refusal(model.url)
 
 
+@pytest.mark.parametrize("references", [0, 4])
 @pytest.mark.parametrize("fitted", [6, 30], ids=["dual", "primal"])
-def test_no_altered_or_missing_chunk_scores(tmp_path: Path, fitted: int) -> None:
-    model = published(Directory.at(tmp_path), GROUP, fitted=fitted)
+def test_no_altered_or_missing_chunk_scores(tmp_path: Path, fitted: int, references: int) -> None:
+    model = published(Directory.at(tmp_path), GROUP, fitted=fitted, references=references)
     chunks = sorted(path for path in Path(model.url).rglob("c/**/*") if path.is_file())
-    assert {path.parts[len(Path(model.url).parts) + 1] for path in chunks} >= {"mean", "factor", "thresholds"}
+    near = {"reference"} if references else set()
+    assert {path.parts[len(Path(model.url).parts) + 1] for path in chunks} >= {"mean", "factor", "thresholds"} | near
     for path in chunks:
         content = path.read_bytes()
         altered = bytearray(content)
@@ -400,3 +447,18 @@ def test_named_groups_are_found_among_several(tmp_path: Path) -> None:
 
 def test_default_features_are_those_of_the_configuration() -> None:
     assert describe(GEOMETRY).features == FeaturesConfig()
+
+
+def test_a_finished_group_of_an_unfinished_map_can_be_opened_alone(tmp_path: Path) -> None:
+    model = new_map(Directory.at(tmp_path / "run"), describe(GEOMETRY))
+    for group in (GROUP, "other"):
+        write_group(model, group, GEOMETRY, samples(6), THRESHOLDS)
+    opened = GaussianMap.of_group(model, GROUP)
+    assert opened.groups == (GROUP,)
+    found = opened.distances(GROUP, samples(3, seed=1))
+    np.testing.assert_array_equal(opened.thresholds(GROUP), THRESHOLDS)
+    complete_map(model)
+    finished = GaussianMap.open(model.url, published_only=False)
+    np.testing.assert_array_equal(found, finished.distances(GROUP, samples(3, seed=1)))
+    with pytest.raises(GaussianMapError, match="group 'none'"):
+        GaussianMap.of_group(model, "none")

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from schemas.config import GaussianConfig, TrimConfig
 from schemas.stores.features import CHUNK_IMAGES
 from workers.features.arrays import ArrayRef, Segment
-from workers.gaussian.fit import Fit, fit_dual, fit_primal
+from workers.gaussian.fit import Fit, fit_dual
 from workers.gaussian.moments import accumulate, finalize
+from workers.gaussian.neighbours import choose_references
 from workers.passes.by_features import (
     RowMoments,
     accumulate_segment,
@@ -25,8 +26,7 @@ from workers.passes.by_features import (
     judge_row,
     measure_segment,
     merge_rows,
-    nearest_images,
-    take_images,
+    read_references,
 )
 from workers.storage.directory import Directory
 from workers.verdict.selection import margins
@@ -103,40 +103,37 @@ def test_a_segment_without_chosen_images_has_the_moments_of_no_samples(features:
     assert {part.mean.shape for part in moments} == {(1, CHANNELS)}
 
 
-def test_columns_can_be_fitted_on_images_of_their_own(
-    features: ArrayRef, distances: ArrayRef, values: NDArray[np.float16]
+@pytest.mark.parametrize("cuts", [[], [256, 512], [100, 300]], ids=str)
+@pytest.mark.parametrize("is_fitted", [True, False])
+def test_with_references_the_neighbour_distance_multiplies_that_of_the_fit_or_is_all_of_it(
+    features: ArrayRef, distances: ArrayRef, values: NDArray[np.float16], cuts: list[int], is_fitted: bool
 ) -> None:
-    chosen = np.random.default_rng(6).permuted(np.arange(IMAGES * COLUMNS).reshape(IMAGES, COLUMNS) % 2 == 0, axis=0)
-    mask = np.ones(IMAGES, bool)
-    parts = [
-        accumulate_segment(features, ROW, segment, take_images(chosen, segment.start, segment.stop))
-        for segment in segments(mask, [300])
-    ]
-    primal = fit_row_primal(reduce(merge_rows, parts), FIT, [])
-    measure_segment(primal, features, distances, ROW, Segment(0, IMAGES, mask), chosen)
-    measured = stored(distances)[:, ROW]
-    few = chosen & (np.cumsum(chosen, axis=0) <= CHANNELS)
-    dual = fit_row_dual(features, ROW, Segment(0, IMAGES, mask), FIT, few)
+    mask, fitted = some(5), some(5) & some(6)
+    references = read_references(features, ROW, choose_references(fitted, 40))
+    gaussians = fit_row_primal(row_moments(values[fitted, ROW]), FIT, []) if is_fitted else None
+    for segment in segments(mask, cuts):
+        left_out = fitted[segment.start : segment.stop] if is_fitted else None
+        assert measure_segment(gaussians, features, distances, ROW, segment, left_out, references) == segment.mask.sum()
+    written = stored(distances)[:, ROW]
+    assert np.isnan(written[~mask]).all()
+    chosen = np.flatnonzero(choose_references(fitted, 40))
     for column in range(COLUMNS):
-        here = values[:, ROW, column]
-        own = fit_primal(accumulate(here[chosen[:, column], np.newaxis]), FIT.config, FIT.estimator)[0]
-        np.testing.assert_allclose(measured[:, column], own.leave_one_out(here, chosen[:, column]), rtol=1e-9)
-        own = fit_dual(here[few[:, column]], FIT.config, FIT.estimator)
-        np.testing.assert_array_equal(dual[column].gaussian.mahalanobis(here), own.gaussian.mahalanobis(here))
+        here = values[:, ROW, column].astype(np.float64)
+        apart = np.linalg.norm(here[:, np.newaxis] - here[chosen], axis=2)
+        apart[chosen, np.arange(40)] = np.inf
+        expected = np.sort(apart, axis=1)[:, 1]
+        if gaussians is not None:
+            expected *= gaussians[column].leave_one_out(values[:, ROW, column], fitted)
+        np.testing.assert_allclose(written[mask, column], expected[mask], rtol=1e-9)
 
 
-def test_the_nearest_images_are_those_of_the_smallest_distances_among_the_candidates(distances: ArrayRef) -> None:
-    rng = np.random.default_rng(2)
-    written = rng.random((IMAGES, COLUMNS)).round(2)  # with ties
-    candidates = some(3)
-    written[~candidates] = np.nan
-    distances.open("r+")[:, ROW] = written
-    chosen = nearest_images(distances, ROW, candidates, 100, [int(candidates.sum())])
-    assert not chosen[~candidates].any()
-    for column in range(COLUMNS):
-        order = sorted((written[image, column], image) for image in np.flatnonzero(candidates))
-        nearest = sorted(image for _, image in order[:100])
-        np.testing.assert_array_equal(np.flatnonzero(chosen[:, column]), nearest)
+def test_references_are_the_features_of_the_chosen_images_in_order(
+    features: ArrayRef, values: NDArray[np.float16]
+) -> None:
+    chosen = some(7, share=0.01)
+    references = read_references(features, ROW, chosen)
+    np.testing.assert_array_equal(references.values, values[chosen, ROW])
+    np.testing.assert_array_equal(references.chosen, chosen)
 
 
 def test_a_row_is_fitted_in_the_dual_form_across_chunks(features: ArrayRef, values: NDArray[np.float16]) -> None:

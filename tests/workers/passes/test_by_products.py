@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 
 from schemas.config import GaussianConfig, TrimConfig
 from schemas.stores.features import CHUNK_IMAGES
-from workers.features.arrays import ArrayRef
+from workers.features.arrays import ArrayRef, Segment
 from workers.gaussian.fit import Fit, fit_dual
+from workers.gaussian.neighbours import choose_references, neighbour_distances
 from workers.passes import by_products as gram_passes
-from workers.passes.by_features import judge_row
+from workers.passes.by_features import fit_row_dual, judge_row, measure_segment, read_references
 from workers.passes.by_products import (
     SMALL_GROUP,
     Band,
@@ -25,7 +26,6 @@ from workers.passes.by_products import (
     uses_products,
 )
 from workers.storage.directory import Directory
-from workers.verdict.selection import smallest
 
 IMAGES, ROWS, COLUMNS, CHANNELS = 300, 3, 4, 24  # a chunk boundary at 256
 CONFIG = GaussianConfig()
@@ -84,41 +84,60 @@ def distances_of(group: GramGroup) -> ArrayRef:
     return ArrayRef(group.features.directory, "", "distances")
 
 
-def expected(values: NDArray[np.float16], fit: Fit, nearest: int | None = None) -> Array:
+def expected(values: NDArray[np.float16], fit: Fit | None, references: Mask | None = None) -> Array:
     """Return the distances (images, rows, columns) by the form on features."""
     result, part = np.full((IMAGES, ROWS, COLUMNS), np.nan), taking_part()
+    chosen = fitted()
     for position in np.ndindex(ROWS, COLUMNS):
-        here, chosen = values[:, *position], fitted()
-        for again in (False, True)[: 1 if nearest is None else 2]:
-            if again:
-                assert nearest is not None
-                chosen = smallest(result[:, *position], chosen, nearest)
+        here, found = values[:, *position], np.ones(int(part.sum()))
+        if fit is not None:
             one = fit_dual(here[chosen], fit.config, fit.estimator, leaves_one_out=fit.leaves_one_out)
-            result[part, *position] = (
+            found *= (
                 one.leave_one_out(here[part], chosen[part])
                 if fit.leaves_one_out
                 else one.gaussian.mahalanobis(here[part])
             )
+        if references is not None:
+            own = np.where(references, np.cumsum(references) - 1, -1)[part]
+            found *= neighbour_distances(here[part], here[references], own)
+        result[part, *position] = found
     return result
 
 
 @pytest.mark.parametrize(
-    ("fit", "nearest"),
+    ("fit", "references"),
     [
         (Fit(CONFIG, "ridge"), None),
         (Fit(CONFIG, "oas", leaves_one_out=True), None),
-        (Fit(CONFIG, "relative-ridge", leaves_one_out=True), 12),
+        (Fit(CONFIG, "relative-ridge", leaves_one_out=True), choose_references(fitted())),
+        (Fit(CONFIG, "relative-ridge", leaves_one_out=True), choose_references(fitted(), 5)),
+        (None, choose_references(fitted(), 5)),
     ],
 )
 def test_distances_are_those_of_the_form_on_features_and_nan_elsewhere(
-    group: GramGroup, values: NDArray[np.float16], fit: Fit, nearest: int | None
+    group: GramGroup, values: NDArray[np.float16], fit: Fit | None, references: Mask | None
 ) -> None:
     for band in bands(int(group.measured.sum()), ROWS, COLUMNS):
-        assert measure_rows(group, distances_of(group), band, fitted(), fit, nearest, 1) == taking_part().sum()
+        assert measure_rows(group, distances_of(group), band, fitted(), fit, references, 1) == taking_part().sum()
     found = np.asarray(distances_of(group).open()[:])
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected(values, fit, nearest)))
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected(values, fit, references)))
     # Where all images are the same, distances are nothing or next to nothing.
-    np.testing.assert_allclose(found, expected(values, fit, nearest), rtol=1e-7, atol=1e-100)
+    np.testing.assert_allclose(found, expected(values, fit, references), rtol=1e-6, atol=1e-100)
+
+
+@pytest.mark.parametrize("is_fitted", [True, False])
+def test_with_neighbours_a_pass_by_features_finds_what_one_by_products_finds(group: GramGroup, is_fitted: bool) -> None:
+    fit = Fit(CONFIG, "relative-ridge", leaves_one_out=True) if is_fitted else None
+    chosen, everything = choose_references(fitted(), 6), Segment(0, IMAGES, taking_part())
+    measure_rows(group, distances_of(group), Band(0, ROWS), fitted(), fit, chosen, 1)
+    found = np.asarray(distances_of(group).open()[:])
+    for row in range(ROWS):
+        gaussians = None if fit is None else fit_row_dual(group.features, row, Segment(0, IMAGES, fitted()), fit)
+        references = read_references(group.features, row, chosen)
+        measure_segment(
+            gaussians, group.features, distances_of(group), row, everything, fitted() if fit else None, references
+        )
+    np.testing.assert_allclose(np.asarray(distances_of(group).open()[:]), found, rtol=1e-6, atol=1e-100)
 
 
 def test_where_products_are_not_exact_enough_the_features_are_taken(

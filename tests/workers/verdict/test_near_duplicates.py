@@ -13,14 +13,14 @@ from workers.storage.directory import Directory
 from workers.verdict.near_duplicates import SKETCH, Sketches, find_representatives, sketch_segment
 
 IMAGES, COPIES = 60, 5
-CLOSENESS = 0.5
+CLOSENESS = 0.2
 
 
 def independent(images: int = IMAGES, seed: int = 0) -> Sketches:
     return np.random.default_rng(seed).normal(size=(images, SKETCH)).astype(np.float32)
 
 
-def with_copies(images: int = IMAGES, copies: int = COPIES, *, spread: float = 0.1) -> Sketches:
+def with_copies(images: int = IMAGES, copies: int = COPIES, *, spread: float = 0.05) -> Sketches:
     """Return independent sketches, the last of them ``copies`` of one."""
     sketches = independent(images)
     noise = np.random.default_rng(1).normal(size=(copies, SKETCH)).astype(np.float32)
@@ -57,6 +57,22 @@ def test_a_chain_of_small_changes_is_not_one_image() -> None:
     step = np.random.default_rng(2).normal(size=SKETCH)
     sketches[100:120] = sketches[100] + 0.3 * np.arange(20)[:, np.newaxis] * step
     assert len(np.unique(find_representatives([sketches], CLOSENESS)[100:120])) > 1
+
+
+@pytest.mark.parametrize(("spread", "are_copies"), [(0.06, True), (0.08, False)])
+def test_however_sparse_the_others_are_a_copy_differs_little_from_its_original(spread: float, are_copies: bool) -> None:
+    # Two copies lie apart by sqrt(2) times the spread, as a share of their length.
+    found = find_representatives([with_copies(spread=spread)], 0.9)
+    assert (found[-COPIES:] == IMAGES - COPIES).all() == are_copies
+    assert len(np.unique(found)) == (IMAGES - COPIES + 1 if are_copies else IMAGES)
+
+
+@pytest.mark.parametrize(("each", "are_copies"), [(2, True), (3, False)])
+def test_more_copies_than_half_of_the_images_are_none(each: int, are_copies: bool) -> None:
+    sketches = np.repeat(independent(20), each, axis=0)
+    found = find_representatives([sketches], CLOSENESS)
+    expected = np.repeat(np.arange(20) * each, each) if are_copies else np.arange(20 * each)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

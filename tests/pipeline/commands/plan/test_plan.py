@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from pipeline.cluster.tasks import TaskWindow
 from pipeline.commands.plan.forecast import (
     Measured,
     _by_operations,
+    count_power_tasks,
     expected_passes,
     extraction_seconds,
     forecast,
@@ -43,6 +45,7 @@ from pipeline.costs.footprint import (
 )
 from pipeline.judging.group import Group
 from pipeline.judging.statistics import GroupStatistics
+from pipeline.judging.strategies.registry import strategy_of
 from schemas.config import Config
 from schemas.errors import ConfigError, SourceError, UnreadableBudgetError, WeightsError
 from schemas.stores.features import CHUNK_IMAGES, FeatureGeometry
@@ -104,6 +107,7 @@ def test_tasks_are_those_that_a_run_submits(channels: int, tmp_path: Path, monke
     write_parts(tmp_path / "archive" / "large", 66, 4, first_seed=100)
     tasks = plan(str(tmp_path / "archive"), quick_config(*config), sample=0).tasks
     quick_run_on(tmp_path / "archive", tmp_path / "run", *config)
+    assert tasks.pop("power") == 0  # nothing is planted where nothing can be rejected
     assert min(tasks.values()) > 0
     assert submitted.total() == sum(tasks.values()), submitted
 
@@ -199,7 +203,7 @@ def test_the_command_prints_a_table_for_people_and_json_for_machines(archive: Pa
     made = json.loads(result.stdout)
     assert made["groups"]["number"] == 2
     assert made["seconds"] is None
-    for word in ("features", "distances", "memory", "tasks", "requests", "Assumed: 3 passes"):
+    for word in ("features", "distances", "memory", "tasks", "requests", "Assumed: 17 passes"):
         assert word in result.stderr
 
 
@@ -282,11 +286,11 @@ def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
         (PassKind(), False, images - 5, 1, lambda: statistics.run_pass(few, 2)),
         (PassKind(scores=True), False, images - 5, 0, lambda: statistics.score_pass(few, 3, smoothing=1)),
         (
-            PassKind(scores=True, nearest=0.75),
+            PassKind(scores=True, neighbours=True),
             False,
             images,
             1,
-            lambda: statistics.score_pass(everything, 4, smoothing=1, nearest=0.75),
+            lambda: statistics.score_pass(everything, 4, smoothing=1, neighbours=True),
         ),
         (
             PassKind(scores=True, by_rows=True),
@@ -295,17 +299,26 @@ def test_tasks_and_requests_of_passes_are_those_of_the_formulas(
             1,
             lambda: statistics.score_pass(few, 5, smoothing=None),
         ),
+        (
+            PassKind(scores=True, neighbours=True, fits=False),
+            False,
+            images - 5,
+            0,
+            lambda: statistics.score_neighbours(few, 6),
+        ),
     ]
     for number, (kind, is_first, fitted, changed, work) in enumerate(works):
         tasks, requests = spent(counted, work)
-        updates = is_kept and number > 0
+        updates = is_kept and number > 0 and kind.fits
         assert tasks == pass_tasks(layout, images, fitted, kind, is_first=is_first, updates=updates), kind
         chunks_changed = changed if updates else None
         assert requests == pass_requests(layout, images, fitted, kind, is_first=is_first, changed=chunks_changed), kind
     model = Directory.at(tmp_path) / "model"
-    tasks, requests = spent(counted, lambda: statistics.publish(everything, model, nearest=1.0))
-    assert tasks == publish_tasks(layout, images, images)
-    assert requests == publish_requests(layout, images, images)
+    for neighbours in (False, True):
+        one = dataclasses.replace(layout, has_references=neighbours)
+        tasks, requests = spent(counted, partial(statistics.publish, everything, model, neighbours=neighbours))
+        assert tasks == publish_tasks(one, images, images)
+        assert requests == publish_requests(one, images, images)
 
     def conclude() -> None:
         thresholds, fitted_for = np.ones((3, 2)), np.arange(images)
@@ -412,8 +425,11 @@ def test_a_sample_is_extracted_in_blocks_like_the_archives(block: int, groups: l
 
 @pytest.mark.parametrize("strategy", ["paire", "grow", "concentrate", "trim-once", "none"])
 def test_every_strategy_has_a_number_of_passes_that_its_bound_holds(strategy: str) -> None:
-    passes = expected_passes(tiny_config(f"trim.strategy={strategy}", "trim.max_iterations=2"))
-    assert 1 <= passes.fewest <= passes.usual <= passes.most <= 6
+    for most in (1, 2, 100):
+        config = tiny_config(f"trim.strategy={strategy}", f"trim.max_iterations={most}")
+        known, passes = strategy_of(config).forecast, expected_passes(config)
+        assert 1 <= passes.fewest <= passes.usual <= passes.most <= known.iterates * most + known.besides
+        assert passes.most <= known.most
 
 
 def test_a_sample_is_seeded_and_spread_over_the_archive() -> None:
@@ -438,3 +454,13 @@ def test_zarr_writes_one_object_a_chunk(tmp_path: Path) -> None:
     array = zarr.create_array(tmp_path / "a", shape=(5,), chunks=(2,), dtype="int8", compressors=None)
     array[:] = 1
     assert len([path for path in (tmp_path / "a").rglob("c/*") if path.is_file()]) == 3
+
+
+def test_planted_images_are_tasks_that_are_extracted_again() -> None:
+    config = quick_config("trim.strategy=grow")
+    assert count_power_tasks([70], config) == 32 // 8
+    assert count_power_tasks([70], quick_config("guard.power_images=0")) == 0
+    assert count_power_tasks([70], quick_config("trim.strategy=none")) == 0
+    # Four tasks of eight images, each without and with two defects, at ten images a second.
+    assert seconds_of([70], 1).power == pytest.approx(4 * 8 * 3 / 10.0)
+    assert seconds_of([70], 4).power == pytest.approx(8 * 3 / 10.0)

@@ -11,7 +11,7 @@ from pipeline.cluster.cluster import Cluster, open_cluster
 from pipeline.cluster.progress import Reporter
 from pipeline.commands.trust.holdout import fit_holdout, require_rule
 from pipeline.judging.group import Group
-from pipeline.judging.strategies.registry import STRATEGIES, estimator_of
+from pipeline.judging.strategies.registry import STRATEGIES, estimator_of, strategy_of
 from schemas.config import Config
 from schemas.errors import SourceError
 from schemas.names import storage_name
@@ -19,6 +19,7 @@ from schemas.stores.features import FeatureGeometry
 from tests.support.archives import tiny_config
 from tests.support.maps import describe, finish, new_map
 from workers.gaussian.fit import FittedGaussian, fit_dual
+from workers.gaussian.neighbours import choose_references, neighbour_distances
 from workers.map.reader import GaussianMap
 from workers.map.writer import create_group_map, write_thresholds
 from workers.storage.directory import Directory
@@ -74,7 +75,8 @@ def hold_out(
     )
     array[:] = features.astype(np.float32)
     model = new_map(Directory.at(folder / "run"), describe(GEOMETRY))
-    create_group_map(model, GROUP, GEOMETRY, IMAGES)
+    references = IMAGES if strategy_of(config).measures_neighbours else 0
+    create_group_map(model, GROUP, GEOMETRY, IMAGES, references=references)
     write_thresholds(model, GROUP, np.ones((ROWS, COLUMNS)), checksums=[0] * ROWS, smoothing=config.trim.smoothing)
     finish(Directory.at(folder / "run"))
     holdout = fit_holdout(
@@ -121,7 +123,10 @@ def test_the_map_is_fitted_without_the_held_out_images(
     gaussians = fit_all(features, masks[1], config, leaves_one_out=False)
     found = gaussian_map.distances(GROUP, features)
     for row, column in np.ndindex(ROWS, COLUMNS):
-        expected = gaussians[row][column].gaussian.mahalanobis(features[:, row, column])
+        here = features[:, row, column]
+        expected = gaussians[row][column].gaussian.mahalanobis(here)
+        if strategy == "grow":
+            expected = expected * neighbour_distances(here, here[choose_references(masks[1])])
         np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-6)
 
 
@@ -129,8 +134,15 @@ def test_the_threshold_of_grow_is_that_of_the_law_of_the_fitted_images_scores(
     cluster: Cluster, tmp_path: Path, features: Floats, masks: tuple[Mask, Mask]
 ) -> None:
     config = tiny_config("trim.strategy=grow", "trim.smoothing=3", "trim.target_false_reject=0.1")
-    _, thresholds = hold_out(cluster, tmp_path, features, masks, config)
-    scores = np.log(smooth(loo_distances(features, masks[1], config), 3).max(axis=(1, 2)))
+    gaussian_map, thresholds = hold_out(cluster, tmp_path, features, masks, config)
+    assert gaussian_map.measures_neighbours(GROUP)
+    distances = loo_distances(features, masks[1], config)
+    references = choose_references(masks[1])
+    own = np.where(references, np.cumsum(references) - 1, -1)
+    for row, column in np.ndindex(ROWS, COLUMNS):
+        here = features[:, row, column]
+        distances[:, row, column] *= neighbour_distances(here, here[references], own)
+    scores = np.log(smooth(distances, 3).max(axis=(1, 2)))
     expected = np.exp(fit_score_law(scores[masks[1]]).threshold(0.1))
     np.testing.assert_allclose(thresholds, np.full((ROWS, COLUMNS), expected), rtol=1e-6)
 

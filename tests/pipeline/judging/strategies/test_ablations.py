@@ -41,5 +41,5 @@ def test_nothing_is_trimmed_whatever_the_pass_finds() -> None:
 def test_there_is_no_rule_to_try_where_nothing_is_rejected() -> None:
     passes = cast("GroupPasses", Passes(Script([])))
     with pytest.raises(NotImplementedError, match="no rule"):
-        KeepAll().holdout_thresholds(passes, np.ones(3, bool), TrimConfig(), smoothing=1, nearest=1.0)
+        KeepAll().holdout_thresholds(passes, np.ones(3, bool), TrimConfig(), smoothing=1)
     assert not KeepAll().rejects
