@@ -36,7 +36,7 @@ def trusted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     write_parts(folder / "archive" / "large", 110, 5)
     write_parts(folder / "archive" / "small", 8, first_seed=500)
     write_parts(folder / "archive" / "tiny", 2, first_seed=600)
-    return run_on(folder / "archive", folder / "run", GUARDED, "input.group_by={line}/*")
+    return run_on(folder / "archive", folder / "run", GUARDED, "trim.strategy=grow", "input.group_by={line}/*")
 
 
 @pytest.mark.parametrize("strategy", ["grow", "paire", "concentrate", "none"])

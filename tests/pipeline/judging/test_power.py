@@ -221,7 +221,7 @@ def test_a_recut_without_the_images_says_that_it_measured_nothing(run: Run, arch
     source = shutil.copytree(archive, tmp_path / "archive")
     finished = run_on(source, tmp_path / "run", BY_LINE)
     shutil.rmtree(source)
-    version = recut(str(finished.path), parse_config(None, ["trim.strategy=paire", "guard.accept_untrustworthy=true"]))
+    version = recut(str(finished.path), parse_config(None, ["trim.eta=2.6", "guard.accept_untrustworthy=true"]))
     found = version.ledger["groups"]["large"]["power"]
     assert (found["planted"], found["left_out"] > 0) == (0, True)
     assert found["note"] == "an image of the sample can no longer be read: cannot be read: no such file"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from workers.verdict.calibration import ScoreLaw, fit_score_law
-from workers.verdict.purity import IMPURITY, Anomalies, estimate_purity, fit_anomalies, pure_threshold
+from workers.verdict.purity import Anomalies, estimate_purity, fit_anomalies, is_pure, pure_threshold
 
 Array = NDArray[np.float64]
 
@@ -100,14 +100,21 @@ def test_the_pure_threshold_is_the_largest_that_keeps_few_enough_anomalies(
     pure = pure_threshold(anomalies, scores, THRESHOLD)
     assert pure <= THRESHOLD
 
-    def is_pure(threshold: float) -> bool:
-        return anomalies.below(threshold) <= IMPURITY * max(int((scores < threshold).sum()), 1)
+    def keeps_few(threshold: float) -> bool:
+        return bool(is_pure(anomalies.below(threshold), int((scores < threshold).sum())))
 
     if np.isfinite(pure):
-        assert is_pure(pure)
+        assert keeps_few(pure)
     above = np.append(scores[(scores > pure) & (scores < THRESHOLD)], THRESHOLD if pure < THRESHOLD else [])
     # The least of the scores keeps nothing.
-    assert not any(is_pure(score) for score in above if (scores < score).any())
+    assert not any(keeps_few(score) for score in above if (scores < score).any())
+
+
+def test_less_than_one_anomaly_is_chance_and_a_hundredth_of_many_images_is_not() -> None:
+    assert is_pure(1.0, 30)
+    assert not is_pure(1.01, 30)
+    assert is_pure(4.0, 400)
+    assert not is_pure(4.1, 400)
 
 
 @given(
