@@ -10,7 +10,7 @@ for each image, and the Gram matrix of a sample.
 import dataclasses
 import logging
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,26 +80,35 @@ def examine_group(
     def score(fitted: Mask) -> Floats:
         return statistics.score_aside(fitted, kind="examine", smoothing=smoothing, neighbours=True, estimator=ESTIMATOR)
 
-    purity, kept = trimming.purity, int(trimming.clean.sum())
-    if trimming.stop_reason == GAP:
-        contamination: Contamination | None = beyond_gap(group.count, kept)
-    else:
-        contamination = fit_and_estimate(score, trimming.clean, false_reject=RATE)
-    if contamination is not None and purity is not None:
-        # As if all that was rejected were bad, and what was kept no purer than its bound.
-        contamination = widen(contamination, 1.0 - purity.lower * kept / group.count)
+    contamination = estimate_for(trimming, score, images=group.count)
     findings = examine(
         contamination,
         _count_exclusions(window, group, trimming, statistics.distances.array(DISTANCE)),
         _structure(window, group, trimming.clean),
-        kept=kept,
+        kept=int(trimming.clean.sum()),
         false_reject=RATE,
         min_clean_fraction=group.config.trim.min_clean_fraction,
-        purity=purity,
+        purity=trimming.purity,
     )
     for finding in findings:
         logger.warning("%s: %s", group.name, finding.sentence, extra={"group": group.name})
-    return Examination(contamination, findings, purity=purity)
+    return Examination(contamination, findings, purity=trimming.purity)
+
+
+def estimate_for(trimming: Trimming, score: Callable[[Mask], Floats], *, images: int) -> Contamination | None:
+    """Estimate the contamination of a group in which a clean set was found.
+
+    ``score`` is that of `fit_and_estimate`, and ``images`` how many take part.
+    """
+    kept, purity = int(trimming.clean.sum()), trimming.purity
+    if trimming.stop_reason == GAP:
+        found: Contamination | None = beyond_gap(images, kept)
+    else:
+        found = fit_and_estimate(score, trimming.clean, false_reject=RATE)
+    if found is None or purity is None:
+        return found
+    # As if all that was rejected were bad, and what was kept no purer than its bound.
+    return widen(found, 1.0 - purity.lower * kept / images)
 
 
 def _rounded(found: Contamination | Purity | None, *names: str) -> dict[str, float] | None:

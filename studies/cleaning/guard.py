@@ -9,15 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.judging.examination import ESTIMATOR, RATE, Examination, weigh_power
+from pipeline.judging.examination import ESTIMATOR, RATE, Examination, estimate_for, weigh_power
 from pipeline.judging.judge import warnings_about
 from pipeline.judging.result import Census, GroupResult
-from pipeline.judging.strategies.base import GAP
 from schemas.config import Config
 from schemas.records.image import ImageRef
 from studies.cleaning.images import GramFile
 from studies.cleaning.passes import Archive, Cleaning
-from workers.guard.contamination import Contamination, beyond_gap, fit_and_estimate, widen
 from workers.guard.findings import count_exclusions, examine
 from workers.guard.structure import describe_structure, sample_images
 from workers.trust.power import DEFECTS, Plot, Power
@@ -81,22 +79,15 @@ def examine_archive(archive: Archive, cleaning: Cleaning, config: Config) -> Exa
     """Examine a clean set as `pipeline.judging.examination.examine_group` does."""
     trimming = cleaning.trimming
     score = partial(archive.scores, config=config, estimator=ESTIMATOR, smoothing=config.trim.smoothing)
-    purity, kept = trimming.purity, int(trimming.clean.sum())
-    contamination: Contamination | None
-    if trimming.stop_reason == GAP:
-        contamination = beyond_gap(len(archive.rows), kept)
-    else:
-        contamination = fit_and_estimate(score, trimming.clean, false_reject=RATE)
-    if contamination is not None and purity is not None:
-        contamination = widen(contamination, 1.0 - purity.lower * float(trimming.clean.mean()))
+    contamination = estimate_for(trimming, score, images=len(archive.rows))
     sample = sample_images(np.ones(len(archive.rows), dtype=bool))
     findings = examine(
         contamination,
         count_exclusions(cleaning.distances, trimming.thresholds, smoothing=trimming.smoothing),
         describe_structure(archive.gram.over_all_positions(archive.rows[sample]), trimming.clean[sample]),
-        kept=kept,
+        kept=int(trimming.clean.sum()),
         false_reject=RATE,
         min_clean_fraction=config.trim.min_clean_fraction,
-        purity=purity,
+        purity=trimming.purity,
     )
-    return Examination(contamination, findings, purity=purity)
+    return Examination(contamination, findings, purity=trimming.purity)

@@ -62,12 +62,15 @@ class Archive:
         """Fit on some images, and score all (images,) as `grow` does, the fitted ones without themselves."""
         fit = Fit(config.gaussian, estimator, leaves_one_out=True)
         distances = self.gram.distances(self.rows[fitted], self.rows, fit)
-        distances *= self.gram.neighbour_distances(self.rows[choose_references(fitted)], self.rows)
-        distances = distances.reshape(len(self.rows), *self.grid)
+        distances = (distances * self.neighbour_distances(fitted, self.rows)).reshape(len(self.rows), *self.grid)
         scores: Array = np.log(smooth(distances, smoothing).max(axis=(1, 2)))
         return scores
 
-    def map_distances(self, clean: Mask, images: Rows, config: Config, *, neighbours: bool | None = None) -> Array:
+    def neighbour_distances(self, fitted: Mask, images: Rows) -> Array:
+        """Return the distances (images, positions) of images to references among the fitted ones (images,) bool."""
+        return self.gram.neighbour_distances(self.rows[choose_references(fitted)], images)
+
+    def map_distances(self, clean: Mask, images: Rows, config: Config) -> Array:
         """Return the distances (images, rows, columns) of images under the map published for a clean set.
 
         Parameters
@@ -77,13 +80,11 @@ class Archive:
         images
             (m,) int64: rows of the images to measure.
         config
-            Holds the covariance estimator.
-        neighbours
-            Whether distances are multiplied by those to reference images; None does as the strategy's map does.
+            Holds the covariance estimator and the strategy.
         """
         distances = self.gram.distances(self.rows[clean], images, Fit(config.gaussian, estimator_of(config)))
-        if strategy_of(config).measures_neighbours if neighbours is None else neighbours:
-            distances *= self.gram.neighbour_distances(self.rows[choose_references(clean)], images)
+        if strategy_of(config).measures_neighbours:
+            distances *= self.neighbour_distances(clean, images)
         return distances.reshape(len(images), *self.grid)
 
 
@@ -132,7 +133,8 @@ class _Passes:
         """Return each image's score, like `GroupStatistics.score_pass`."""
         distances = self._measure(fitted, leaves_one_out=True)
         if neighbours:
-            self.distances = (distances * self._neighbours(fitted)).reshape(self.distances.shape)
+            near = self._archive.neighbour_distances(fitted, self._archive.rows)
+            self.distances = (distances * near).reshape(self.distances.shape)
         if smoothing is None:
             median, spread = self._standardisation()
             scores: Array = ((np.log(self.distances) - median) / spread).max(axis=(1, 2))
@@ -142,7 +144,8 @@ class _Passes:
 
     def score_neighbours(self, fitted: Mask, number: int) -> Array:
         """Return each image's score by the neighbour distance alone, like `GroupStatistics.score_neighbours`."""
-        scores: Array = np.log(np.maximum(self._neighbours(fitted), SMALLEST).max(axis=1))
+        near = self._archive.neighbour_distances(fitted, self._archive.rows)
+        scores: Array = np.log(np.maximum(near, SMALLEST).max(axis=1))
         return scores
 
     def calibrate(self, fitted: Mask) -> Array:
@@ -167,11 +170,6 @@ class _Passes:
         distances = self._archive.gram.distances(self._archive.rows[fitted], self._archive.rows, fit)
         self.distances = distances.reshape(self.distances.shape)
         return distances
-
-    def _neighbours(self, fitted: Mask) -> Array:
-        """Return the neighbour distances (images, positions)."""
-        archive = self._archive
-        return archive.gram.neighbour_distances(archive.rows[choose_references(fitted)], archive.rows)
 
     def _standardisation(self) -> tuple[Array, Array]:
         """Return the median and the robust deviation of the log distances at each position."""

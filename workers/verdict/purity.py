@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from schemas.arrays import Floats
-from workers.verdict.calibration import ScoreLaw, count_borderline
+from workers.verdict.calibration import ScoreLaw, Value, count_borderline
 
 # Scores farther above the threshold than this many times the distance from the clean median to it are anomalies that
 # say nothing of those near it.
@@ -48,9 +48,10 @@ class Anomalies:
     centre: float
     spread: float
 
-    def below(self, score: float) -> float:
-        """Return how many anomalies have a lower score."""
-        return self.number * float(ndtr((score - self.centre) / self.spread))
+    def below(self, score: Value) -> Value:
+        """Return how many anomalies have a lower score; an array holds many scores."""
+        number: Value = self.number * ndtr((score - self.centre) / self.spread)
+        return number
 
 
 def fit_anomalies(law: ScoreLaw[float], scores: Floats, threshold: float) -> Anomalies:
@@ -96,8 +97,7 @@ def pure_threshold(anomalies: Anomalies, scores: Floats, threshold: float) -> fl
     """Return the largest threshold, at most the one given, below which scores are pure by `is_pure`; -inf if none."""
     ordered = np.sort(scores[scores < threshold])
     candidates = np.append(ordered, threshold)[1:]  # each keeps the scores before it
-    passing = anomalies.number * ndtr((candidates - anomalies.centre) / anomalies.spread)
-    pure = np.flatnonzero(is_pure(passing, np.arange(1, len(candidates) + 1)))
+    pure = np.flatnonzero(is_pure(anomalies.below(candidates), np.arange(1, len(candidates) + 1)))
     return float(candidates[pure[-1]]) if len(pure) else -np.inf
 
 
